@@ -1,0 +1,260 @@
+"""Reading a DLoRAL checkpoint: as published (`model.pkl`) or re-saved as safetensors.
+
+The published file is `torch.save` of a dict: `state_dict_unet` holds the whole UNet under peft's names,
+`state_dict_bpp` the cross-frame module, beside lists of module names and ranks. The re-saved form holds
+the same tensors as `state_dict_unet.<name>` and `state_dict_bpp.<name>`. Nothing in a file is executed,
+and tensors are read when they are used.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+
+_UNET, _CFR = "state_dict_unet", "state_dict_bpp"
+_LORA = re.compile(r"(.+)\.lora_([AB])\.([^.]+)\.weight")
+QUALITY = ("default_encoder_quality", "default_decoder_quality", "default_others_quality")
+CONSISTENCY = ("default_encoder_consistency", "default_decoder_consistency", "default_others_consistency")
+ADAPTERS = QUALITY + CONSISTENCY
+_CFR_SHAPES: dict[str, tuple[int, ...]] = {
+    f"spynet.basic_module.{level}.basic_module.{index}.conv.weight": shape
+    for level in range(6)
+    for index, shape in enumerate(
+        [(32, 8, 7, 7), (64, 32, 7, 7), (32, 64, 7, 7), (16, 32, 7, 7), (2, 16, 7, 7)]
+    )
+}
+_LATENT = 4
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One adapter's update of one layer: weight + scale * B A, before the adapter's own weight."""
+
+    A: Tensor
+    B: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognised DLoRAL checkpoint.
+
+    Attributes:
+        path: the file.
+        layout: `dloral-pkl` or `dloral-safetensors`.
+        base: the UNet's own tensors under diffusers' names, adapters left out.
+        adapters: layer -> adapter -> its update.
+        cfr: tensors of the cross-frame module under their published names.
+    """
+
+    path: Path
+    layout: str
+    base: Mapping[str, Tensor]
+    adapters: Mapping[str, Mapping[str, LowRank]]
+    cfr: Mapping[str, Tensor]
+
+
+def load(path: Path) -> Checkpoint:
+    """Opens and recognises a checkpoint; tensors stay on disk until they are used.
+
+    Raises:
+        CheckpointError: missing, truncated, holding code, or of another layout.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected a DLoRAL checkpoint (model.pkl).")
+    if path.suffix == ".safetensors":
+        layout, unet, cfr = "dloral-safetensors", *_open_safetensors(path)
+    else:
+        layout, unet, cfr = "dloral-pkl", *_open_pickle(path)
+    base, adapters = _split(path, unet)
+    _check_cfr(path, cfr)
+    return Checkpoint(path, layout, base, adapters, cfr)
+
+
+def _open_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of a DLoRAL trainer.")
+    for name in (_UNET, _CFR):
+        part = content.get(name)
+        if not isinstance(part, dict) or not all(isinstance(value, Tensor) for value in part.values()):
+            raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}'.{_guess(content)}")
+    return content[_UNET], content[_CFR]
+
+
+def load_pickle(path: Path) -> object:
+    """`torch.load` with `weights_only=True`, tensors mapped from the file where its format allows.
+
+    Raises:
+        CheckpointError: damaged, or holding code (which is not run).
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            what = _forbidden(str(error))
+            raise CheckpointError(
+                f"{path} holds code ({what}) and was not loaded; nothing of it was executed. "
+                "Expected tensors, lists and numbers only: re-save it that way, or as safetensors."
+            ) from error
+        raise CheckpointError(f"{path} is damaged: {error}. Download it again.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is truncated or damaged: {first}. Download it again.") from error
+
+
+def _forbidden(message: str) -> str:
+    match = re.search(r"(?:GLOBAL|class|global) ([\w.]+)", message)
+    return match[1] if match else "an unknown object"
+
+
+def _open_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    try:
+        file = safe_open(path, framework="pt")
+        keys = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}. Download it again.") from error
+    parts = []
+    for name in (_UNET, _CFR):
+        names = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
+        if not names:
+            raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}.*'.{_guess(keys)}")
+        parts.append(_OnDisk(file, f"{name}.", names))
+    return parts[0], parts[1]
+
+
+class _OnDisk(Mapping[str, Tensor]):
+    """Tensors of an open safetensors file whose names start with a prefix."""
+
+    def __init__(self, file: safe_open, prefix: str, names: list[str]) -> None:
+        self._file, self._prefix, self._names = file, prefix, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(self._prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _guess(keys: object) -> str:
+    """A sentence about what the file may be instead."""
+    names = [key for key in keys if isinstance(key, str)] if isinstance(keys, (dict, list)) else []
+    if isinstance(keys, dict) and isinstance(keys.get("state_dict"), dict):
+        names += list(keys["state_dict"])
+    if any(name.startswith("model.diffusion_model.") for name in names):
+        return " It looks like a plain Stable Diffusion checkpoint; pass the trained DLoRAL model.pkl."
+    if any(name.startswith(("down_blocks.", "conv_in.")) for name in names):
+        return " It looks like the UNet of a Stable Diffusion directory; pass the trained DLoRAL model.pkl."
+    found = ", ".join(sorted(names)[:3])
+    return f" It has: {found}." if found else ""
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """A view of a mapping under other names."""
+
+    def __init__(self, source: Mapping[str, Tensor], names: dict[str, str]) -> None:
+        self._source, self._names = source, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _split(
+    path: Path, unet: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], dict[str, dict[str, LowRank]]]:
+    """Separates peft's names: `X.base_layer.weight` and `X.lora_A.<adapter>.weight`."""
+    base: dict[str, str] = {}
+    halves: dict[tuple[str, str], dict[str, str]] = {}
+    for name in unet:
+        if match := _LORA.fullmatch(name):
+            layer, half, adapter = match.groups()
+            halves.setdefault((layer, adapter), {})[half] = name
+        else:
+            base[name.replace(".base_layer.", ".")] = name
+    adapters: dict[str, dict[str, LowRank]] = {}
+    for (layer, adapter), names in halves.items():
+        if adapter not in ADAPTERS:
+            raise CheckpointError(
+                f"{path} has an adapter {adapter!r} at {layer}; expected are {', '.join(ADAPTERS)}."
+            )
+        for half in "AB":
+            if half not in names:
+                raise CheckpointError(f"{path} lacks {layer}.lora_{half}.{adapter}.weight.")
+        update = LowRank(unet[names["A"]], unet[names["B"]])
+        weight = unet[base[f"{layer}.weight"]] if f"{layer}.weight" in base else None
+        if weight is None:
+            raise CheckpointError(f"{path} lacks {layer}.base_layer.weight, which {adapter} adapts.")
+        _check_update(path, layer, adapter, weight, update)
+        adapters.setdefault(layer, {})[adapter] = update
+    found = {adapter for updates in adapters.values() for adapter in updates}
+    if missing := [adapter for adapter in ADAPTERS if adapter not in found]:
+        raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no adapter {missing[0]!r}.")
+    return _Renamed(unet, base), adapters
+
+
+def _check_update(path: Path, layer: str, adapter: str, weight: Tensor, update: LowRank) -> None:
+    kernel = tuple(weight.shape[2:])
+    expected_A = (update.rank, *weight.shape[1:])
+    expected_B = (weight.shape[0], update.rank, *(1 for _ in kernel))
+    for half, tensor, expected in (("A", update.A, expected_A), ("B", update.B, expected_B)):
+        if tuple(tensor.shape) != expected:
+            raise CheckpointError(
+                f"{path}: {layer}.lora_{half}.{adapter}.weight has shape {tuple(tensor.shape)}, "
+                f"expected {expected} beside a weight of {tuple(weight.shape)}."
+            )
+
+
+def _check_cfr(path: Path, cfr: Mapping[str, Tensor]) -> None:
+    """Names the first tensor of SpyNet or the attention that is missing or does not fit."""
+    expected = dict(_CFR_SHAPES)
+    for name, shape in _CFR_SHAPES.items():
+        expected[name.replace(".weight", ".bias")] = shape[:1]
+    _check_shapes(path, cfr, expected)
+    threshold = "cross_attn_module.threshold_fc.weight"
+    query = "cross_attn_module.query_conv.weight"
+    for name in (threshold, query):
+        if name not in cfr:
+            raise CheckpointError(f"{path} lacks {_CFR}.{name}.")
+    rows, width = cfr[query].shape[0], cfr[threshold].shape[-1]
+    if rows % width:
+        raise CheckpointError(f"{path}: {rows} rows of {query} do not divide into heads of {width}.")
+    attention: dict[str, tuple[int, ...]] = {"threshold_fc.weight": (1, width), "threshold_fc.bias": (1,)}
+    for part in ("query", "key", "value"):
+        attention |= {f"{part}_conv.weight": (rows, _LATENT, 1, 1), f"{part}_conv.bias": (rows,)}
+    attention |= {"proj_out.weight": (_LATENT, rows, 1, 1), "proj_out.bias": (_LATENT,)}
+    _check_shapes(path, cfr, {f"cross_attn_module.{name}": shape for name, shape in attention.items()})
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path} lacks {_CFR}.{name}.")
+        if tuple(tensors[name].shape) != shape:
+            got = tuple(tensors[name].shape)
+            raise CheckpointError(f"{path}: {_CFR}.{name} has shape {got}, expected {shape}.")

@@ -1,0 +1,331 @@
+"""From a torch module to a checked ONNX file: what all networks have in common.
+
+A `NetworkSpec` describes one network (tensors, symbolic sizes and their bounds, inputs to try it on).
+`export` traces it, cleans the graph, writes it with its weights beside it, and compares the file's
+results in ONNX Runtime with torch's, at sizes other than the traced one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from export import precision as fp16
+from export.graphs import attach_functions, clean, count_nodes, count_parameters
+from runtime.errors import ExportError
+from runtime.manifest import Bound, Network, dimension
+from runtime.manifest import Tensor as TensorRecord
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+OPSET = 23  # Attention and GroupNormalization are single nodes from here on
+Precision = Literal["fp32", "fp16"]
+Sizes = dict[str, int]
+
+_DTYPES = {
+    torch.float32: ("float32", ir.DataType.FLOAT),
+    torch.float16: ("float16", ir.DataType.FLOAT16),
+    torch.uint8: ("uint8", ir.DataType.UINT8),
+    torch.int64: ("int64", ir.DataType.INT64),
+}
+_FP32_TOLERANCE = 2e-4  # largest difference, in units of the largest value
+_FP16_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True)
+class Input:
+    """A network's input: name, torch dtype, symbolic shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+class Output(Input):
+    """A network's output: name, torch dtype, symbolic shape."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What `export` needs to know of a network.
+
+    Attributes:
+        name: the network's name, also the file's.
+        module: takes the inputs by name; returns one tensor or a tuple.
+        inputs, outputs: in order.
+        bounds: of each symbolic dimension.
+        dummy_inputs: (sizes, generator) -> inputs by name, shaped by `sizes`.
+        traced: the sizes it is traced at.
+        checked: the sizes it is compared with torch at.
+        always_fp32: why it is not converted to FP16, or None if it is.
+        tolerance: largest difference from torch, in units of the largest value; for integer outputs
+            in levels. None for the precision's own.
+        functions: ONNX local functions that the graph calls.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    bounds: dict[str, Bound]
+    dummy_inputs: Callable[[Sizes, torch.Generator], dict[str, Tensor]]
+    traced: Sizes
+    checked: tuple[Sizes, ...]
+    always_fp32: str | None = None
+    tolerance: float | None = None
+    functions: tuple[onnx.FunctionProto, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result: the manifest's record of the network, its files, and what the table shows.
+
+    Attributes:
+        record: for the manifest; `graphs` has `native` and, where the lowering gave one, `cpu`.
+        seconds: spent on trace, conversion, writing and checks.
+        worst: largest difference from torch that the checks found, as for `tolerance`.
+    """
+
+    name: str
+    record: Network
+    files: tuple[Path, ...]
+    seconds: float
+    worst: float
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+Lowering = Callable[[Path], Path | None]
+"""Writes the CPU form beside a native graph, sharing its weights; None where there is no better one."""
+
+
+def export(
+    spec: NetworkSpec,
+    folder: Path,
+    precision: Precision,
+    lower: Lowering | None = None,
+    phase: Callable[[str], None] = lambda name: None,
+) -> Exported:
+    """Writes `<folder>/<name>.onnx` (weights in `<name>.onnx.data`) and checks it.
+
+    The spec's module is given up: full-size weights must not be in memory twice when ONNX Runtime
+    loads the file, so the caller should hold no other reference.
+
+    Args:
+        spec: the network.
+        folder: an existing directory.
+        precision: `fp16` stores weights and computes in FP16, but for the islands that
+            `export.precision` names; inputs and outputs stay as the spec says.
+        lower: makes the form for the CPU.
+        phase: told the name of each phase as it starts.
+
+    Raises:
+        ExportError: the graph is refused, or its results differ from torch's.
+    """
+    started = time.perf_counter()
+    phase("reference")
+    references = [_reference(spec, sizes) for sizes in spec.checked]
+    phase("trace")
+    model = trace(spec)
+    native = folder / f"{spec.name}.onnx"
+    if precision == "fp16" and spec.always_fp32 is None:
+        phase("fp16")
+        fp16.convert(model)
+    nodes, parameters = count_nodes(model), count_parameters(model)
+    phase("write")
+    files = _write(model, spec, native)
+    del model
+    _release(spec)
+    graphs = {"native": native}
+    if lower is not None:
+        phase("lower")
+        if (lowered := lower(native)) is not None:
+            graphs["cpu"] = lowered
+            files.append(lowered)
+    phase("check")
+    worst = max(
+        _compare(spec, path, sizes, inputs, expected, precision)
+        for path in graphs.values()
+        for sizes, (inputs, expected) in zip(spec.checked, references, strict=True)
+    )
+    record = Network(
+        inputs=tuple(_record(tensor) for tensor in spec.inputs),
+        outputs=tuple(_record(tensor) for tensor in spec.outputs),
+        bounds=spec.bounds,
+        graphs={form: f"{folder.name}/{path.name}" for form, path in graphs.items()},
+        nodes=nodes,
+        parameters=parameters,
+    )
+    return Exported(spec.name, record, tuple(files), time.perf_counter() - started, worst)
+
+
+def trace(spec: NetworkSpec) -> ir.Model:
+    """Traces the module into a clean ONNX graph, weights by reference."""
+    inputs = _inputs(spec, spec.traced)
+    dims = _torch_dims(spec)
+    shapes = {
+        tensor.name: {
+            axis: dims[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)
+        }
+        for tensor in spec.inputs
+    }
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                spec.module.eval(),
+                kwargs=inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=shapes if any(shapes.values()) else None,
+                verbose=False,
+            )
+    except Exception as error:  # torch raises many kinds; the reader needs the network's name
+        raise ExportError(f"{spec.name} could not be traced: {error}") from error
+    assert program is not None
+    model = program.model
+    _name_shapes(model, spec)
+    clean(model)
+    return model
+
+
+def _torch_dims(spec: NetworkSpec) -> dict[str, Any]:
+    """A torch dimension for each symbolic size, e.g. "8*h" -> 64 * Dim("_h") when h goes by eights."""
+    units: dict[str, Any] = {}
+    for name, bound in spec.bounds.items():
+        step = bound.multiple_of
+        low, high = -(-bound.min // step), bound.max // step
+        units[name] = torch.export.Dim(f"_{name}", min=low, max=high)
+    sizes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
+    dims = {}
+    for size in sizes:
+        factor, name = dimension(size)
+        assert name is not None
+        factor *= spec.bounds[name].multiple_of
+        dims[size] = units[name] if factor == 1 else factor * units[name]
+    return dims
+
+
+def _inputs(spec: NetworkSpec, sizes: Sizes) -> dict[str, Tensor]:
+    inputs = spec.dummy_inputs(sizes, torch.Generator().manual_seed(0))
+    for tensor in spec.inputs:
+        expected = tuple(_size(size, sizes) for size in tensor.shape)
+        got = inputs[tensor.name]
+        if tuple(got.shape) != expected or got.dtype != tensor.dtype:
+            raise ExportError(f"{spec.name}: dummy {tensor.name} is {got.dtype} {tuple(got.shape)}")
+    return inputs
+
+
+def _size(size: int | str, sizes: Sizes) -> int:
+    factor, name = dimension(size)
+    return factor * sizes[name] if name else factor
+
+
+def _reference(spec: NetworkSpec, sizes: Sizes) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    inputs = _inputs(spec, sizes)
+    with torch.no_grad():
+        outputs = spec.module.eval()(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {name: value.numpy() for name, value in inputs.items()}, [value.numpy() for value in outputs]
+
+
+def _name_shapes(model: ir.Model, spec: NetworkSpec) -> None:
+    """Gives inputs and outputs the manifest's symbolic shapes instead of the tracer's."""
+    for values, tensors in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            value.name = tensor.name
+            value.shape = ir.Shape(tensor.shape)
+            value.dtype = _DTYPES[tensor.dtype][1]
+
+
+def _record(tensor: Input) -> TensorRecord:
+    return TensorRecord(tensor.name, _DTYPES[tensor.dtype][0], tensor.shape)
+
+
+def _write(model: ir.Model, spec: NetworkSpec, path: Path) -> list[Path]:
+    attach_functions(model, spec.functions)
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
+    return [path, data] if data.exists() else [path]
+
+
+def _release(spec: NetworkSpec) -> None:
+    """Frees the weights: the module's parameters are replaced by empty ones."""
+    for module in spec.module.modules():
+        for name in list(module._parameters):
+            module._parameters[name] = None
+
+
+def _compare(
+    spec: NetworkSpec,
+    path: Path,
+    sizes: Sizes,
+    inputs: dict[str, np.ndarray],
+    expected: Sequence[np.ndarray],
+    precision: Precision,
+) -> float:
+    """Runs the file and returns the largest difference from torch.
+
+    Raises:
+        ExportError: the difference is above the tolerance, or not a number.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        outputs = session.run(None, inputs)
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        raise ExportError(f"ONNX Runtime refuses {path.name} at {sizes}: {error}") from error
+    worst = 0.0
+    for tensor, got, want in zip(spec.outputs, outputs, expected, strict=True):
+        if got.shape != want.shape:
+            raise ExportError(f"{path.name} at {sizes}: {tensor.name} is {got.shape}, torch: {want.shape}")
+        difference = np.abs(got.astype(np.float64) - want.astype(np.float64)).max()
+        if np.issubdtype(want.dtype, np.floating):
+            difference /= np.abs(want).max()
+        worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+    converted = precision == "fp16" and spec.always_fp32 is None
+    tolerance = spec.tolerance or (_FP16_TOLERANCE if converted else _FP32_TOLERANCE)
+    if worst > tolerance:
+        raise ExportError(
+            f"{path.name} at {sizes} differs from torch by {worst:.2e}, allowed are {tolerance:.0e}. "
+            "The export is wrong; please report it with the versions that `doctor` prints."
+        )
+    return worst
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's own progress and warnings out of ours."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

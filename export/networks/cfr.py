@@ -1,0 +1,122 @@
+"""cfr, cross-frame retrieval: warps the previous latent to this frame and fuses what it retrieves.
+
+The warp is traced from torch's maths; the attention is a node of its own, `vsr_trt::GatedTopKAttention`
+(see `kernels`), which a compiler may take as a plugin and everybody else as an ONNX local function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import kernels
+from export.network import Input, NetworkSpec, Output
+from export.networks.spynet import warp
+from runtime.manifest import Bound
+
+TEMPERATURE = 3000.0  # a constant of the published code, not a weight
+
+
+def attention_weights(weights: Mapping[str, Tensor]) -> kernels.AttentionWeights:
+    """Takes `cross_attn_module.*` of the checkpoint; the number of heads follows from the shapes."""
+
+    def take(name: str) -> np.ndarray:
+        return weights[f"cross_attn_module.{name}"].double().numpy()
+
+    threshold = take("threshold_fc.weight")[0]
+    query = take("query_conv.weight")[:, :, 0, 0]
+    return kernels.AttentionWeights(
+        heads=query.shape[0] // threshold.shape[0],
+        query=query,
+        key=take("key_conv.weight")[:, :, 0, 0],
+        value=take("value_conv.weight")[:, :, 0, 0],
+        proj=take("proj_out.weight")[:, :, 0, 0],
+        threshold=threshold,
+        query_bias=take("query_conv.bias"),
+        key_bias=take("key_conv.bias"),
+        value_bias=take("value_conv.bias"),
+        proj_bias=take("proj_out.bias"),
+        threshold_bias=float(take("threshold_fc.bias")[0]),
+        temperature=TEMPERATURE,
+    )
+
+
+class CrossFrameRetrieval(nn.Module):
+    """latent, previous_latent (n,4,h,w), flow (n,2,h,w) -> warped, fused (n,4,h,w)."""
+
+    def __init__(self, folded: kernels.FoldedAttention, top_k: int | None) -> None:
+        super().__init__()
+        self.register_buffer("M", torch.tensor(folded.M, dtype=torch.float32))
+        self.register_buffer("P", torch.tensor(folded.P, dtype=torch.float32))
+        self.register_buffer("bias", torch.tensor(folded.bias, dtype=torch.float32))
+        self.top_k = top_k
+
+    def forward(self, latent: Tensor, previous_latent: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        warped = warp(previous_latent, flow, padding="zeros")
+        if torch.compiler.is_exporting():
+            fused = torch.onnx.ops.symbolic(
+                f"{kernels.DOMAIN}::{kernels.OPERATOR}",
+                (latent, warped, self.M, self.P, self.bias),
+                {"k": self.top_k or 0},  # 0 stands for all positions
+                dtype=latent.dtype,
+                shape=latent.shape,
+                version=1,
+            )
+        else:
+            fused = attention(latent, warped, self.M, self.P, self.bias, self.top_k)
+        return warped, fused
+
+
+def attention(
+    current: Tensor, previous: Tensor, M: Tensor, P: Tensor, bias: Tensor, k: int | None
+) -> Tensor:
+    """The folded operator in torch, dense: what the graph's node is compared with."""
+
+    def homogeneous(latent: Tensor) -> Tensor:
+        flat = latent.flatten(2).transpose(1, 2)
+        return torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
+
+    query, key = homogeneous(current), homogeneous(previous)
+    scores = (query[:, None] @ M) @ key[:, None].transpose(2, 3)
+    if k is not None and k < scores.shape[-1]:
+        kth = scores.topk(k, dim=-1).values[..., -1:]
+        scores = torch.where(scores >= kth, scores, 0.0)
+    retrieved = scores.relu() @ key[:, None]
+    update = torch.einsum("nhpj,hoj->nop", retrieved, P) + bias[:, None]
+    return current + update.reshape(current.shape)
+
+
+def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+    """Latents of unit deviation; flow of a few pixels, some of it out of the picture."""
+    shape = (sizes["n"], 4, sizes["h"], sizes["w"])
+    flow_shape = (sizes["n"], 2, sizes["h"], sizes["w"])
+    return {
+        "latent": torch.randn(shape, generator=generator),
+        "previous_latent": torch.randn(shape, generator=generator),
+        "flow": torch.randn(flow_shape, generator=generator) * 3,
+    }
+
+
+def spec(weights: Mapping[str, Tensor], top_k: int | None) -> NetworkSpec:
+    """The network as it is exported, with the checkpoint's weights, folded."""
+    latent = ("n", 4, "h", "w")
+    return NetworkSpec(
+        name="cfr",
+        module=CrossFrameRetrieval(kernels.fold(attention_weights(weights)), top_k),
+        inputs=(
+            Input("latent", torch.float32, latent),
+            Input("previous_latent", torch.float32, latent),
+            Input("flow", torch.float32, ("n", 2, "h", "w")),
+        ),
+        outputs=(Output("warped", torch.float32, latent), Output("fused", torch.float32, latent)),
+        bounds={"n": Bound(1, 32), "h": Bound(64, 192, 8), "w": Bound(64, 192, 8)},
+        dummy_inputs=dummy_inputs,
+        traced={"n": 2, "h": 72, "w": 64},
+        checked=({"n": 1, "h": 64, "w": 64}, {"n": 3, "h": 64, "w": 72}),
+        always_fp32="the gate compares scores with a threshold, and sums run over thousands of positions",
+        functions=(kernels.attention_function(kernels.Chunking.unrolled(), top_k),),
+    )

@@ -1,0 +1,25 @@
+"""GatedTopKAttention, the operator at the heart of the cross-frame retrieval module.
+
+For each head h and position p of the current latent, over positions q of the warped previous latent::
+
+    s[h,p,q] = <Q_h[p], K_h[q]> / sqrt(d) - tau_h[p]          tau_h[p] = <w, Q_h[p]> + b
+    y[p]     = z[p] + proj(concat_h  sum over q in topk(s[h,p,:])  relu(s[h,p,q]) / T * V_h[q])
+
+`fold` turns the module's weights into the small matrices of the folded form, `reference` states the
+meaning in numpy, `onnx_function` writes it as an ONNX local function of standard operators.
+"""
+
+from kernels.fold import AttentionWeights, FoldedAttention, fold
+from kernels.onnx_function import DOMAIN, OPERATOR, Chunking, attention_function
+from kernels.reference import gated_topk_attention
+
+__all__ = [
+    "DOMAIN",
+    "OPERATOR",
+    "AttentionWeights",
+    "Chunking",
+    "FoldedAttention",
+    "attention_function",
+    "fold",
+    "gated_topk_attention",
+]

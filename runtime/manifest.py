@@ -1,0 +1,401 @@
+"""The bundle's manifest, `bundle.json`: what a bundle holds, defined once for both sides.
+
+The build side fills these dataclasses and writes them, the run side reads and obeys them. The same
+definition is published as a JSON schema (`bundle.schema.json`, made by `python -m runtime schema`)
+for hosts in other languages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+SCHEMA_NAME = "bundle.schema.json"
+
+_DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
+
+Shape = tuple[int | str, ...]
+"""A symbolic shape: sizes, names, or a name times a number, e.g. ("n", 3, "8*h", "8*w")."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a network: numpy's name of the dtype, and a symbolic shape."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a symbolic dimension may be: min <= size <= max, and a multiple of `multiple_of`."""
+
+    min: int
+    max: int
+    multiple_of: int = 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network: its tensors, the bounds of its symbolic dimensions, its graphs.
+
+    Attributes:
+        graphs: paths in the bundle by form. `native` is for compilers (native normalisation and
+            attention nodes); `cpu`, where there is one, is the same network lowered for ONNX
+            Runtime's CPU provider. Both may share one file of external data.
+        nodes: nodes of the native graph, functions counted as one.
+        parameters: numbers in its initialisers.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    bounds: dict[str, Bound]
+    graphs: dict[str, str]
+    nodes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a frame's way: a network, and the buffers that it reads and writes.
+
+    Attributes:
+        name: name of the stage, unique.
+        network: the network it runs; with `variants`, the default one.
+        reads: network input -> buffer. A buffer `x[n-1]` is what `x` held one frame earlier; on the
+            first frame, and after a cut, it is `x` itself.
+        writes: network output -> buffer.
+        tiling: None runs the stage on the whole frame; `vae` and `latent` name the tile limit under
+            which it may be cut. Consecutive `latent` stages are cut together: each tile goes through
+            all of them, and only the last one's outputs are blended.
+        variants: values of `option` -> network, where the user has a choice.
+        option: name of the runtime option that picks the variant.
+    """
+
+    name: str
+    network: str
+    reads: dict[str, str]
+    writes: dict[str, str]
+    tiling: Literal["vae", "latent"] | None = None
+    variants: dict[str, str] = field(default_factory=dict)
+    option: str | None = None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 of a file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text that conditions the restoration, and its embedding (77, C) as .npy."""
+
+    text: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that the bundle was made from."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from.
+
+    Attributes:
+        checkpoint: the checkpoint file; `checkpoint_layout` is the layout recognised in it.
+        base_model: the weight files of the Stable Diffusion directory.
+        stage: `both` or `consistency`.
+        adapters: weight of each merged adapter, LoRA scale excluded.
+        merged_sha256: hash over the merged UNet's tensors (names, shapes, FP32 bytes), so that two
+            bundles can be told to hold the same weights.
+        tools: versions of the libraries that wrote the bundle.
+        created: UTC, ISO 8601.
+    """
+
+    checkpoint: Source
+    checkpoint_layout: str
+    base_model: tuple[Source, ...]
+    stage: str
+    adapters: dict[str, float]
+    merged_sha256: str
+    tools: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest.
+
+    Attributes:
+        family: model family whose schedule runs the bundle, e.g. `dloral`.
+        scale: upscaling factor of the sides.
+        window: frames that one result depends on.
+        precision: `fp32` or `fp16`, the storage of the networks' weights.
+        frame_multiple: sides of the scaled frame are padded to multiples of this inside.
+        minimum_side: smallest side of an input frame; smaller ones are enlarged first.
+        latent_scale: pixels of the scaled frame for one latent, each way.
+        top_k: positions that the cross-frame attention retrieves, None for all.
+        option_defaults: default value of each option named in `stages`.
+        inputs: buffers that the runtime supplies: the frame, and constants from files.
+        output: the buffer that holds the restored frame.
+        files: every file of the bundle but the manifest.
+    """
+
+    family: str
+    scale: int
+    window: int
+    precision: Literal["fp32", "fp16"]
+    frame_multiple: int
+    minimum_side: int
+    latent_scale: int
+    top_k: int | None
+    networks: dict[str, Network]
+    stages: tuple[Stage, ...]
+    inputs: dict[str, str | None]
+    output: str
+    option_defaults: dict[str, str]
+    prompt: Prompt
+    files: dict[str, FileEntry]
+    provenance: Provenance
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, bundle: Path) -> None:
+        """Writes `bundle.json` into the directory, whole or not at all."""
+        path = bundle / MANIFEST_NAME
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @staticmethod
+    def read(bundle: Path) -> Manifest:
+        """Reads and checks `bundle.json`; touches no other file.
+
+        Raises:
+            BundleError: no bundle there, another schema version, a field missing, unknown or of
+                another type, a path that leaves the bundle, names that refer to nothing.
+        """
+        path = bundle / MANIFEST_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleError(
+                f"{bundle} is not a bundle: it has no {MANIFEST_NAME}. "
+                "Make one with: python build.py bundle --sd DIR --checkpoint FILE --out BUNDLE"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}. Build the bundle anew.") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version!r}, this runtime reads version {SCHEMA_VERSION}. "
+                "Build the bundle anew with this version's build.py, or use the runtime it was made for."
+            )
+        try:
+            manifest: Manifest = _parse(Manifest, data, "bundle.json")
+            _check(manifest)
+        except _Misfit as error:
+            raise BundleError(f"{path} is damaged: {error}. Build the bundle anew.") from error
+        return manifest
+
+
+def dimension(size: int | str) -> tuple[int, str | None]:
+    """Takes a symbolic size apart: 3 -> (3, None), "h" -> (1, "h"), "8*h" -> (8, "h").
+
+    Raises:
+        ValueError: not such a size.
+    """
+    if isinstance(size, int):
+        return size, None
+    match = _DIMENSION.fullmatch(size)
+    if not match:
+        raise ValueError(f"{size!r} is not a size")
+    return int(match[1] or 1), match[2]
+
+
+class _Misfit(Exception):
+    """A value in the manifest that does not fit its field."""
+
+
+def _parse(kind: Any, data: Any, where: str) -> Any:
+    """Builds `kind` (a dataclass, container, union or plain type) from JSON data, strictly."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(typing.cast(type, kind), data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise _Misfit(f"{where} is not a list")
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise _Misfit(f"{where} is not an object")
+        return {name: _parse(arguments[1], item, f"{where}.{name}") for name, item in data.items()}
+    if origin is Literal:
+        if data not in arguments:
+            raise _Misfit(f"{where} is {data!r}, expected one of {', '.join(map(repr, arguments))}")
+        return data
+    if origin in (types.UnionType, typing.Union):
+        return _parse_union(arguments, data, where)
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if kind is types.NoneType:
+        kind = type(None)
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise _Misfit(f"{where} is {data!r}, expected a value of type {kind.__name__}")
+    return data
+
+
+def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    problems = []
+    for kind in kinds:
+        try:
+            return _parse(kind, data, where)
+        except _Misfit as misfit:
+            problems.append(str(misfit))
+    raise _Misfit(problems[0])
+
+
+def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise _Misfit(f"{where} is not an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(data) - set(fields)):
+        raise _Misfit(f"{where} has an unknown field {unknown[0]!r}")
+    values = {}
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise _Misfit(f"{where} lacks the field {name!r}")
+    return kind(**values)
+
+
+def is_inside(path: str) -> bool:
+    """True for a relative path, with forward slashes, that cannot leave the bundle."""
+    pure = PurePosixPath(path)
+    return bool(
+        path
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and not any(character in path for character in ("\\", ":", "\0"))
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """Checks what types do not: paths stay inside, names refer to something."""
+    referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
+    referenced += [manifest.prompt.file, *(file for file in manifest.inputs.values() if file)]
+    for path in [*manifest.files, *referenced]:
+        if not is_inside(path):
+            raise _Misfit(f"the path {path!r} leaves the bundle")
+    for path in referenced:
+        if path not in manifest.files:
+            raise _Misfit(f"{path!r} is used but not among the files")
+    for name, network in manifest.networks.items():
+        _check_network(name, network)
+    written = set(manifest.inputs)
+    for stage in manifest.stages:
+        _check_stage(stage, manifest, written)
+        written |= set(stage.writes.values())
+    if manifest.output not in written:
+        raise _Misfit(f"no stage writes the output {manifest.output!r}")
+
+
+def _check_network(name: str, network: Network) -> None:
+    if "native" not in network.graphs:
+        raise _Misfit(f"network {name} has no native graph")
+    for tensor in (*network.inputs, *network.outputs):
+        for size in tensor.shape:
+            try:
+                _, symbol = dimension(size)
+            except ValueError as error:
+                raise _Misfit(f"network {name}, tensor {tensor.name}: {error}") from error
+            if symbol and symbol not in network.bounds:
+                raise _Misfit(f"network {name}: the dimension {symbol!r} has no bounds")
+
+
+def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
+    for name in (stage.network, *stage.variants.values()):
+        if name not in manifest.networks:
+            raise _Misfit(f"stage {stage.name} runs {name!r}, which is not among the networks")
+        network = manifest.networks[name]
+        if {tensor.name for tensor in network.inputs} != set(stage.reads):
+            raise _Misfit(f"stage {stage.name} does not feed the inputs of {name!r}")
+        if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
+            raise _Misfit(f"stage {stage.name} writes what {name!r} does not compute")
+    for buffer in stage.reads.values():
+        if buffer.removesuffix("[n-1]") not in written:
+            raise _Misfit(f"stage {stage.name} reads {buffer!r} before it is written")
+    if stage.variants and (stage.option is None or stage.option not in manifest.option_defaults):
+        raise _Misfit(f"stage {stage.name} has variants but no option with a default")
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of `bundle.json`, made from the dataclasses."""
+    definitions: dict[str, Any] = {}
+    root = _schema_of(Manifest, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"vsr-trt bundle manifest, schema version {SCHEMA_VERSION}",
+        **root,
+        "$defs": definitions,
+    }
+
+
+def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        name = typing.cast(type, kind).__name__
+        if name not in definitions:
+            definitions[name] = {}
+            definitions[name] = _schema_of_dataclass(typing.cast(type, kind), definitions)
+        return {"$ref": f"#/$defs/{name}"}
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of(arguments[1], definitions)}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [_schema_of(argument, definitions) for argument in arguments]}
+    names = {int: "integer", float: "number", str: "string", types.NoneType: "null"}
+    return {"type": names[kind]}
+
+
+def _schema_of_dataclass(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    properties = {name: _schema_of(hints[name], definitions) for name in hints}
+    if kind is Manifest:
+        properties["schema_version"] = {"const": SCHEMA_VERSION}
+    return {
+        "type": "object",
+        "description": (kind.__doc__ or "").strip(),
+        "properties": properties,
+        "required": [
+            f.name
+            for f in dataclasses.fields(kind)
+            if (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+            or f.name == "schema_version"
+        ],
+        "additionalProperties": False,
+    }
