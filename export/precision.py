@@ -1,1 +1,141 @@
-def convert(model): raise NotImplementedError
+"""FP16 storage and arithmetic, with islands that stay in FP32.
+
+Works on the FP32 export, node by node: a node computes in FP16 unless it belongs to an island, and a
+cast stands where the two meet. Weights are converted when they are written, so that a UNet of 3.5 GB
+is never in memory twice. Inputs and outputs of the network keep their types.
+
+| stays in FP32 | why |
+|---|---|
+| Softmax | exponentials and sums of thousands of terms |
+| statistics of GroupNormalization, LayerNormalization | sums over whole feature maps; the nodes themselves keep them in FP32 (`stash_type`) |
+| softmax inside Attention | the same (`softmax_precision`) |
+| what is left to do before an output (scaling, the final subtraction) | the input it meets there is FP32 |
+| networks with `always_fp32` | each spec gives its reason |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from runtime.errors import ExportError
+
+_ISLANDS = frozenset({"Softmax", "ReduceSum", "ReduceMean", "Exp", "Pow", "Sqrt", "GridSample", "Cast"})
+_TAIL = frozenset({"Add", "Sub", "Mul", "Div", "Slice"})  # elementwise, cheap next to an output
+_SIZES = {"Resize": (1, 2)}  # inputs that are sizes or factors and have a type of their own
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def convert(model: ir.Model) -> None:
+    """Converts a graph in place.
+
+    Raises:
+        ExportError: when the graph is written, if a weight does not fit FP16's range.
+    """
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    graph = model.graph
+    tail = _output_tail(graph)
+    casts = _Casts(graph)
+    for node in list(graph):
+        floats = [i for i, value in enumerate(node.inputs) if _is_float(value)]
+        if node.op_type == "Shape" or not (floats or any(_is_float(output) for output in node.outputs)):
+            continue
+        single = node.op_type in _ISLANDS or node in tail or not any(map(_is_float, node.outputs))
+        target = ir.DataType.FLOAT if single or not floats else ir.DataType.FLOAT16
+        for index in floats:
+            if index not in _SIZES.get(node.op_type, ()):
+                node.replace_input_with(index, casts.to(node.inputs[index], target, node))
+        if target == ir.DataType.FLOAT16:
+            for output in node.outputs:
+                if output.dtype == ir.DataType.FLOAT:
+                    output.dtype = ir.DataType.FLOAT16
+        if node.op_type == "Attention":
+            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
+    _restore_outputs(graph, casts)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+
+
+class _Casts:
+    """Values in another type: weights are converted, results cast, each once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def to(self, value: ir.Value | None, dtype: ir.DataType, before: ir.Node) -> ir.Value:
+        """`value` in `dtype`, available from `before` on."""
+        assert value is not None
+        if value.dtype == dtype:
+            return value
+        key = (value, dtype)
+        if key not in self._made:
+            self._made[key] = (
+                self._weight(value) if value.is_initializer() else self._cast(value, dtype, before)
+            )
+        return self._made[key]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node) -> ir.Value:
+        node = ir.node("Cast", [value], attributes={"to": dtype})
+        output = node.outputs[0]
+        output.name = f"{value.name}_{dtype.name.lower()}"
+        output.dtype, output.shape = dtype, value.shape
+        self._graph.insert_before(before, node)
+        return output
+
+    def _weight(self, value: ir.Value) -> ir.Value:
+        tensor, name = value.const_value, f"{value.name}_fp16"
+        assert tensor is not None
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(_to_half(tensor.numpy(), value.name), name=name),
+            dtype=ir.DataType.FLOAT16,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+        )
+        half = ir.Value(
+            name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape(tensor.shape), const_value=lazy
+        )
+        self._graph.register_initializer(half)
+        return half
+
+
+def _to_half(array: np.ndarray, name: str | None) -> np.ndarray:
+    largest = float(np.abs(array).max(initial=0))
+    if not largest <= _LARGEST:
+        raise ExportError(
+            f"the weight {name} reaches {largest:.3g}, FP16 ends at {_LARGEST:.0f}; use --precision fp32."
+        )
+    return array.astype(np.float16)
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def _output_tail(graph: ir.Graph) -> set[ir.Node]:
+    """The elementwise nodes that stand between the last heavy node and an output."""
+    tail: set[ir.Node] = set()
+    pending = [output.producer() for output in graph.outputs]
+    while pending:
+        node = pending.pop()
+        if node is not None and node.op_type in _TAIL and node not in tail:
+            # only where the result goes nowhere else but towards the output
+            if all(use.node in tail for output in node.outputs for use in output.uses()):
+                tail.add(node)
+                pending += [value.producer() for value in node.inputs if value is not None]
+    return tail
+
+
+def _restore_outputs(graph: ir.Graph, casts: _Casts) -> None:
+    """Outputs keep name and type: one that became FP16 is cast back."""
+    for index, output in enumerate(graph.outputs):
+        if output.dtype == ir.DataType.FLOAT16:
+            node = ir.node("Cast", [output], attributes={"to": ir.DataType.FLOAT})
+            name = output.name
+            output.name = f"{name}_fp16"
+            result = node.outputs[0]
+            result.name, result.dtype, result.shape = name, ir.DataType.FLOAT, output.shape
+            graph.append(node)
+            graph.outputs[index] = result

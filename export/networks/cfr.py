@@ -113,10 +113,10 @@ def spec(weights: Mapping[str, Tensor], top_k: int | None) -> NetworkSpec:
             Input("flow", torch.float32, ("n", 2, "h", "w")),
         ),
         outputs=(Output("warped", torch.float32, latent), Output("fused", torch.float32, latent)),
-        bounds={"n": Bound(1, 32), "h": Bound(64, 192, 8), "w": Bound(64, 192, 8)},
+        bounds={"n": Bound(1, 32), "h": Bound(32, 192, 8), "w": Bound(32, 192, 8)},
         dummy_inputs=dummy_inputs,
         traced={"n": 2, "h": 72, "w": 64},
-        checked=({"n": 1, "h": 64, "w": 64}, {"n": 3, "h": 64, "w": 72}),
+        checked=({"n": 1, "h": 32, "w": 40}, {"n": 3, "h": 40, "w": 32}),
         always_fp32="the gate compares scores with a threshold, and sums run over thousands of positions",
         functions=(kernels.attention_function(kernels.Chunking.unrolled(), top_k),),
     )

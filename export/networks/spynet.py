@@ -6,6 +6,8 @@ missing. Sides are resized to multiples of 32 for the pyramid and the flow is re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,12 @@ def warp(picture: Tensor, flow: Tensor, padding: str) -> Tensor:
     x = torch.arange(width, dtype=flow.dtype) + flow[:, 0]
     y = torch.arange(height, dtype=flow.dtype)[:, None] + flow[:, 1]
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
+    if torch.compiler.is_exporting():
+        # the node itself: torch would trace its own decomposition twice, a minute for the pyramid
+        attributes = {"mode": "linear", "padding_mode": padding, "align_corners": 1}
+        return torch.onnx.ops.symbolic(
+            "GridSample", (picture, grid), attributes, dtype=picture.dtype, shape=picture.shape, version=20
+        )
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
@@ -47,7 +55,7 @@ class SpyNet(nn.Module):
         return nn.Sequential(*layers[:-1])
 
     @staticmethod
-    def from_checkpoint(weights: dict[str, Tensor]) -> SpyNet:
+    def from_checkpoint(weights: Mapping[str, Tensor]) -> SpyNet:
         """Takes `spynet.basic_module.L.basic_module.I.conv.{weight,bias}` of the checkpoint."""
         network = SpyNet()
         for level, module in enumerate(network.levels):
@@ -96,7 +104,7 @@ def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str,
     }
 
 
-def spec(weights: dict[str, Tensor]) -> NetworkSpec:
+def spec(weights: Mapping[str, Tensor]) -> NetworkSpec:
     """The network as it is exported, with the checkpoint's weights."""
     return NetworkSpec(
         name="spynet",

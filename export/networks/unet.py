@@ -83,8 +83,8 @@ def spec(unet: Any, scaling_factor: float) -> NetworkSpec:
             Input("prompt", torch.float32, (77, width)),
         ),
         outputs=(Output("denoised", torch.float32, latent),),
-        bounds={"n": Bound(1, 32), "h": Bound(64, 192, 8), "w": Bound(64, 192, 8)},
+        bounds={"n": Bound(1, 32), "h": Bound(32, 192, 8), "w": Bound(32, 192, 8)},
         dummy_inputs=dummy_inputs,
         traced={"n": 2, "h": 72, "w": 80},
-        checked=({"n": 1, "h": 64, "w": 64}, {"n": 2, "h": 64, "w": 72}),
+        checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
     )

@@ -16,14 +16,21 @@ from export.network import Input, NetworkSpec, Output
 from runtime.manifest import Bound
 
 PIXELS = 8  # of the picture for one latent, each way
-_BOUNDS = {"n": Bound(1, 32), "h": Bound(64, 1080, 8), "w": Bound(64, 2048, 8)}
+_BOUNDS = {"n": Bound(1, 32), "h": Bound(32, 1080, 8), "w": Bound(32, 2048, 8)}
 
 
 class _Products:
     """Attention processor for diffusers: MatMul, Softmax, MatMul."""
 
-    def __call__(self, attn: Any, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
-        """(n,c,h,w) -> (n,c,h,w), residual included."""
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """(n,c,h,w) -> (n,c,h,w), residual included; what diffusers passes besides is always None."""
         n, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states).reshape(n, channels, height * width).transpose(1, 2)
         query = attn.to_q(tokens) * attn.scale
@@ -97,7 +104,7 @@ def encoder_spec(vae: Any) -> NetworkSpec:
         bounds=_BOUNDS,
         dummy_inputs=encoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
-        checked=({"n": 1, "h": 64, "w": 64}, {"n": 2, "h": 72, "w": 64}),
+        checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
     )
 
 
@@ -111,5 +118,5 @@ def decoder_spec(vae: Any) -> NetworkSpec:
         bounds=_BOUNDS,
         dummy_inputs=decoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
-        checked=({"n": 1, "h": 64, "w": 64}, {"n": 2, "h": 72, "w": 64}),
+        checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
     )

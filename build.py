@@ -1,0 +1,224 @@
+#!/usr/bin/env python
+"""The build side's command line: from weights to a bundle. Run `python build.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from runtime import terminal
+
+if TYPE_CHECKING:
+    from export.bundle import BundleRequest
+    from export.network import Exported
+    from runtime.manifest import Manifest
+
+_EXAMPLES = """\
+examples:
+  python build.py bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
+  python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
+  python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+  python build.py demo
+
+exit codes: 0 done, 2 option refused, 3 output not writable, 5 weights refused, 6 export failed,
+130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="python build.py",
+        description="Turns a DLoRAL checkpoint into a bundle that `python -m runtime` restores video with.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_bundle(commands)
+    demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
+    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
+    demo.add_argument("--frames", type=int, default=8, help="frames to restore (default: 8)")
+    full = commands.add_parser(
+        "full-size", help="build and run full-size networks with random weights, and measure them"
+    )
+    full.add_argument("--out", type=Path, default=Path("full-size-out"), help="folder (default: full-size-out)")
+    full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
+    full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
+    return top
+
+
+def _add_bundle(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    command = commands.add_parser(
+        "bundle",
+        help="make a bundle from weights",
+        description="Merges the LoRA adapters, exports every network to ONNX, compares each with torch at two "
+        "sizes, and writes a bundle. The directory appears whole or not at all.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors")
+    add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's directory")
+    add(
+        "--stage",
+        choices=("both", "consistency"),
+        default="both",
+        help="all six adapters, or the three trained for consistency (default: both)",
+    )
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="weight of one adapter, e.g. default_encoder_quality=0.5; may be given several times",
+    )
+    add("--prompt", metavar="TEXT", help="text that conditions the restoration (default: a neutral one)")
+    add("--top-k", type=int, metavar="K", help="positions the cross-frame attention retrieves (default: all)")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the heavy networks (default: fp32)")
+    add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
+    add("--json", action="store_true", help="print the table as JSON on standard output")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "bundle": _bundle,
+        "demo": _demo,
+        "full-size": _full_size,
+    }
+    with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
+        outcome.code = commands[options.command](options)
+    return outcome.code
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from export import bundle
+
+    if options.top_k is not None and options.top_k < 1:
+        raise terminal.usage(f"--top-k is {options.top_k}; expected 1 or more, or no --top-k for all.")
+    request = bundle.BundleRequest(
+        sd=options.sd,
+        checkpoint=options.checkpoint,
+        out=options.out,
+        stage=options.stage,
+        adapters=_adapters(options.adapter),
+        prompt=bundle.DEFAULT_PROMPT if options.prompt is None else options.prompt,
+        top_k=options.top_k,
+        precision=options.precision,
+        overwrite=options.overwrite,
+    )
+    manifest, exported = build_bundle(request, Console(stderr=True))
+    if options.json:
+        print(json.dumps(_as_json(options.out, manifest, exported), indent=1))  # noqa: T201
+    return 0
+
+
+def _adapters(pairs: Sequence[str]) -> dict[str, float]:
+    weights = {}
+    for pair in pairs:
+        name, equals, weight = pair.partition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or weights[name] != weights[name] or abs(weights[name]) == float("inf"):
+            raise terminal.usage(f"--adapter {pair}: expected NAME=W, e.g. default_encoder_quality=0.5.")
+    return weights
+
+
+def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, list[Exported]]:
+    """Makes a bundle, with progress and a table on the console."""
+    from rich.table import Table
+
+    from engines.onnxruntime_cpu import lower
+    from export import bundle
+    from runtime.memory import peak_bytes
+
+    started = time.perf_counter()
+    exported: list[Exported] = []
+    current = ["", 0, 0]
+    with console.status("reading the weights…") as status:
+
+        def network(name: str, index: int, count: int) -> None:
+            current[:] = [name, index + 1, count]
+            phase("load")
+
+        def phase(name: str) -> None:
+            elapsed = time.perf_counter() - started
+            status.update(f"{current[1]}/{current[2]} {current[0]}: {name} [dim]({elapsed:.0f} s)")
+
+        def done(result: Exported) -> None:
+            exported.append(result)
+            console.print(f"  {result.name}: {result.seconds:.1f} s", highlight=False)
+
+        def note(text: str) -> None:
+            console.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+
+        manifest = bundle.build(request, lower, bundle.Progress(network, phase, done, note))
+    table = Table(title=f"{request.out}", title_justify="left")
+    for column in ("network", "nodes", "parameters", "bytes", "worst error", "seconds"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for result in exported:
+        record = result.record
+        table.add_row(
+            result.name,
+            str(record.nodes),
+            f"{record.parameters:,}",
+            f"{result.bytes:,}",
+            f"{result.worst:.1e}",
+            f"{result.seconds:.1f}",
+        )
+    console.print(table)
+    peak = peak_bytes()
+    memory = f", {peak / 1e9:.1f} GB of memory at most" if peak else ""
+    total = sum(entry.bytes for entry in manifest.files.values())
+    console.print(
+        f"[bold]{escape(str(request.out))}[/]: {total / 1e9:.2f} GB in {time.perf_counter() - started:.0f} s{memory}. "
+        "Worst error: against torch, in units of the largest value (u8 outputs: in levels).",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return manifest, exported
+
+
+def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dict[str, object]:
+    return {
+        "bundle": str(out),
+        "merged_sha256": manifest.provenance.merged_sha256,
+        "networks": [
+            {
+                "name": result.name,
+                "nodes": result.record.nodes,
+                "parameters": result.record.parameters,
+                "bytes": result.bytes,
+                "worst_error": result.worst,
+                "seconds": result.seconds,
+            }
+            for result in exported
+        ],
+    }
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from export.demo import run
+
+    return run(options.out, options.frames, build_bundle, Console(stderr=True))
+
+
+def _full_size(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Making a bundle: weights in, a directory with graphs, prompt and manifest out."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import checkpoint as checkpoints
+from export import lora
+from export.base_model import BaseModel
+from export.families import dloral
+from export.network import Exported, Lowering, Precision, export
+from runtime.errors import OutputError
+from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
+_TOOLS = ("vsr-trt", "torch", "onnx", "onnxscript", "onnx-ir", "diffusers", "transformers", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class BundleRequest:
+    """What to make a bundle from.
+
+    Attributes:
+        sd: Stable Diffusion 2.1 directory in diffusers' layout.
+        checkpoint: DLoRAL checkpoint, as published or as safetensors.
+        out: the bundle's directory; it appears whole or not at all.
+        stage: which adapters count fully: all six, or the three for consistency.
+        adapters: weights of single adapters that override the stage's.
+        prompt: text that conditions the restoration.
+        top_k: positions the cross-frame attention retrieves, None for all (the published weights).
+        precision: storage and arithmetic of the heavy networks.
+        overwrite: replace an existing bundle.
+    """
+
+    sd: Path
+    checkpoint: Path
+    out: Path
+    stage: lora.Stage = "both"
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = DEFAULT_PROMPT
+    top_k: int | None = None
+    precision: Precision = "fp32"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Called as the work proceeds.
+
+    Attributes:
+        network: a network begins: name, its index from 0, how many there are.
+        phase: a phase of it begins.
+        done: a network is written and checked.
+        note: something the user should know.
+    """
+
+    network: Callable[[str, int, int], None] = lambda name, index, count: None
+    phase: Callable[[str], None] = lambda name: None
+    done: Callable[[Exported], None] = lambda exported: None
+    note: Callable[[str], None] = lambda text: None
+
+
+def build(request: BundleRequest, lower: Lowering | None = None, progress: Progress | None = None) -> Manifest:
+    """Makes the bundle.
+
+    Args:
+        request: what to make it from.
+        lower: makes the CPU form of a graph (see `engines.onnxruntime_cpu`).
+        progress: told how far the work is.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        CheckpointError: weights that are refused; nothing was written.
+        OutputError: the directory exists, or cannot be written.
+        ExportError: a network's graph is wrong.
+    """
+    progress = progress or Progress()
+    weights = lora.adapter_weights(request.stage, request.adapters)
+    base = BaseModel.open(request.sd)
+    checkpoint = checkpoints.load(request.checkpoint)
+    with _whole_directory(request.out, request.overwrite) as folder:
+        onnx_folder = folder / "onnx"
+        onnx_folder.mkdir()
+        model = dloral.DLoRAL(base, checkpoint, weights, request.top_k, progress.phase)
+        tokens, cut = base.tokenize(request.prompt)
+        if cut:
+            progress.note(f"the prompt is {cut} tokens too long; its end was cut off")
+        exported = []
+        names = model.network_names
+        for index, name in enumerate(names):
+            progress.network(name, index, len(names))
+            exported.append(export(model.spec(name), onnx_folder, request.precision, lower, progress.phase))
+            progress.done(exported[-1])
+        text_encoder = folder / exported[names.index("text_encoder")].record.graphs["native"]
+        np.save(folder / "prompt.npy", embed(text_encoder, tokens.numpy()))
+        progress.phase("hash")
+        manifest = _manifest(request, model, exported, folder)
+        manifest.write(folder)
+    return manifest
+
+
+def embed(text_encoder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Runs the exported text encoder: token ids (77,) -> embedding (77,c) float32."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(text_encoder, providers=["CPUExecutionProvider"])
+    return session.run(None, {"tokens": tokens})[0]
+
+
+def _manifest(
+    request: BundleRequest, model: dloral.DLoRAL, exported: list[Exported], folder: Path
+) -> Manifest:
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return Manifest(
+        family="dloral",
+        scale=dloral.SCALE,
+        window=2,
+        precision=request.precision,
+        frame_multiple=dloral.FRAME_MULTIPLE,
+        minimum_side=dloral.MINIMUM_SIDE,
+        latent_scale=dloral.LATENT_SCALE,
+        top_k=request.top_k,
+        networks={network.name: network.record for network in exported},
+        stages=dloral.STAGES,
+        inputs={"frame": None, "prompt": "prompt.npy"},
+        output="result",
+        option_defaults={"color": "adain"},
+        prompt=Prompt(request.prompt, "prompt.npy"),
+        files=files,
+        provenance=Provenance(
+            checkpoint=_source(request.checkpoint, request.checkpoint.name),
+            checkpoint_layout=model.checkpoint.layout,
+            base_model=tuple(
+                _source(path, path.relative_to(request.sd).as_posix()) for path in model.base.weight_files()
+            ),
+            stage=request.stage,
+            adapters=model.adapter_weights,
+            merged_sha256=model.merged_sha256,
+            tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ),
+    )
+
+
+def _source(path: Path, name: str) -> Source:
+    return Source(name, path.stat().st_size, sha256(path))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _whole_directory(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory beside `out` that takes its place at the end, and disappears on any error."""
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists; choose another --out or add --overwrite.")
+    if out.exists() and not (out / "bundle.json").is_file() and any(_entries(out)):
+        raise OutputError(f"{out} exists and is no bundle; it will not be overwritten.")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist; create it with: mkdir -p {parent}")
+    temporary = parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        if out.is_dir():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(f"the disk is full: the bundle {out} was not written. Free some space.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise OutputError(f"{parent} is not writable: {error}.") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    return path.iterdir() if path.is_dir() else iter([path])

@@ -1,0 +1,38 @@
+"""The runtime of vsr-trt: from a bundle and a clip to the restored clip.
+
+Lean: numpy, PyAV, rich and one inference library; never torch. Typical use::
+
+    from runtime import Restorer
+
+    with Restorer("BUNDLE") as restorer:
+        for restored in restorer.restore(frames):  # (H,W,3) uint8 -> (4H,4W,3) uint8
+            ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.errors import VsrError
+    from runtime.manifest import Manifest
+    from runtime.restorer import Restorer
+
+__all__ = ["Bundle", "Manifest", "Restorer", "VsrError"]
+
+_HOMES = {
+    "Bundle": "runtime.bundle",
+    "Manifest": "runtime.manifest",
+    "Restorer": "runtime.restorer",
+    "VsrError": "runtime.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: the build side reads manifests without loading an inference library."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'runtime' has no attribute {name!r}")

@@ -1,0 +1,142 @@
+"""The runtime's command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from runtime import doctor, terminal
+from runtime.manifest import json_schema
+from runtime.pipeline import Options
+from runtime.restore import Job, restore
+from runtime.restorer import BACKENDS
+
+_EXAMPLES = """\
+examples:
+  python -m runtime restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
+  python -m runtime restore scans/ -o scans-4x/ --bundle BUNDLE
+  python -m runtime restore film.mkv -o test.mkv --bundle BUNDLE --start 90 --frames 25
+  python -m runtime doctor --bundle BUNDLE
+
+exit codes: 0 done, 2 input or option refused, 3 output not writable, 4 bundle damaged,
+7 device or memory, 8 input truncated (what was readable is kept), 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="python -m runtime",
+        description="Restores video with a bundle that build.py made: 4 times the size, N frames in, N out.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_restore(commands)
+    check = commands.add_parser(
+        "doctor", help="what is installed, what a bundle holds, which backend `auto` takes and why"
+    )
+    check.add_argument("--bundle", type=Path, help="also read every byte of this bundle and check it")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON on standard output")
+    commands.add_parser("schema", help="print the JSON schema of a bundle's manifest, bundle.json")
+    return top
+
+
+def _add_restore(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    command = commands.add_parser(
+        "restore",
+        help="restore a video or a folder of pictures",
+        description="Restores INPUT into OUTPUT at 4 times the size. Sound, subtitles, chapters, metadata and "
+        "timestamps of a video are kept; what the output's container cannot hold is named. OUTPUT appears "
+        "whole or not at all.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("input", type=Path, metavar="INPUT", help="a video, a folder of pictures, or one picture")
+    add(
+        "-o",
+        "--output",
+        type=str,
+        required=True,
+        metavar="OUTPUT",
+        help="a video (.mp4, .mkv, .mov, .webm), a folder (no suffix), or a .png for one picture",
+    )
+    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
+    add(
+        "--color",
+        choices=("adain", "wavelet", "none"),
+        help="align colours to the input's: by mean and deviation, by low frequencies, or not (default: adain)",
+    )
+    add(
+        "--tile",
+        type=int,
+        default=Options.tile,
+        metavar="N",
+        help="cut larger frames into tiles of N latents a side (a latent is 8 pixels of the result) for flow, "
+        "retrieval and UNet (default: %(default)s)",
+    )
+    add("--overlap", type=int, default=Options.overlap, metavar="N", help="latents (default: %(default)s)")
+    add(
+        "--vae-tile",
+        type=int,
+        default=Options.vae_tile,
+        metavar="N",
+        help="the same limit for the VAE; smaller needs less memory (default: %(default)s)",
+    )
+    add("--start", type=float, default=0.0, metavar="T", help="skip T seconds (default: 0)")
+    add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
+    add("--codec", help="h264, hevc, av1, vp9, ffv1 or prores (default: the container's)")
+    add("--crf", type=int, help="quality of the output video: lower is better and larger")
+    add("--threads", type=int, metavar="N", help="of the CPU backend (default: all cores)")
+    add("--check", action="store_true", help="compare every file of the bundle with its hash first")
+    add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
+    add("--json", action="store_true", help="print the report as JSON on standard output")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    commands = {"restore": _restore, "doctor": _doctor, "schema": _schema}
+    with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
+        outcome.code = commands[options.command](options)
+    return outcome.code
+
+
+def _restore(options: argparse.Namespace) -> int:
+    if options.threads is not None and options.threads < 1:
+        raise terminal.usage(f"--threads is {options.threads}; expected 1 or more.")
+    fields = {field.name for field in dataclasses.fields(Job)}
+    job = Job(**{name: value for name, value in vars(options).items() if name in fields})
+    console = Console(stderr=True)
+    with terminal.restoring(console, options.input) as watcher:
+        report = restore(job, watcher)
+    if options.json:
+        values = dataclasses.asdict(report) | {"fps": report.fps}
+        print(json.dumps(values, indent=1))  # noqa: T201
+    terminal.print_report(console, report)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    console = Console(stderr=options.json)
+    with console.status("reading the bundle…") if options.bundle else terminal.nothing():
+        found = doctor.diagnose(options.bundle)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))  # noqa: T201
+    else:
+        terminal.print_diagnosis(console, found)
+    return 1 if found.problems else 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    json.dump(json_schema(), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return 0

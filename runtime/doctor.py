@@ -1,0 +1,107 @@
+"""What is installed, what a bundle holds, and which backend `auto` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.bundle import Bundle
+from runtime.errors import VsrError
+from runtime.host import available_cores
+from runtime.restorer import choose_backend
+
+_NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
+_OTHER = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "cuda-python", "torch")
+
+
+@dataclass
+class Diagnosis:
+    """The findings. `problems` is empty where everything is in order."""
+
+    system: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str | None] = field(default_factory=dict)
+    backend: str | None = None
+    backend_reason: str = ""
+    bundle: dict[str, object] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name: None) -> Diagnosis:
+    """Looks at the installation and, if asked, at every byte of a bundle."""
+    found = Diagnosis(system=_system())
+    found.packages = {name: _version(name) for name in (*_NEEDED, *_OTHER)}
+    if importlib.util.find_spec("onnxruntime") is None:
+        found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
+    else:
+        found.backend, found.backend_reason = choose_backend("auto")
+    if found.packages["onnxruntime"] and found.packages["onnxruntime-gpu"]:
+        found.problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "pip uninstall both, then install one"
+        )
+    if bundle is not None:
+        try:
+            opened = Bundle.open(bundle)
+            found.bundle = _describe(opened)
+            opened.check_hashes(progress)
+        except VsrError as error:
+            found.problems.append(str(error))
+    return found
+
+
+def _describe(bundle: Bundle) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "family": manifest.family,
+        "schema_version": manifest.schema_version,
+        "precision": manifest.precision,
+        "scale": manifest.scale,
+        "top_k": manifest.top_k,
+        "prompt": manifest.prompt.text,
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "networks": {
+            name: {
+                "forms": sorted(network.graphs),
+                "nodes": network.nodes,
+                "parameters": network.parameters,
+            }
+            for name, network in manifest.networks.items()
+        },
+        "provenance": dataclasses.asdict(manifest.provenance),
+    }
+
+
+def _system() -> dict[str, str]:
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": str(available_cores()),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        facts["memory"] = f"{memory / 1e9:.1f} GB"
+    return facts
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,106 @@
+"""The host device: networks run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.errors import DeviceError
+
+FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
+
+
+class HostDevice:
+    """Loads a bundle's networks into ONNX Runtime and runs them on the CPU.
+
+    Args:
+        bundle: where the graphs are.
+        threads: for each network; None for the cores this process may use.
+
+    Raises:
+        DeviceError: ONNX Runtime is not installed.
+    """
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise DeviceError(
+                "ONNX Runtime is not installed, which the CPU backend needs. Install it with: "
+                "pip install 'vsr-trt[cpu]'"
+            ) from error
+        self._library = onnxruntime
+        self._bundle = bundle
+        self._threads = threads or available_cores()
+        self._sessions: dict[str, Any] = {}
+
+    def load(self, network: str) -> None:
+        """Loads a network, once.
+
+        Raises:
+            DeviceError: ONNX Runtime refuses the graph, or there is not enough memory.
+        """
+        if network in self._sessions:
+            return
+        graphs = self._bundle.manifest.networks[network].graphs
+        path = self._bundle.file(graphs.get(FORM, graphs["native"]))
+        try:
+            self._sessions[network] = self._library.InferenceSession(
+                path, self._options(), providers=["CPUExecutionProvider"]
+            )
+        except MemoryError as error:
+            raise DeviceError(f"there is not enough memory to load {path.name}.") from error
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            raise DeviceError(
+                f"ONNX Runtime {self._library.__version__} cannot load {path}: {_first_line(error)}"
+            ) from error
+
+    def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a network; returns its outputs by name.
+
+        Raises:
+            DeviceError: it failed, most often for lack of memory.
+        """
+        session = self._sessions[network]
+        names = [tensor.name for tensor in self._bundle.manifest.networks[network].outputs]
+        try:
+            return dict(zip(names, session.run(names, inputs), strict=True))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+            message = _first_line(error)
+            if isinstance(error, MemoryError) or "Failed to allocate memory" in message:
+                raise DeviceError(
+                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile."
+                ) from error
+            raise DeviceError(f"{network} failed on {shapes}: {message}") from error
+
+    def close(self) -> None:
+        """Releases the networks."""
+        self._sessions.clear()
+
+    def _options(self) -> Any:
+        options = self._library.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        # The arena never gives memory back: each network would keep its own peak to itself.
+        options.enable_cpu_mem_arena = False
+        # Networks run one after another; an idle one's threads must not spin against the next one's.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

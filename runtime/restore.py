@@ -1,0 +1,157 @@
+"""Restoring a file: what `python -m runtime restore` does, without the terminal."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime import media
+from runtime.errors import TruncatedInputError
+from runtime.memory import peak_bytes
+from runtime.pipeline import Options
+from runtime.restorer import Restorer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to restore, with which bundle, into what.
+
+    Attributes:
+        input: a video, a folder of pictures, or one picture.
+        output: a video file, a folder (no suffix), or a .png for a single picture.
+        bundle: directory made by `build.py bundle`.
+        color, tile, overlap, vae_tile, threads, backend, check: see `Restorer`.
+        start: seconds to skip at the beginning.
+        frames: how many frames to restore at most, None for all.
+        codec, crf: of the output video, None for the container's defaults.
+        overwrite: replace an existing output.
+    """
+
+    input: Path
+    output: str | Path
+    bundle: Path
+    backend: str = "auto"
+    color: str | None = None
+    tile: int = Options.tile
+    overlap: int = Options.overlap
+    vae_tile: int = Options.vae_tile
+    threads: int | None = None
+    check: bool = False
+    start: float = 0.0
+    frames: int | None = None
+    codec: str | None = None
+    crf: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Report:
+    """What was done. Times in seconds, sizes in pixels or bytes.
+
+    `stages` holds the median of each stage of the networks, and of reading and writing, for a frame;
+    `seconds` is from the first frame's reading to the finished file, loading excluded.
+    """
+
+    output: str
+    backend: str
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_memory: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, reading and writing included."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Called as the work proceeds: the source is open, networks are loaded, a frame is written."""
+
+    opened: Callable[[media.SourceInfo], None] = lambda info: None
+    loaded: Callable[[float], None] = lambda seconds: None
+    frame: Callable[[int], None] = lambda done: None
+
+
+def restore(job: Job, watcher: Watcher | None = None) -> Report:
+    """Restores the input into the output, which appears whole or not at all.
+
+    Raises:
+        InputError, OutputError, BundleError, DeviceError: nothing was written.
+        TruncatedInputError: the input ended in damage; what was readable is restored and kept under
+            another name, which the error holds.
+    """
+    watcher = watcher or Watcher()
+    with media.open_source(job.input, start=job.start, frames=job.frames) as source:
+        watcher.opened(source.info)
+        sink = media.open_sink(
+            job.output,
+            source,
+            codec=job.codec,
+            crf=job.crf,
+            overwrite=job.overwrite,
+        )
+        with sink:
+            started = time.perf_counter()
+            with _restorer(job) as restorer:
+                report = Report(str(job.output), restorer.backend)
+                report.load_seconds = time.perf_counter() - started
+                watcher.loaded(report.load_seconds)
+                _run(restorer, source, sink, report, watcher)
+            report.notes = [*source.notes, *sink.notes]
+            report.peak_memory = peak_bytes()
+            if source.damage is not None:
+                raise TruncatedInputError(
+                    f"{job.input} is damaged: {source.damage} The {report.frames} readable frames were "
+                    f"restored and kept as {report.output}.",
+                    partial=report.output,
+                )
+    return report
+
+
+def _restorer(job: Job) -> Restorer:
+    return Restorer(
+        job.bundle,
+        backend=job.backend,
+        color=job.color,
+        tile=job.tile,
+        overlap=job.overlap,
+        vae_tile=job.vae_tile,
+        threads=job.threads,
+        check=job.check,
+    )
+
+
+def _run(
+    restorer: Restorer, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher
+) -> None:
+    """Takes every frame through the restorer, and finishes the file."""
+    started = last = time.perf_counter()
+    reading: list[float] = []
+    writing: list[float] = []
+    for frame in source:
+        reading.append(time.perf_counter() - last)
+        for restored in restorer.push(frame.rgb):
+            before = time.perf_counter()
+            sink.write(restored, frame)
+            writing.append(time.perf_counter() - before)
+            report.height, report.width = restored.shape[:2]
+        report.frames += 1
+        watcher.frame(report.frames)
+        last = time.perf_counter()
+    report.output = str(sink.close(partial=source.damage is not None))
+    report.seconds = time.perf_counter() - started
+    clocks = restorer.timings()
+    report.stages = {
+        "read": statistics.median(reading),
+        **{name: statistics.median(clock[name] for clock in clocks) for name in clocks[0]},
+        "write": statistics.median(writing),
+    }

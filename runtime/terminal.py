@@ -1,0 +1,185 @@
+"""What the command lines show: progress, tables, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from runtime.doctor import Diagnosis
+from runtime.errors import InputError, VsrError
+from runtime.media import SourceInfo
+from runtime.restore import Report, Watcher
+
+INTERRUPTED = 130
+
+
+@dataclass
+class Outcome:
+    """The exit code that a command ends with."""
+
+    code: int = 0
+
+
+def usage(message: str) -> InputError:
+    """An option's value that is refused."""
+    return InputError(message)
+
+
+def nothing() -> contextlib.AbstractContextManager[None]:
+    """A context that does nothing."""
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def errors(as_json: bool = False) -> Iterator[Outcome]:
+    """Turns our errors into a sentence and an exit code; SIGTERM cleans up as Ctrl-C does."""
+    outcome = Outcome()
+    console = Console(stderr=True)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = _handle_sigterm(terminate)
+    try:
+        yield outcome
+    except VsrError as error:
+        outcome.code = error.exit_code
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if as_json:
+            kind = type(error).__name__
+            print(json.dumps({"error": str(error), "kind": kind, "exit_code": outcome.code}))  # noqa: T201
+    except KeyboardInterrupt:
+        outcome.code = INTERRUPTED
+        console.print("interrupted; nothing half-written was left behind.", highlight=False)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _handle_sigterm(handler: object) -> object:
+    try:
+        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+    except ValueError:  # not in the main thread: the host application's business
+        return None
+
+
+class _Speed(ProgressColumn):
+    """Frames a second since the start."""
+
+    def render(self, task: Task) -> Text:
+        """Shows the mean so far."""
+        elapsed = task.elapsed or 0.0
+        if not task.completed or not elapsed:
+            return Text("- fps")
+        return Text(f"{task.completed / elapsed:.2f} fps")
+
+
+@contextlib.contextmanager
+def restoring(console: Console, source: Path) -> Iterator[Watcher]:
+    """A progress bar: frames, frames a second, elapsed, remaining."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+    )
+    task = progress.add_task("loading the networks", total=None, start=False)
+
+    def opened(info: SourceInfo) -> None:
+        progress.update(task, total=info.frame_count)
+        console.print(f"{escape(str(source))}: {escape(info.description)}", highlight=False)
+
+    def loaded(seconds: float) -> None:
+        progress.start_task(task)
+        progress.update(task, description="restoring")
+
+    with progress:
+        yield Watcher(opened, loaded, lambda done: progress.update(task, completed=done))
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The table of stages, and what was made."""
+    table = Table(title="time for a frame, median", title_justify="left")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    total = sum(report.stages.values())
+    for name, seconds in report.stages.items():
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}")
+    table.add_row("[bold]all", f"[bold]{total:.3f}", "")
+    console.print(table)
+    for note in report.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
+    console.print(
+        f"[bold]{escape(report.output)}[/]: {report.frames} frames {report.width}x{report.height} in "
+        f"{report.seconds:.1f} s ({report.fps:.2f} fps; loading took {report.load_seconds:.1f} s{memory}; "
+        f"{report.backend})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_diagnosis(console: Console, found: Diagnosis) -> None:
+    """The findings of `doctor`."""
+    table = Table(title="installation", title_justify="left", show_header=False)
+    for name, value in found.system.items():
+        table.add_row(name, value)
+    for name, version in found.packages.items():
+        table.add_row(name, version or "[dim]not installed")
+    table.add_row("backend of `auto`", f"{found.backend or 'none'}: {found.backend_reason}")
+    console.print(table)
+    if found.bundle is not None:
+        _print_bundle(console, found.bundle)
+    for problem in found.problems:
+        console.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    if not found.problems:
+        console.print("[green]everything is in order[/]")
+
+
+def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
+    table = Table(title="bundle", title_justify="left", show_header=False)
+    for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
+        table.add_row(name, escape(str(bundle[name])))
+    provenance = bundle["provenance"]
+    assert isinstance(provenance, dict)
+    for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):
+        table.add_row(name, escape(str(provenance[name])))
+    table.add_row("checkpoint", escape(f"{provenance['checkpoint']['name']} {provenance['checkpoint']['sha256']}"))
+    console.print(table)
+    networks = bundle["networks"]
+    assert isinstance(networks, dict)
+    table = Table(title="networks", title_justify="left")
+    table.add_column("network")
+    table.add_column("forms")
+    table.add_column("nodes", justify="right")
+    table.add_column("parameters", justify="right")
+    for name, network in networks.items():
+        forms, nodes, count = ", ".join(network["forms"]), str(network["nodes"]), f"{network['parameters']:,}"
+        table.add_row(name, forms, nodes, count)
+    console.print(table)
