@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime import terminal
+from runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
     from export.bundle import BundleRequest
@@ -49,14 +50,16 @@ def parser() -> argparse.ArgumentParser:
     full = commands.add_parser(
         "full-size", help="build and run full-size networks with random weights, and measure them"
     )
-    full.add_argument("--out", type=Path, default=Path("full-size-out"), help="folder (default: full-size-out)")
+    full.add_argument(
+        "--out", type=Path, default=Path("full-size-out"), help="folder (default: full-size-out)"
+    )
     full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
     full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
     return top
 
 
-def _add_bundle(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_bundle(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bundle",
         help="make a bundle from weights",
@@ -67,7 +70,9 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:  # type: ignore[t
     )
     add = command.add_argument
     add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors")
+    add(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
+    )
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's directory")
     add(
         "--stage",
@@ -143,7 +148,6 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
 
     from engines.onnxruntime_cpu import lower
     from export import bundle
-    from runtime.memory import peak_bytes
 
     started = time.perf_counter()
     exported: list[Exported] = []
@@ -195,6 +199,9 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
 def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dict[str, object]:
     return {
         "bundle": str(out),
+        "seconds": sum(result.seconds for result in exported),
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "peak_memory": peak_bytes(),
         "merged_sha256": manifest.provenance.merged_sha256,
         "networks": [
             {
@@ -211,13 +218,21 @@ def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dic
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from export.demo import run
+    from export.synthetic import showcase
 
-    return run(options.out, options.frames, build_bundle, Console(stderr=True))
+    if options.frames < 1:
+        raise terminal.usage(f"--frames is {options.frames}; expected 1 or more.")
+    return showcase.demo(Path(__file__), options.out, options.frames, Console())
 
 
 def _full_size(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from export.synthetic import showcase
+
+    if options.frames < 1:
+        raise terminal.usage(f"--frames is {options.frames}; expected 1 or more.")
+    return showcase.full_size(
+        Path(__file__), options.out, options.frames, options.precision, options.keep, Console()
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""From weights to a bundle: reads checkpoints, merges LoRA, exports each network to ONNX."""

@@ -97,7 +97,9 @@ class BaseModel:
         from diffusers import UNet2DConditionModel
 
         with torch.device("meta"), _quiet():
-            return UNet2DConditionModel.from_config(self.config("unet") | {"in_channels": INPUT_CHANNELS}).eval()
+            return UNet2DConditionModel.from_config(
+                self.config("unet") | {"in_channels": INPUT_CHANNELS}
+            ).eval()
 
     def vae(self) -> Any:
         """diffusers' AutoencoderKL in FP32."""
@@ -160,7 +162,9 @@ class BaseModel:
             try:
                 return load_file(path)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged: {error}. Download it again.") from error
+                raise CheckpointError(
+                    f"{path} is truncated or damaged: {error}. Download it again."
+                ) from error
         content = load_pickle(path)
         if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
             raise CheckpointError(f"{path} holds no plain state dict.")

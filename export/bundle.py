@@ -28,7 +28,17 @@ from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source
 log = logging.getLogger(__name__)
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
-_TOOLS = ("vsr-trt", "torch", "onnx", "onnxscript", "onnx-ir", "diffusers", "transformers", "onnxruntime", "numpy")
+_TOOLS = (
+    "vsr-trt",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "diffusers",
+    "transformers",
+    "onnxruntime",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ class Progress:
     note: Callable[[str], None] = lambda text: None
 
 
-def build(request: BundleRequest, lower: Lowering | None = None, progress: Progress | None = None) -> Manifest:
+def build(
+    request: BundleRequest, lower: Lowering | None = None, progress: Progress | None = None
+) -> Manifest:
     """Makes the bundle.
 
     Args:
@@ -192,7 +204,9 @@ def _whole_directory(out: Path, overwrite: bool) -> Iterator[Path]:
         temporary.rename(out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OutputError(f"the disk is full: the bundle {out} was not written. Free some space.") from error
+            raise OutputError(
+                f"the disk is full: the bundle {out} was not written. Free some space."
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise OutputError(f"{parent} is not writable: {error}.") from error
         raise

@@ -87,7 +87,9 @@ def load(path: Path) -> Checkpoint:
 def _open_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     content = load_pickle(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of a DLoRAL trainer.")
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, expected a dict of a DLoRAL trainer."
+        )
     for name in (_UNET, _CFR):
         part = content.get(name)
         if not isinstance(part, dict) or not all(isinstance(value, Tensor) for value in part.values()):
@@ -128,7 +130,9 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Te
         file = safe_open(path, framework="pt")
         keys = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}. Download it again.") from error
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file: {error}. Download it again."
+        ) from error
     parts = []
     for name in (_UNET, _CFR):
         names = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]

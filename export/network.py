@@ -177,9 +177,7 @@ def trace(spec: NetworkSpec) -> ir.Model:
     inputs = _inputs(spec, spec.traced)
     dims = _torch_dims(spec)
     shapes = {
-        tensor.name: {
-            axis: dims[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)
-        }
+        tensor.name: {axis: dims[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
         for tensor in spec.inputs
     }
     try:
@@ -213,10 +211,10 @@ def _torch_dims(spec: NetworkSpec) -> dict[str, Any]:
     sizes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
     dims = {}
     for size in sizes:
-        factor, name = dimension(size)
-        assert name is not None
-        factor *= spec.bounds[name].multiple_of
-        dims[size] = units[name] if factor == 1 else factor * units[name]
+        factor, symbol = dimension(size)
+        assert symbol is not None
+        factor *= spec.bounds[symbol].multiple_of
+        dims[size] = units[symbol] if factor == 1 else factor * units[symbol]
     return dims
 
 

@@ -7,7 +7,7 @@ is never in memory twice. Inputs and outputs of the network keep their types.
 | stays in FP32 | why |
 |---|---|
 | Softmax | exponentials and sums of thousands of terms |
-| statistics of GroupNormalization, LayerNormalization | sums over whole feature maps; the nodes themselves keep them in FP32 (`stash_type`) |
+| statistics of GroupNormalization, LayerNormalization | sums over whole feature maps (`stash_type`) |
 | softmax inside Attention | the same (`softmax_precision`) |
 | what is left to do before an output (scaling, the final subtraction) | the input it meets there is FP32 |
 | networks with `always_fp32` | each spec gives its reason |
@@ -88,15 +88,14 @@ class _Casts:
     def _weight(self, value: ir.Value) -> ir.Value:
         tensor, name = value.const_value, f"{value.name}_fp16"
         assert tensor is not None
+        shape = ir.Shape(list(tensor.shape.numpy()))
         lazy = ir.LazyTensor(
             lambda: ir.tensor(_to_half(tensor.numpy(), value.name), name=name),
             dtype=ir.DataType.FLOAT16,
-            shape=ir.Shape(tensor.shape),
+            shape=shape,
             name=name,
         )
-        half = ir.Value(
-            name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape(tensor.shape), const_value=lazy
-        )
+        half = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=shape, const_value=lazy)
         self._graph.register_initializer(half)
         return half
 
@@ -120,11 +119,12 @@ def _output_tail(graph: ir.Graph) -> set[ir.Node]:
     pending = [output.producer() for output in graph.outputs]
     while pending:
         node = pending.pop()
-        if node is not None and node.op_type in _TAIL and node not in tail:
-            # only where the result goes nowhere else but towards the output
-            if all(use.node in tail for output in node.outputs for use in output.uses()):
-                tail.add(node)
-                pending += [value.producer() for value in node.inputs if value is not None]
+        if node is None or node.op_type not in _TAIL or node in tail:
+            continue
+        # only where the result goes nowhere else but towards the output
+        if all(use.node in tail for output in node.outputs for use in output.uses()):
+            tail.add(node)
+            pending += [value.producer() for value in node.inputs if value is not None]
     return tail
 
 

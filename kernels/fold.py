@@ -84,10 +84,10 @@ class FoldedAttention:
         return FoldedAttention(self.M.astype(dtype), self.P.astype(dtype), self.bias.astype(dtype))
 
 
-def _with_bias(weight: FloatArray, bias: FloatArray | None, heads: int) -> FloatArray:
-    """[W | b] split by head: (heads, d, C+1)."""
+def _with_bias(weight: FloatArray, bias: FloatArray | None, heads: int) -> npt.NDArray[np.float64]:
+    """[W | b] split by head: (heads, d, C+1) float64."""
     column = np.zeros(weight.shape[0]) if bias is None else bias
-    joined = np.concatenate([weight, column[:, None]], axis=1)
+    joined = np.concatenate([weight, column[:, None]], axis=1, dtype=np.float64)
     return joined.reshape(heads, -1, joined.shape[1])
 
 
@@ -96,23 +96,19 @@ def fold(weights: AttentionWeights) -> FoldedAttention:
 
     Returns float64 constants; the caller rounds them once, to the type that the operator runs in.
     """
-    double = {
-        name: None if getattr(weights, name) is None else np.asarray(getattr(weights, name), np.float64)
-        for name in ("query", "key", "value", "proj", "threshold")
-        + ("query_bias", "key_bias", "value_bias", "proj_bias")
-    }
-    query = _with_bias(double["query"], double["query_bias"], weights.heads)
-    key = _with_bias(double["key"], double["key_bias"], weights.heads)
-    value = _with_bias(double["value"], double["value_bias"], weights.heads)
+    query = _with_bias(weights.query, weights.query_bias, weights.heads)
+    key = _with_bias(weights.key, weights.key_bias, weights.heads)
+    value = _with_bias(weights.value, weights.value_bias, weights.heads)
+    threshold = weights.threshold.astype(np.float64)
     width = query.shape[1]
 
     M = np.einsum("hdi,hdj->hij", query, key) / np.sqrt(width)
     # tau is linear in z'[p] and does not depend on q: it meets the constant 1 at the end of z'[q]
-    M[:, :, -1] -= np.einsum("hdi,d->hi", query, double["threshold"])
+    M[:, :, -1] -= np.einsum("hdi,d->hi", query, threshold)
     M[:, -1, -1] -= weights.threshold_bias
     M /= weights.temperature
 
-    out = double["proj"].reshape(-1, weights.heads, width)
+    out = weights.proj.astype(np.float64).reshape(-1, weights.heads, width)
     P = np.einsum("ohd,hdj->hoj", out, value)
-    bias = np.zeros(P.shape[1]) if double["proj_bias"] is None else double["proj_bias"]
+    bias = np.zeros(P.shape[1]) if weights.proj_bias is None else weights.proj_bias.astype(np.float64)
     return FoldedAttention(M, P, bias)

@@ -115,6 +115,7 @@ _PREPARE = """
             joined_shape = Concat <axis = 0> (zero, minus_one, all_heads_width)
 """
 
+
 def _chunk(queries: str, out: str, k: int | None, tag: str = "") -> str:
     """One chunk: (N, c, C+1) queries -> (N, c, C) update. Heads lie beside the queries as rows."""
     if k is None:

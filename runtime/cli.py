@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime import doctor, terminal
+from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.pipeline import Options
 from runtime.restore import Job, restore
@@ -22,6 +23,7 @@ examples:
   python -m runtime restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
   python -m runtime restore scans/ -o scans-4x/ --bundle BUNDLE
   python -m runtime restore film.mkv -o test.mkv --bundle BUNDLE --start 90 --frames 25
+  python -m runtime compare holiday.mp4 holiday-4x.mp4 -o compare.png --frame 40 --crop 640
   python -m runtime doctor --bundle BUNDLE
 
 exit codes: 0 done, 2 input or option refused, 3 output not writable, 4 bundle damaged,
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_restore(commands)
+    _add_compare(commands)
     check = commands.add_parser(
         "doctor", help="what is installed, what a bundle holds, which backend `auto` takes and why"
     )
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_restore(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_restore(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "restore",
         help="restore a video or a folder of pictures",
@@ -101,10 +104,24 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:  # type: ignore[
     add("--json", action="store_true", help="print the report as JSON on standard output")
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "compare", help="a picture to compare: the input, enlarged by bicubic, beside the result"
+    )
+    add = command.add_argument
+    add("before", type=Path, metavar="INPUT", help="the clip that was restored")
+    add("after", type=Path, metavar="RESULT", help="what was restored from it")
+    add("-o", "--output", type=Path, required=True, metavar="PNG")
+    add("--frame", type=int, default=0, metavar="N", help="frame of RESULT, from 0 (default: 0)")
+    add("--start", type=float, default=0.0, metavar="T", help="the --start that INPUT was restored with")
+    add("--crop", type=int, metavar="N", help="show the middle N pixels each way (default: all)")
+    add("--overwrite", action="store_true", help="replace PNG if it exists")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     options = parser().parse_args(arguments)
-    commands = {"restore": _restore, "doctor": _doctor, "schema": _schema}
+    commands = {"restore": _restore, "compare": _compare, "doctor": _doctor, "schema": _schema}
     with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
         outcome.code = commands[options.command](options)
     return outcome.code
@@ -122,6 +139,20 @@ def _restore(options: argparse.Namespace) -> int:
         values = dataclasses.asdict(report) | {"fps": report.fps}
         print(json.dumps(values, indent=1))  # noqa: T201
     terminal.print_report(console, report)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    width, height = side_by_side(
+        options.before,
+        options.after,
+        options.output,
+        index=options.frame,
+        start=options.start,
+        crop=options.crop,
+        overwrite=options.overwrite,
+    )
+    Console(stderr=True).print(f"{options.output}: {width}x{height}, bicubic | restored", highlight=False)
     return 0
 
 

@@ -213,7 +213,7 @@ class Manifest:
         try:
             manifest: Manifest = _parse(Manifest, data, "bundle.json")
             _check(manifest)
-        except _Misfit as error:
+        except _MisfitError as error:
             raise BundleError(f"{path} is damaged: {error}. Build the bundle anew.") from error
         return manifest
 
@@ -232,7 +232,7 @@ def dimension(size: int | str) -> tuple[int, str | None]:
     return int(match[1] or 1), match[2]
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """A value in the manifest that does not fit its field."""
 
 
@@ -243,15 +243,15 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         return _parse_dataclass(typing.cast(type, kind), data, where)
     if origin is tuple:
         if not isinstance(data, list):
-            raise _Misfit(f"{where} is not a list")
+            raise _MisfitError(f"{where} is not a list")
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin is dict:
         if not isinstance(data, dict):
-            raise _Misfit(f"{where} is not an object")
+            raise _MisfitError(f"{where} is not an object")
         return {name: _parse(arguments[1], item, f"{where}.{name}") for name, item in data.items()}
     if origin is Literal:
         if data not in arguments:
-            raise _Misfit(f"{where} is {data!r}, expected one of {', '.join(map(repr, arguments))}")
+            raise _MisfitError(f"{where} is {data!r}, expected one of {', '.join(map(repr, arguments))}")
         return data
     if origin in (types.UnionType, typing.Union):
         return _parse_union(arguments, data, where)
@@ -260,7 +260,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     if kind is types.NoneType:
         kind = type(None)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise _Misfit(f"{where} is {data!r}, expected a value of type {kind.__name__}")
+        raise _MisfitError(f"{where} is {data!r}, expected a value of type {kind.__name__}")
     return data
 
 
@@ -269,24 +269,24 @@ def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
     for kind in kinds:
         try:
             return _parse(kind, data, where)
-        except _Misfit as misfit:
+        except _MisfitError as misfit:
             problems.append(str(misfit))
-    raise _Misfit(problems[0])
+    raise _MisfitError(problems[0])
 
 
 def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise _Misfit(f"{where} is not an object")
+        raise _MisfitError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     if unknown := sorted(set(data) - set(fields)):
-        raise _Misfit(f"{where} has an unknown field {unknown[0]!r}")
+        raise _MisfitError(f"{where} has an unknown field {unknown[0]!r}")
     values = {}
     for name, spec in fields.items():
         if name in data:
             values[name] = _parse(hints[name], data[name], f"{where}.{name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise _Misfit(f"{where} lacks the field {name!r}")
+            raise _MisfitError(f"{where} lacks the field {name!r}")
     return kind(**values)
 
 
@@ -307,10 +307,10 @@ def _check(manifest: Manifest) -> None:
     referenced += [manifest.prompt.file, *(file for file in manifest.inputs.values() if file)]
     for path in [*manifest.files, *referenced]:
         if not is_inside(path):
-            raise _Misfit(f"the path {path!r} leaves the bundle")
+            raise _MisfitError(f"the path {path!r} leaves the bundle")
     for path in referenced:
         if path not in manifest.files:
-            raise _Misfit(f"{path!r} is used but not among the files")
+            raise _MisfitError(f"{path!r} is used but not among the files")
     for name, network in manifest.networks.items():
         _check_network(name, network)
     written = set(manifest.inputs)
@@ -318,36 +318,36 @@ def _check(manifest: Manifest) -> None:
         _check_stage(stage, manifest, written)
         written |= set(stage.writes.values())
     if manifest.output not in written:
-        raise _Misfit(f"no stage writes the output {manifest.output!r}")
+        raise _MisfitError(f"no stage writes the output {manifest.output!r}")
 
 
 def _check_network(name: str, network: Network) -> None:
     if "native" not in network.graphs:
-        raise _Misfit(f"network {name} has no native graph")
+        raise _MisfitError(f"network {name} has no native graph")
     for tensor in (*network.inputs, *network.outputs):
         for size in tensor.shape:
             try:
                 _, symbol = dimension(size)
             except ValueError as error:
-                raise _Misfit(f"network {name}, tensor {tensor.name}: {error}") from error
+                raise _MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
             if symbol and symbol not in network.bounds:
-                raise _Misfit(f"network {name}: the dimension {symbol!r} has no bounds")
+                raise _MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
 
 
 def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
     for name in (stage.network, *stage.variants.values()):
         if name not in manifest.networks:
-            raise _Misfit(f"stage {stage.name} runs {name!r}, which is not among the networks")
+            raise _MisfitError(f"stage {stage.name} runs {name!r}, which is not among the networks")
         network = manifest.networks[name]
         if {tensor.name for tensor in network.inputs} != set(stage.reads):
-            raise _Misfit(f"stage {stage.name} does not feed the inputs of {name!r}")
+            raise _MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
         if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
-            raise _Misfit(f"stage {stage.name} writes what {name!r} does not compute")
+            raise _MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
     for buffer in stage.reads.values():
         if buffer.removesuffix("[n-1]") not in written:
-            raise _Misfit(f"stage {stage.name} reads {buffer!r} before it is written")
+            raise _MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
     if stage.variants and (stage.option is None or stage.option not in manifest.option_defaults):
-        raise _Misfit(f"stage {stage.name} has variants but no option with a default")
+        raise _MisfitError(f"stage {stage.name} has variants but no option with a default")
 
 
 def json_schema() -> dict[str, Any]:

@@ -165,9 +165,7 @@ class Pipeline:
         height, width = self._latent_size(outside[0], factors, buffers)
         vae = stages[0].tiling == "vae"
         options = self._options
-        tile, overlap = (
-            (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
-        )
+        tile, overlap = (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
         tiles = tiling.plan(height, width, tile, overlap, square=not vae)
         if len(tiles) == 1:
             for stage in stages:

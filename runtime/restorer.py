@@ -167,7 +167,9 @@ class Restorer:
             return result, clock
         # too small for the networks: enlarge first, reduce the result again
         factor = least / min(height, width)
-        enlarged = resize_bicubic(frame, max(least, round(height * factor)), max(least, round(width * factor)))
+        enlarged = resize_bicubic(
+            frame, max(least, round(height * factor)), max(least, round(width * factor))
+        )
         result, clock = pipeline.run(enlarged)
         scale = self.manifest.scale
         return resize_bicubic(result, height * scale, width * scale), clock

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +32,7 @@ from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
 
 INTERRUPTED = 130
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 @dataclass
@@ -76,9 +78,9 @@ def errors(as_json: bool = False) -> Iterator[Outcome]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _handle_sigterm(handler: object) -> object:
+def _handle_sigterm(handler: _Handler) -> _Handler:
     try:
-        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+        return signal.signal(signal.SIGTERM, handler)
     except ValueError:  # not in the main thread: the host application's business
         return None
 
@@ -170,7 +172,9 @@ def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
     assert isinstance(provenance, dict)
     for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):
         table.add_row(name, escape(str(provenance[name])))
-    table.add_row("checkpoint", escape(f"{provenance['checkpoint']['name']} {provenance['checkpoint']['sha256']}"))
+    table.add_row(
+        "checkpoint", escape(f"{provenance['checkpoint']['name']} {provenance['checkpoint']['sha256']}")
+    )
     console.print(table)
     networks = bundle["networks"]
     assert isinstance(networks, dict)

@@ -71,9 +71,7 @@ class CrossFrameRetrieval(nn.Module):
         return warped, fused
 
 
-def attention(
-    current: Tensor, previous: Tensor, M: Tensor, P: Tensor, bias: Tensor, k: int | None
-) -> Tensor:
+def attention(current: Tensor, previous: Tensor, M: Tensor, P: Tensor, bias: Tensor, k: int | None) -> Tensor:
     """The folded operator in torch, dense: what the graph's node is compared with."""
 
     def homogeneous(latent: Tensor) -> Tensor:

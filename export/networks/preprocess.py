@@ -55,7 +55,9 @@ class Preprocess(nn.Module):
         thumb = _thumb_kernel()
         self.register_buffer("horizontal", kernel.reshape(SCALE, 1, 1, _TAPS))
         self.register_buffer("vertical", kernel.reshape(SCALE, 1, _TAPS, 1))
-        self.register_buffer("thumb_kernel", torch.outer(thumb, thumb).float().expand(3, 1, 4, 4).contiguous())
+        self.register_buffer(
+            "thumb_kernel", torch.outer(thumb, thumb).float().expand(3, 1, 4, 4).contiguous()
+        )
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""

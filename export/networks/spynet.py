@@ -6,6 +6,7 @@ missing. Sides are resized to multiples of 32 for the pyramid and the flow is re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -50,7 +51,7 @@ class SpyNet(nn.Module):
     @staticmethod
     def _level() -> nn.Sequential:
         layers: list[nn.Module] = []
-        for channels_in, channels_out in zip(_CHANNELS, _CHANNELS[1:], strict=False):
+        for channels_in, channels_out in itertools.pairwise(_CHANNELS):
             layers += [nn.Conv2d(channels_in, channels_out, 7, padding=3), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
@@ -59,7 +60,7 @@ class SpyNet(nn.Module):
         """Takes `spynet.basic_module.L.basic_module.I.conv.{weight,bias}` of the checkpoint."""
         network = SpyNet()
         for level, module in enumerate(network.levels):
-            convolutions = [layer for layer in module if isinstance(layer, nn.Conv2d)]  # type: ignore[attr-defined]
+            convolutions = [layer for layer in module if isinstance(layer, nn.Conv2d)]
             for index, convolution in enumerate(convolutions):
                 key = f"spynet.basic_module.{level}.basic_module.{index}.conv"
                 convolution.weight.data = weights[f"{key}.weight"].float()

@@ -42,7 +42,7 @@ class _Products:
 
 def use_products(vae: nn.Module) -> None:
     """Makes the VAE's attentions write themselves as their products."""
-    vae.set_attn_processor(_Products())  # type: ignore[operator]
+    vae.set_attn_processor(_Products())
 
 
 class Encoder(nn.Module):

