@@ -1,0 +1,238 @@
+"""Between the YUV samples of a video and 8-bit RGB: matrix, range and orientation.
+
+swscale does the arithmetic. It is told the matrix and the range of both sides on every call, because
+what it assumes on its own (BT.601, limited) is wrong for most HD clips. The tests compare its results
+with the matrices of the standards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+from runtime.errors import InputError
+
+# Code points of ITU-T H.273, as FFmpeg's AVColorSpace / Primaries / Transfer / Range number them.
+MATRIX_RGB = 0
+MATRIX_BT709 = 1
+MATRIX_BT470BG = 5
+MATRIX_SMPTE170M = 6
+UNSPECIFIED = 2
+PRIMARIES_BT709 = 1
+PRIMARIES_BT470BG = 5
+PRIMARIES_SMPTE170M = 6
+PRIMARIES_BT2020 = 9
+TRANSFER_BT709 = 1
+TRANSFER_PQ = 16
+TRANSFER_HLG = 18
+FULL_RANGE = 2
+LIMITED_RANGE = 1
+
+_RESERVED = (0, 3)  # of primaries and transfers: no meaning, treated as unspecified
+_BT2020_MATRICES = (9, 10)
+# AVColorSpace -> the number by which swscale knows the same coefficients
+_SWS_COEFFICIENTS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7}
+_HD_LINES = 720
+
+# Full chroma interpolation and accurate rounding: without them swscale takes shortcuts worth 3-4 levels.
+_QUALITY = (
+    Interpolation.BICUBIC
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.ACCURATE_RND
+)
+
+
+_EXPAND = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)  # limited to full
+
+
+@dataclass(frozen=True, slots=True)
+class ColorTags:
+    """What YUV samples mean, in the code points of ITU-T H.273. Never unspecified in matrix or range."""
+
+    matrix: int
+    primaries: int
+    transfer: int
+    full_range: bool
+
+
+RGB_PICTURE = ColorTags(MATRIX_BT709, PRIMARIES_BT709, TRANSFER_BT709, full_range=False)
+
+
+def tags_of(frame: VideoFrame, primaries: int, transfer: int) -> ColorTags:
+    """The tags of a decoded frame, guessed as players guess where the clip says nothing.
+
+    `primaries` and `transfer` are the decoder's. What is untagged is BT.601 below 720 lines and BT.709 from
+    there on, limited range. RGB formats get the tags that their YUV output shall have. InputError for high
+    dynamic range and for matrices that cannot be converted.
+    """
+    refuse_hdr(frame.colorspace, primaries, transfer)
+    if is_rgb(frame):
+        return RGB_PICTURE
+    primaries = UNSPECIFIED if primaries in _RESERVED else primaries
+    transfer = UNSPECIFIED if transfer in _RESERVED else transfer
+    matrix = frame.colorspace
+    if matrix in (UNSPECIFIED, MATRIX_RGB, 3):
+        matrix = MATRIX_BT709 if frame.height >= _HD_LINES else MATRIX_SMPTE170M
+    if matrix not in _SWS_COEFFICIENTS:
+        raise InputError(
+            f"the colours are coded with matrix {matrix} of ITU-T H.273, which cannot be converted; "
+            "convert the clip to BT.709 first."
+        )
+    full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+    if primaries == UNSPECIFIED:
+        primaries = _guess_primaries(frame.height, matrix)
+    if transfer == UNSPECIFIED:
+        transfer = TRANSFER_BT709  # the same curve in BT.601
+    return ColorTags(matrix, primaries, transfer, full)
+
+
+def _guess_primaries(height: int, matrix: int) -> int:
+    """The primaries that players assume for an untagged clip of this height; they decide by size, too."""
+    if matrix != MATRIX_BT709 and height in (576, 288):
+        return PRIMARIES_BT470BG
+    if matrix != MATRIX_BT709 and height in (480, 486, 240):
+        return PRIMARIES_SMPTE170M
+    return PRIMARIES_BT709
+
+
+def refuse_hdr(matrix: int, primaries: int, transfer: int) -> None:
+    """InputError if these tags mean high dynamic range or the BT.2020 gamut."""
+    if transfer in (TRANSFER_PQ, TRANSFER_HLG):
+        what = "HDR video (" + ("PQ" if transfer == TRANSFER_PQ else "HLG") + ")"
+    elif primaries == PRIMARIES_BT2020 or matrix in _BT2020_MATRICES:
+        what = "wide-gamut video (BT.2020)"
+    else:
+        return
+    raise InputError(
+        f"this is {what}; only SDR in BT.709 or BT.601 can be restored without spoiling its colours. "
+        "Tone-map it first: ffmpeg -i IN -vf zscale=t=linear:npl=100,tonemap=hable,"
+        "zscale=p=bt709:t=bt709:m=bt709:r=tv,format=yuv420p OUT"
+    )
+
+
+def is_rgb(frame: VideoFrame) -> bool:
+    """Whether the samples are RGB already, so that no matrix applies."""
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def bit_depth(frame: VideoFrame) -> int:
+    """Bits of the deepest component of the frame's format."""
+    return max(component.bits for component in frame.format.components)
+
+
+def has_alpha(frame: VideoFrame) -> bool:
+    """Whether the frame's format has an alpha channel."""
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def is_transparent(frame: VideoFrame) -> bool:
+    """Whether any pixel of the frame is not opaque; decoders of WebP invent an alpha channel."""
+    return has_alpha(frame) and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
+
+
+def _is_gray(frame: VideoFrame) -> bool:
+    return not is_rgb(frame) and not any(part.is_chroma for part in frame.format.components)
+
+
+def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) -> np.ndarray:
+    """`frame`, in any format, as (H, W, 3) uint8 full-range RGB, C-contiguous. Alpha is dropped.
+
+    InputError if swscale cannot read the frame's format.
+    """
+    try:
+        if is_rgb(frame) or _is_gray(frame):
+            out = reformatter.reformat(frame, format="rgb24", interpolation=_QUALITY)
+        else:
+            out = reformatter.reformat(
+                frame,
+                format="rgb24",
+                src_colorspace=_SWS_COEFFICIENTS[tags.matrix],
+                src_color_range=ColorRange.JPEG if tags.full_range else ColorRange.MPEG,
+                dst_color_range=ColorRange.JPEG,
+                interpolation=_QUALITY,
+            )
+    except av.FFmpegError as error:
+        raise InputError(
+            f"frames stored as {frame.format.name} cannot be converted to RGB ({error})."
+        ) from error
+    rgb = out.to_ndarray()
+    if _is_gray(frame) and frame.color_range == LIMITED_RANGE:
+        rgb = _EXPAND[rgb]  # swscale takes all grey for full range, and so it is unless tagged otherwise
+    return np.ascontiguousarray(rgb)
+
+
+def from_rgb(
+    reformatter: VideoReformatter, rgb: np.ndarray, pixel_format: str, tags: ColorTags
+) -> VideoFrame:
+    """(H, W, 3) uint8 RGB as a frame in `pixel_format` coded and tagged as `tags` says."""
+    frame = VideoFrame.from_ndarray(rgb, format="rgb24")
+    if av.VideoFormat(pixel_format).is_rgb:
+        return reformatter.reformat(frame, format=pixel_format, interpolation=_QUALITY)
+    return reformatter.reformat(
+        frame,
+        format=pixel_format,
+        src_color_range=ColorRange.JPEG,
+        dst_colorspace=_SWS_COEFFICIENTS[tags.matrix],
+        dst_color_range=ColorRange.JPEG if tags.full_range else ColorRange.MPEG,
+        interpolation=_QUALITY,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a stored picture is turned to be upright: the 2x2 part of a display matrix, signs only.
+
+    A point (x, y) of the stored picture is shown at (a x + c y, b x + d y), x to the right, y down.
+    """
+
+    a: int = 1
+    b: int = 0
+    c: int = 0
+    d: int = 1
+
+    @property
+    def swaps(self) -> bool:
+        """Whether width and height change places."""
+        return self.a == 0
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """The (H, W, 3) picture turned upright, C-contiguous."""
+        if self.swaps:
+            picture = picture.swapaxes(0, 1)
+        # after the swap, columns run with x' and rows with y'
+        horizontal, vertical = (self.c, self.b) if self.swaps else (self.a, self.d)
+        if horizontal < 0:
+            picture = picture[:, ::-1]
+        if vertical < 0:
+            picture = picture[::-1]
+        return np.ascontiguousarray(picture)
+
+
+_QUARTER_TURNS = {0: (1, 0, 0, 1), -90: (0, 1, -1, 0), 90: (0, -1, 1, 0)}
+
+
+def orientation_of(frame: VideoFrame) -> Orientation | None:
+    """The orientation that the frame's display matrix asks for, upright if it has none.
+
+    None if the matrix turns by something else than quarter turns and mirrors.
+    """
+    try:
+        items: Any = frame.side_data  # PyAV's annotation is not what it yields
+        matrix = next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)
+    except ValueError:  # side data of a kind that PyAV has no name for (EXIF) hides all the others
+        turn = _QUARTER_TURNS.get(frame.rotation, (-1, 0, 0, -1) if abs(frame.rotation) == 180 else None)
+        return None if turn is None else Orientation(*turn)
+    if matrix is None:
+        return Orientation()
+    # 16.16 fixed point; x' = a x + c y, y' = b x + d y with a, b at 0, 1 and c, d at 3, 4
+    values = np.frombuffer(matrix, dtype=np.int32)
+    a, b, c, d = (round(int(values[i]) / 65536) for i in (0, 1, 3, 4))
+    if (abs(a) + abs(b), abs(c) + abs(d), abs(a * d - b * c)) != (1, 1, 1):
+        return None
+    return Orientation(a, b, c, d)

@@ -1,0 +1,66 @@
+"""Pictures as output: a folder of PNG files, or one PNG file. Lossless."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from runtime.errors import InputError
+from runtime.media.sink import Sink
+from runtime.media.source import Frame, Rgb, Source
+from runtime.media.staging import Staging, write_failure
+
+
+class PictureSink(Sink):
+    """Writes 8-bit RGB PNG files: named as the input's pictures, or frame_000000.png and on for videos.
+
+    `output` is a folder, or with `single` the one file that is written. InputError if two pictures of the
+    source would get the same name.
+    """
+
+    def __init__(
+        self, output: Path, source: Source, width: int, height: int, *, overwrite: bool, single: bool = False
+    ) -> None:
+        if source.info.kind == "images" and not single:
+            _refuse_clashes(source.files)
+        super().__init__(Staging(output, overwrite=overwrite, folder=not single), width, height)
+        self._single = single
+        if source.info.kind == "video":
+            self.add_note("Pictures hold no sound, subtitles, chapters and times; these are not copied.")
+        encoder = av.CodecContext.create("png", "w")
+        assert isinstance(encoder, VideoCodecContext)
+        encoder.width, encoder.height, encoder.pix_fmt = width, height, "rgb24"
+        encoder.time_base = Fraction(1, 25)  # it asks for one; PNG has none
+        encoder.thread_count = 1  # a picture in, a picture out: no delay
+        self._encoder = encoder
+
+    def _write(self, rgb: Rgb, frame: Frame) -> None:
+        picture = VideoFrame.from_ndarray(rgb, format="rgb24")
+        picture.pts = self._written
+        data = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
+        path = self._staging.temporary
+        if not self._single:
+            path /= f"{Path(frame.name).stem}.png" if frame.name else f"frame_{frame.index:06d}.png"
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise write_failure(error, self._staging.final, self._staging.temporary) from error
+
+    def _finish(self, *, partial: bool) -> None:
+        pass  # every picture is on disk already
+
+    def _drop(self) -> None:
+        pass
+
+
+def _refuse_clashes(files: list[Path]) -> None:
+    """InputError if two pictures differ in their suffix only."""
+    name, count = Counter(file.stem for file in files).most_common(1)[0]
+    if count > 1:
+        clash = " and ".join(file.name for file in files if file.stem == name)
+        raise InputError(f"{clash} would both become {name}.png; rename one of them.")

@@ -1,0 +1,205 @@
+"""Videos as output: encoded frame by frame at the input's times, with the input's sound beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.container
+from av.codec.context import ThreadType
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from runtime.errors import InputError
+from runtime.media import codecs, color
+from runtime.media.sink import Sink
+from runtime.media.source import Frame, Rgb, Source
+from runtime.media.staging import Staging, write_failure
+from runtime.media.streams import COARSE, StreamCopier
+
+_MILLISECOND = Fraction(1, 1000)
+_MAX_TICKS = 1_000_000  # of a movie header's second; finer clocks overflow in long clips
+_ENCODER_RATES = (Fraction(1), Fraction(240))  # SVT-AV1 refuses others; with crf it decides nothing
+
+
+class VideoSink(Sink):
+    """Encodes RGB frames into a video and copies sound, subtitles, chapters and tags of the source.
+
+    output: its suffix picks the container. width, height: of the frames, in pixels. fps: of pictures, which
+    have no times. codec: a name of `codecs.CODECS` or None for the container's default; crf: the encoder's
+    quality, None for the codec's default. InputError for a codec, crf or size that cannot be; OutputError
+    if the file cannot be written. The encoder is opened here, so that what it refuses is refused at once.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        source: Source,
+        width: int,
+        height: int,
+        *,
+        fps: Fraction,
+        codec: str | None,
+        crf: int | None,
+        overwrite: bool,
+    ) -> None:
+        self._container_name = codecs.CONTAINERS[output.suffix.lower()]
+        self._codec = codecs.pick(self._container_name, codec)
+        quality = codecs.crf_option(codec, self._codec, crf)
+        if not codecs.holds(self._container_name, self._codec):
+            holders = ", ".join(codecs.holders(self._codec))
+            raise InputError(f"{output.suffix} files cannot hold {codec}; write it to one of {holders}.")
+        super().__init__(Staging(output, overwrite=overwrite), width, height)
+        self._source = source
+        self._time_base = source.info.time_base or 1 / fps
+        self._tags = _output_tags(source.info.color, self._codec)
+        self._reformatter = VideoReformatter()
+        self._last_pts: int | None = None
+        self._end = Fraction(0)
+        self._durations: dict[int, int] = {}
+        self._copier: StreamCopier | None = None
+        self._container: av.container.OutputContainer | None = None
+        try:
+            self._open(source.info.fps or fps, self._codec.options | quality)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _open(self, fps: Fraction, options: dict[str, str]) -> None:
+        temporary = self._staging.temporary
+        self._container = av.open(
+            str(temporary.absolute()),
+            "w",
+            format=self._container_name,
+            container_options=_muxer_options(self._container_name, self._time_base),
+        )
+        self._stream = self._add_stream(fps, options)
+        window = self._source.window
+        if window is not None:
+            self._copier = StreamCopier(self._source.path, window, self._container, self.add_note)
+        try:
+            self._container.start_encoding()
+        except av.FFmpegError as error:
+            if _is_about_writing(error):
+                raise write_failure(error, self._staging.final, temporary) from error
+            raise InputError(
+                f"the encoder {self._codec.encoder} refuses frames of {self._shape[1]}x{self._shape[0]} "
+                f"({error.strerror}); choose another codec or a smaller input."
+            ) from error
+
+    def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
+        assert self._container is not None
+        if self._codec.encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # its chatter goes to stderr, past every logger
+        height, width, _ = self._shape
+        stream = self._container.add_stream(
+            self._codec.encoder,
+            rate=min(max(fps, _ENCODER_RATES[0]), _ENCODER_RATES[1]),
+            options=dict(options),
+            width=width,
+            height=height,
+            time_base=self._time_base,
+        )
+        assert isinstance(stream, VideoStream)
+        context = stream.codec_context
+        context.pix_fmt = self._codec.pixel_format
+        context.thread_type = ThreadType.AUTO  # PyAV's default would slice the frames, which costs quality
+        if self._codec.tag and self._container_name in ("mp4", "mov"):
+            context.codec_tag = self._codec.tag
+        rgb = av.VideoFormat(self._codec.pixel_format).is_rgb
+        context.colorspace = color.MATRIX_RGB if rgb else self._tags.matrix
+        context.color_range = color.FULL_RANGE if rgb or self._tags.full_range else color.LIMITED_RANGE
+        context.color_primaries = self._tags.primaries
+        context.color_trc = self._tags.transfer
+        if self._source.info.sample_aspect_ratio:
+            context.sample_aspect_ratio = self._source.info.sample_aspect_ratio
+        return stream
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def _write(self, rgb: Rgb, frame: Frame) -> None:
+        picture = color.from_rgb(self._reformatter, rgb, self._codec.pixel_format, self._tags)
+        picture.pts = self._strictly_later(frame.pts)
+        picture.time_base = self._time_base
+        duration = frame.duration or max(1, round(1 / (self._rate() * self._time_base)))
+        self._durations[picture.pts] = duration
+        moment = picture.pts * self._time_base
+        self._end = moment + duration * self._time_base
+        if self._container_name in COARSE and moment % _MILLISECOND:
+            self.add_note(
+                "Matroska and WebM store times in milliseconds; the frames' times are rounded to these."
+            )
+        try:
+            self._mux(self._stream.encode(picture))
+            if self._copier is not None:
+                self._copier.copy_until(moment)
+        except av.FFmpegError as error:
+            raise write_failure(error, self._staging.final, self._staging.temporary) from error
+
+    def _rate(self) -> Fraction:
+        return self._source.info.fps or 1 / self._time_base
+
+    def _strictly_later(self, pts: int) -> int:
+        """`pts`, or the tick behind the last frame where the input's times stand still or run back."""
+        if self._last_pts is not None and pts <= self._last_pts:
+            self.add_note(
+                "Some frames of the input have the same or a falling time; they are moved by one tick."
+            )
+            pts = self._last_pts + 1
+        self._last_pts = pts
+        return pts
+
+    def _mux(self, packets: list[Packet]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            # not every encoder hands durations on, and the last frame's is what players stop by
+            if packet.pts in self._durations:
+                packet.duration = self._durations.pop(packet.pts)
+            self._container.mux_one(packet)
+
+    def _finish(self, *, partial: bool) -> None:
+        assert self._container is not None
+        window = self._source.window
+        cut = partial or (window is not None and window.cut_end)
+        try:
+            self._mux(self._stream.encode(None))
+            if self._copier is not None:
+                self._copier.finish(self._end if cut else None)
+            self._container.close()
+            if self._copier is not None:
+                self._copier.note_losses(self._staging.temporary, self._source.info.sample_aspect_ratio)
+                self._copier.close()
+        except av.FFmpegError as error:
+            raise write_failure(error, self._staging.final, self._staging.temporary) from error
+
+    def _drop(self) -> None:
+        if self._container is not None:
+            with contextlib.suppress(av.FFmpegError, OSError):
+                self._container.close()
+        if self._copier is not None:
+            self._copier.close()
+
+
+def _output_tags(tags: color.ColorTags, codec: codecs.Codec) -> color.ColorTags:
+    return replace(tags, full_range=False) if codec.limited_only else tags
+
+
+def _muxer_options(container: str, time_base: Fraction) -> dict[str, str]:
+    if container in COARSE:
+        # else the first sound packet's negative time (its priming) would move the whole clip
+        return {"avoid_negative_ts": "disabled"}
+    options = {"movflags": "+faststart"}
+    if time_base.denominator <= _MAX_TICKS:
+        # edit lists count in the movie's clock; in the default milliseconds a late first frame is rounded
+        options["movie_timescale"] = str(max(1000, time_base.denominator))
+    return options
+
+
+def _is_about_writing(error: av.FFmpegError) -> bool:
+    """Whether it is the disk that failed rather than the encoder."""
+    return isinstance(error, OSError)
