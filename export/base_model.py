@@ -52,6 +52,8 @@ class BaseModel:
             ("unet", unet, "in_channels", 4),
             ("unet", unet, "out_channels", 4),
             ("unet", unet, "cross_attention_dim", text.get("hidden_size")),
+            ("unet", unet, "use_linear_projection", True),  # Stable Diffusion 1.x: convolutions
+            ("text_encoder", text, "hidden_act", "gelu"),  # Stable Diffusion 1.x: quick_gelu
             ("vae", vae, "_class_name", "AutoencoderKL"),
             ("vae", vae, "latent_channels", 4),
         )
@@ -150,9 +152,9 @@ class BaseModel:
         try:
             with _quiet():
                 tokenizer = CLIPTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
-            whole = tokenizer(text).input_ids
-            ids = tokenizer(text, max_length=77, padding="max_length", truncation=True).input_ids
-        except (OSError, ValueError, KeyError) as error:
+                whole = tokenizer(text).input_ids
+                ids = tokenizer(text, max_length=77, padding="max_length", truncation=True).input_ids
+        except Exception as error:  # the tokenizers library raises plain Exception on damaged files
             raise CheckpointError(f"{self.path / 'tokenizer'} cannot be read: {error}.") from error
         return torch.tensor(ids, dtype=torch.int64), max(0, len(whole) - 77)
 
@@ -166,7 +168,9 @@ class BaseModel:
                     f"{path} is truncated or damaged: {error}. Download it again."
                 ) from error
         content = load_pickle(path)
-        if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+        ):
             raise CheckpointError(f"{path} holds no plain state dict.")
         return content
 
@@ -188,7 +192,7 @@ class BaseModel:
 def _modern(name: str) -> str:
     """Old diffusers' names of the VAE's attention, as in the published directory -> today's."""
     parts = name.split(".")
-    if "attentions" in parts and parts[-2] in _DEPRECATED:
+    if "attentions" in parts[:-2] and parts[-2] in _DEPRECATED:
         return ".".join([*parts[:-2], _DEPRECATED[parts[-2]], parts[-1]])
     return name
 

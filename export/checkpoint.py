@@ -8,6 +8,8 @@ and tensors are read when they are used.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,7 @@ _LORA = re.compile(r"(.+)\.lora_([AB])\.([^.]+)\.weight")
 QUALITY = ("default_encoder_quality", "default_decoder_quality", "default_others_quality")
 CONSISTENCY = ("default_encoder_consistency", "default_decoder_consistency", "default_others_consistency")
 ADAPTERS = QUALITY + CONSISTENCY
+_LISTS = {name: "unet_lora_{1}_modules_{2}".format(*name.split("_")) for name in ADAPTERS}
 _CFR_SHAPES: dict[str, tuple[int, ...]] = {
     f"spynet.basic_module.{level}.basic_module.{index}.conv.weight": shape
     for level in range(6)
@@ -74,17 +77,23 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: missing, truncated, holding code, or of another layout.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a DLoRAL checkpoint (model.pkl).")
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {problem}; expected a DLoRAL checkpoint (model.pkl).")
     if path.suffix == ".safetensors":
-        layout, unet, cfr = "dloral-safetensors", *_open_safetensors(path)
+        layout, (unet, cfr, entries) = "dloral-safetensors", _open_safetensors(path)
     else:
-        layout, unet, cfr = "dloral-pkl", *_open_pickle(path)
+        layout, (unet, cfr, entries) = "dloral-pkl", _open_pickle(path)
     base, adapters = _split(path, unet)
+    _check_lists(path, base, adapters, entries)
     _check_cfr(path, cfr)
     return Checkpoint(path, layout, base, adapters, cfr)
 
 
-def _open_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+_Opened = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, object]]
+"""The UNet's tensors, the cross-frame module's, and the entries that are no tensors."""
+
+
+def _open_pickle(path: Path) -> _Opened:
     content = load_pickle(path)
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -92,9 +101,11 @@ def _open_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]
         )
     for name in (_UNET, _CFR):
         part = content.get(name)
-        if not isinstance(part, dict) or not all(isinstance(value, Tensor) for value in part.values()):
+        if not isinstance(part, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
+        ):
             raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}'.{_guess(content)}")
-    return content[_UNET], content[_CFR]
+    return content[_UNET], content[_CFR], content
 
 
 def load_pickle(path: Path) -> object:
@@ -105,30 +116,31 @@ def load_pickle(path: Path) -> object:
     """
     try:
         with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"
+            zipped = file.read(4) == b"PK\x03\x04"
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            what = _forbidden(str(error))
+    except Exception as error:  # damaged bytes make the unpickler fail in any way: IndexError, struct.error
+        message = str(error)
+        if forbidden := re.search(r"GLOBAL (\w[\w.]*\w) ", message):
             raise CheckpointError(
-                f"{path} holds code ({what}) and was not loaded; nothing of it was executed. "
+                f"{path} holds code ({forbidden[1]}) and was not loaded; nothing of it was executed. "
                 "Expected tensors, lists and numbers only: re-save it that way, or as safetensors."
             ) from error
-        raise CheckpointError(f"{path} is damaged: {error}. Download it again.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged: {first}. Download it again.") from error
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in message:
+            # not torch's own text: it recommends to load the file with its code
+            raise CheckpointError(
+                f"{path} is truncated or damaged, or no file of torch.save's; nothing of it was executed. "
+                "Expected tensors, lists and numbers: download it again, or re-save it as safetensors."
+            ) from error
+        told = isinstance(error, (RuntimeError, OSError)) and message
+        reason = message.splitlines()[0].rstrip(". ") if told else type(error).__name__
+        raise CheckpointError(f"{path} is truncated or damaged: {reason}. Download it again.") from error
 
 
-def _forbidden(message: str) -> str:
-    match = re.search(r"(?:GLOBAL|class|global) ([\w.]+)", message)
-    return match[1] if match else "an unknown object"
-
-
-def _open_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+def _open_safetensors(path: Path) -> _Opened:
     try:
         file = safe_open(path, framework="pt")
         keys = list(file.keys())
+        metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {error}. Download it again."
@@ -139,7 +151,11 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Te
         if not names:
             raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}.*'.{_guess(keys)}")
         parts.append(_OnDisk(file, f"{name}.", names))
-    return parts[0], parts[1]
+    entries = {}
+    for name, text in metadata.items():
+        with contextlib.suppress(ValueError):  # metadata of any other kind
+            entries[name] = json.loads(text)
+    return parts[0], parts[1], entries
 
 
 class _OnDisk(Mapping[str, Tensor]):
@@ -164,7 +180,7 @@ def _guess(keys: object) -> str:
     """A sentence about what the file may be instead."""
     names = [key for key in keys if isinstance(key, str)] if isinstance(keys, (dict, list)) else []
     if isinstance(keys, dict) and isinstance(keys.get("state_dict"), dict):
-        names += list(keys["state_dict"])
+        names += [key for key in keys["state_dict"] if isinstance(key, str)]
     if any(name.startswith("model.diffusion_model.") for name in names):
         return " It looks like a plain Stable Diffusion checkpoint; pass the trained DLoRAL model.pkl."
     if any(name.startswith(("down_blocks.", "conv_in.")) for name in names):
@@ -200,7 +216,10 @@ def _split(
             layer, half, adapter = match.groups()
             halves.setdefault((layer, adapter), {})[half] = name
         else:
-            base[name.replace(".base_layer.", ".")] = name
+            plain = name.replace(".base_layer.", ".")
+            if plain in base:
+                raise CheckpointError(f"{path} has both {_UNET}.{base[plain]} and {_UNET}.{name}.")
+            base[plain] = name
     adapters: dict[str, dict[str, LowRank]] = {}
     for (layer, adapter), names in halves.items():
         if adapter not in ADAPTERS:
@@ -222,10 +241,29 @@ def _split(
     return _Renamed(unet, base), adapters
 
 
+def _check_lists(
+    path: Path,
+    base: Mapping[str, Tensor],
+    adapters: Mapping[str, Mapping[str, LowRank]],
+    entries: Mapping[str, object],
+) -> None:
+    """Names the first layer that the trainer listed as adapted and whose adapter is not there."""
+    for adapter, name in _LISTS.items():
+        layers = entries.get(name)
+        for layer in layers if isinstance(layers, list) else ():
+            if f"{layer}.weight" in base and adapter not in adapters.get(layer, {}):
+                raise CheckpointError(f"{path} lacks {layer}.lora_A.{adapter}.weight, which its {name} has.")
+
+
 def _check_update(path: Path, layer: str, adapter: str, weight: Tensor, update: LowRank) -> None:
-    kernel = tuple(weight.shape[2:])
-    expected_A = (update.rank, *weight.shape[1:])
-    expected_B = (weight.shape[0], update.rank, *(1 for _ in kernel))
+    if weight.ndim not in (2, 4):
+        raise CheckpointError(
+            f"{path}: {layer}.base_layer.weight has shape {tuple(weight.shape)}, "
+            f"expected a linear layer's or a convolution's, because {adapter} adapts it."
+        )
+    rank = max(1, update.rank) if update.A.ndim else 1
+    expected_A = (rank, *weight.shape[1:])
+    expected_B = (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
     for half, tensor, expected in (("A", update.A, expected_A), ("B", update.B, expected_B)):
         if tuple(tensor.shape) != expected:
             raise CheckpointError(
@@ -245,8 +283,8 @@ def _check_cfr(path: Path, cfr: Mapping[str, Tensor]) -> None:
     for name in (threshold, query):
         if name not in cfr:
             raise CheckpointError(f"{path} lacks {_CFR}.{name}.")
-    rows, width = cfr[query].shape[0], cfr[threshold].shape[-1]
-    if rows % width:
+    rows, width = (*cfr[query].shape, 0)[0], (0, *cfr[threshold].shape)[-1]
+    if not rows or not width or rows % width:
         raise CheckpointError(f"{path}: {rows} rows of {query} do not divide into heads of {width}.")
     attention: dict[str, tuple[int, ...]] = {"threshold_fc.weight": (1, width), "threshold_fc.bias": (1,)}
     for part in ("query", "key", "value"):

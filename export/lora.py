@@ -46,9 +46,10 @@ def merge_layer(
         weights: adapter -> how much of it to take; missing ones count as 0.
         alpha: numerator of the LoRA scale.
     """
-    merged = weight.to(torch.float32, copy=True)
-    for name, update in updates.items():
-        share = weights.get(name, 0.0)
+    # contiguous: a checkpoint may hold its convolutions channels-last, and the hash is over plain bytes
+    merged = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    for name in sorted(updates):  # not in the file's order: each layout has its own, and sums depend on it
+        update, share = updates[name], weights.get(name, 0.0)
         if share == 0:
             continue
         flat = update.B.float().flatten(1) @ update.A.float().flatten(1)

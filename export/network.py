@@ -42,6 +42,8 @@ _DTYPES = {
     torch.uint8: ("uint8", ir.DataType.UINT8),
     torch.int64: ("int64", ir.DataType.INT64),
 }
+_TINY = 1e-6  # below this an output counts as zero, and differences from it as absolute
+_INLINE = 1024  # bytes from which a weight lies beside the graph instead of in it
 _FP32_TOLERANCE = 2e-4  # largest difference, in units of the largest value
 _FP16_TOLERANCE = 5e-2
 
@@ -92,24 +94,20 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Exported:
-    """The result: the manifest's record of the network, its files, and what the table shows.
+    """The result: the manifest's record of the network, and what the table shows.
 
     Attributes:
         record: for the manifest; `graphs` has `native` and, where the lowering gave one, `cpu`.
+        bytes: of all its files.
         seconds: spent on trace, conversion, writing and checks.
         worst: largest difference from torch that the checks found, as for `tolerance`.
     """
 
     name: str
     record: Network
-    files: tuple[Path, ...]
+    bytes: int
     seconds: float
     worst: float
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(path.stat().st_size for path in self.files)
 
 
 Lowering = Callable[[Path], Path | None]
@@ -169,7 +167,8 @@ def export(
         nodes=nodes,
         parameters=parameters,
     )
-    return Exported(spec.name, record, tuple(files), time.perf_counter() - started, worst)
+    size = sum(path.stat().st_size for path in files)
+    return Exported(spec.name, record, size, time.perf_counter() - started, worst)
 
 
 def trace(spec: NetworkSpec) -> ir.Model:
@@ -257,8 +256,15 @@ def _record(tensor: Input) -> TensorRecord:
 def _write(model: ir.Model, spec: NetworkSpec, path: Path) -> list[Path]:
     attach_functions(model, spec.functions)
     data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
-    return [path, data] if data.exists() else [path]
+    if not any(
+        value.const_value.nbytes >= _INLINE
+        for value in model.graph.initializers.values()
+        if value.const_value
+    ):
+        ir.save(model, path)
+        return [path]
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE)
+    return [path, data]
 
 
 def _release(spec: NetworkSpec) -> None:
@@ -313,7 +319,7 @@ def _difference(what: str, outputs: Sequence[np.ndarray], expected: Sequence[np.
             raise ExportError(f"{what}: the output is {got.shape}, torch's {want.shape}")
         difference = np.abs(got.astype(np.float64) - want.astype(np.float64)).max()
         if np.issubdtype(want.dtype, np.floating):
-            difference /= np.abs(want).max()
+            difference /= max(float(np.abs(want).max()), _TINY)
         worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst
 

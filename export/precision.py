@@ -19,11 +19,13 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from export.graphs import drop_unused_initializers
 from runtime.errors import ExportError
 
 _ISLANDS = frozenset({"Softmax", "ReduceSum", "ReduceMean", "Exp", "Pow", "Sqrt", "GridSample", "Cast"})
 _TAIL = frozenset({"Add", "Sub", "Mul", "Div", "Slice"})  # elementwise, cheap next to an output
 _SIZES = {"Resize": (1, 2)}  # inputs that are sizes or factors and have a type of their own
+_SMALL = 1 << 16  # bytes up to which a weight is converted at once
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -31,7 +33,7 @@ def convert(model: ir.Model) -> None:
     """Converts a graph in place.
 
     Raises:
-        ExportError: when the graph is written, if a weight does not fit FP16's range.
+        ExportError: a weight does not fit FP16's range; a large one's is found when the graph is written.
     """
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
@@ -53,9 +55,7 @@ def convert(model: ir.Model) -> None:
         if node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
     _restore_outputs(graph, casts)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
+    drop_unused_initializers(model)
 
 
 class _Casts:
@@ -89,13 +89,17 @@ class _Casts:
         tensor, name = value.const_value, f"{value.name}_fp16"
         assert tensor is not None
         shape = ir.Shape(list(tensor.shape.numpy()))
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(_to_half(tensor.numpy(), value.name), name=name),
-            dtype=ir.DataType.FLOAT16,
-            shape=shape,
-            name=name,
+
+        def converted() -> ir.TensorProtocol:
+            return ir.tensor(_to_half(tensor.numpy(), value.name), name=name)
+
+        # small ones now: onnx_ir hides the error of a weight that it writes into the graph itself
+        stored = (
+            converted()
+            if tensor.nbytes <= _SMALL
+            else ir.LazyTensor(converted, dtype=ir.DataType.FLOAT16, shape=shape, name=name)
         )
-        half = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=shape, const_value=lazy)
+        half = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=shape, const_value=stored)
         self._graph.register_initializer(half)
         return half
 

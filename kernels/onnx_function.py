@@ -39,7 +39,11 @@ class Chunking:
 
     @staticmethod
     def unrolled(chunks: int = 16) -> Chunking:
-        """`chunks` equal parts: 16 keep the scores of a 96x96 tile at 191 MB in FP32."""
+        """`chunks` equal parts: 16 keep the scores of a 96x96 tile at 191 MB in FP32.
+
+        The last part takes what is left, so there must be at least chunks * (chunks - 1) positions:
+        16x16 for 16 chunks, a quarter of the smallest tile.
+        """
         return Chunking("unrolled", chunks)
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
 
 from runtime import media
 from runtime.errors import InputError, OutputError
+from runtime.media.png import encode_png
 from runtime.resample import resize_bicubic
 
 SCALE = 4
@@ -82,15 +79,9 @@ def _middle(picture: np.ndarray, crop: int | None) -> np.ndarray:
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
-    encoder = av.CodecContext.create("png", "w")
-    assert isinstance(encoder, VideoCodecContext)
-    encoder.width, encoder.height, encoder.pix_fmt = picture.shape[1], picture.shape[0], "rgb24"
-    encoder.time_base = Fraction(1, 25)  # it asks for one; PNG has none
-    encoder.thread_count = 1
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(b"".join(bytes(packet) for packet in encoder.encode(frame)))
+        temporary.write_bytes(encode_png(np.ascontiguousarray(picture)))
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error

@@ -15,7 +15,8 @@ def resize_bicubic(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt
     """Resizes (H,W,3) u8 to (height,width,3) u8, as Pillow's `Image.resize(..., BICUBIC)` does.
 
     Horizontally, then vertically, rounded to u8 after each pass; the kernel (a = -0.5) widens when
-    reducing, and is renormalised where it leaves the picture.
+    reducing, and is renormalised where it leaves the picture. (From version 13 on, Pillow starts
+    vertically where that is cheaper, which it is not when both sides grow or shrink alike.)
     """
     across, down = _weights(frame.shape[1], width), _weights(frame.shape[0], height)
     wide = _round(np.einsum("ox,yxc->yoc", across, frame, optimize=True))

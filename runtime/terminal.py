@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
 
 INTERRUPTED = 130
+_LOG_SECONDS = 10.0
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
@@ -120,8 +122,18 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
         progress.start_task(task)
         progress.update(task, description="restoring")
 
+    said = time.monotonic()
+
+    def frame(done: int) -> None:
+        nonlocal said
+        progress.update(task, completed=done)
+        if not console.is_terminal and time.monotonic() - said >= _LOG_SECONDS:
+            # a log file or a pipe shows no bar: a line now and then instead
+            said = time.monotonic()
+            console.print(f"{done} of {progress.tasks[task].total or '?'} frames", highlight=False)
+
     with progress:
-        yield Watcher(opened, loaded, lambda done: progress.update(task, completed=done))
+        yield Watcher(opened, loaded, frame)
 
 
 def print_report(console: Console, report: Report) -> None:

@@ -25,7 +25,8 @@ from export.synthetic.full_size import write_full_size
 from runtime.errors import InputError, VsrError
 
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
-_SIDE = 128
+_START = 6.5  # seconds; a street with fine detail
+_SIDE = 128  # of the pictures that full-size networks restore
 
 
 def real_clip() -> Path:
@@ -66,24 +67,11 @@ def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
     arguments = ["--sd", model.sd, "--checkpoint", model.checkpoint, "--out", bundle, "--overwrite"]
     _run([build_script, "bundle", *arguments])
     console.rule("3. python -m runtime restore")
-    _run(
-        [
-            "-m",
-            "runtime",
-            "restore",
-            clip,
-            "-o",
-            restored,
-            "--bundle",
-            bundle,
-            "--frames",
-            frames,
-            "--overwrite",
-        ]
-    )
+    window = ["--start", _START, "--frames", frames]
+    _run(["-m", "runtime", "restore", clip, "-o", restored, "--bundle", bundle, *window, "--overwrite"])
     console.rule("4. python -m runtime compare")
-    middle = ["--frame", frames // 2, "--crop", "640"]
-    _run(["-m", "runtime", "compare", clip, restored, "-o", picture, *middle, "--overwrite"])
+    view = ["--start", _START, "--frame", frames // 2, "--crop", 640]
+    _run(["-m", "runtime", "compare", clip, restored, "-o", picture, *view, "--overwrite"])
     console.print(
         f"\nThe clip:    {clip} (640x272)\nRestored:    {restored} (2560x1088)\nThe picture: {picture}"
     )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
-import av
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
-
 from runtime.errors import InputError
+from runtime.media.png import encode_png
 from runtime.media.sink import Sink
 from runtime.media.source import Frame, Rgb, Source
 from runtime.media.staging import Staging, write_failure
@@ -32,22 +28,13 @@ class PictureSink(Sink):
         self._single = single
         if source.info.kind == "video":
             self.add_note("Pictures hold no sound, subtitles, chapters and times; these are not copied.")
-        encoder = av.CodecContext.create("png", "w")
-        assert isinstance(encoder, VideoCodecContext)
-        encoder.width, encoder.height, encoder.pix_fmt = width, height, "rgb24"
-        encoder.time_base = Fraction(1, 25)  # it asks for one; PNG has none
-        encoder.thread_count = 1  # a picture in, a picture out: no delay
-        self._encoder = encoder
 
     def _write(self, rgb: Rgb, frame: Frame) -> None:
-        picture = VideoFrame.from_ndarray(rgb, format="rgb24")
-        picture.pts = self._written
-        data = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
         path = self._staging.temporary
         if not self._single:
             path /= f"{Path(frame.name).stem}.png" if frame.name else f"frame_{frame.index:06d}.png"
         try:
-            path.write_bytes(data)
+            path.write_bytes(encode_png(rgb))
         except OSError as error:
             raise write_failure(error, self._staging.final, self._staging.temporary) from error
 

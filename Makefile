@@ -1,0 +1,32 @@
+# Each target is one or two Python commands, which also work where there is no make; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint full-size clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[build,cpu,dev]"
+	@touch $(READY)
+
+demo: setup
+	$(BIN)/python build.py demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+full-size: setup
+	$(BIN)/python build.py full-size
+
+clean:
+	rm -rf $(VENV) demo-out full-size-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

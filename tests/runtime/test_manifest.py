@@ -1,0 +1,250 @@
+"""The manifest: strict in what it reads, published as a schema, and nothing leads out of a bundle."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from runtime.bundle import Bundle
+from runtime.errors import BundleError
+from runtime.manifest import Manifest, dimension, is_inside, json_schema
+
+PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle.schema.json"
+
+
+def small() -> dict[str, Any]:
+    """A minimal manifest of one network and one file."""
+    tensor = {"name": "x", "dtype": "float32", "shape": ["n", 3, "8*h", "w"]}
+    bound = {"min": 1, "max": 4, "multiple_of": 1}
+    source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
+    return {
+        "schema_version": 1,
+        "family": "dloral",
+        "scale": 4,
+        "window": 2,
+        "precision": "fp32",
+        "frame_multiple": 64,
+        "minimum_side": 128,
+        "latent_scale": 8,
+        "top_k": None,
+        "networks": {
+            "net": {
+                "inputs": [tensor],
+                "outputs": [tensor | {"name": "y"}],
+                "bounds": {"n": bound, "h": bound, "w": bound},
+                "graphs": {"native": "onnx/net.onnx"},
+                "nodes": 1,
+                "parameters": 0,
+            }
+        },
+        "stages": [
+            {
+                "name": "net",
+                "network": "net",
+                "reads": {"x": "frame"},
+                "writes": {"y": "result"},
+                "tiling": None,
+                "variants": {},
+                "option": None,
+            }
+        ],
+        "inputs": {"frame": None, "prompt": "prompt.npy"},
+        "output": "result",
+        "option_defaults": {},
+        "prompt": {"text": "a", "file": "prompt.npy"},
+        "files": {
+            "onnx/net.onnx": {
+                "bytes": 3,
+                "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            },
+            "prompt.npy": {
+                "bytes": 0,
+                "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            },
+        },
+        "provenance": {
+            "checkpoint": source,
+            "checkpoint_layout": "dloral-pkl",
+            "base_model": [source],
+            "stage": "both",
+            "adapters": {"default_encoder_quality": 1},
+            "merged_sha256": "00",
+            "tools": {"torch": "2"},
+            "created": "2026-01-01T00:00:00+00:00",
+        },
+    }
+
+
+def write(folder: Path, data: Any) -> Path:
+    (folder / "onnx").mkdir(parents=True, exist_ok=True)
+    (folder / "onnx" / "net.onnx").write_bytes(b"abc")
+    (folder / "prompt.npy").write_bytes(b"")
+    text = data if isinstance(data, str) else json.dumps(data)
+    (folder / "bundle.json").write_text(text)
+    return folder
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    manifest = Manifest.read(write(tmp_path, small()))
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert json.loads((tmp_path / "bundle.json").read_text()) == small()
+    assert manifest.provenance.adapters == {"default_encoder_quality": 1.0}
+
+
+def test_the_published_schema_is_current_and_accepts_what_we_write() -> None:
+    assert json.loads(PUBLISHED.read_text()) == json_schema(), (
+        "python -m runtime schema > runtime/bundle.schema.json"
+    )
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    jsonschema.validate(small(), json_schema())
+
+
+def test_golden_bundle_follows_the_schema(golden_bundle: Path) -> None:
+    jsonschema.validate(json.loads((golden_bundle / "bundle.json").read_text()), json_schema())
+
+
+def _set(path: str, value: Any) -> Callable[[dict], None]:
+    def change(data: dict) -> None:
+        *parents, last = path.split("/")
+        for name in parents:
+            data = data[int(name)] if isinstance(data, list) else data[name]
+        if value is _GONE:
+            del data[last]
+        elif isinstance(data, list):
+            data[int(last)] = value
+        else:
+            data[last] = value
+
+    return change
+
+
+_GONE = object()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("family", _GONE), "lacks the field 'family'"),
+        (_set("scale", "4"), "bundle.json.scale is '4', expected a value of type int"),
+        (_set("scale", True), "bundle.json.scale is True"),
+        (_set("surprise", 1), "unknown field 'surprise'"),
+        (_set("precision", "fp8"), "expected one of 'fp32', 'fp16'"),
+        (_set("networks/net/inputs/0/shape/2", "h*8"), "'h\\*8' is not a size"),
+        (_set("networks/net/bounds/h", _GONE), "the dimension 'h' has no bounds"),
+        (_set("networks/net/graphs", {"cpu": "onnx/net.onnx"}), "has no native graph"),
+        (_set("networks/net/graphs/native", "onnx/other.onnx"), "used but not among the files"),
+        (_set("stages/0/network", "nothing"), "runs 'nothing'"),
+        (_set("stages/0/reads", {}), "does not feed the inputs"),
+        (_set("stages/0/writes", {"z": "result"}), "does not compute"),
+        (_set("stages/0/reads/x", "later"), "reads 'later' before it is written"),
+        (_set("output", "nowhere"), "no stage writes the output"),
+        (_set("stages/0/variants", {"a": "net"}), "variants but no option"),
+    ],
+)
+def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], message: str) -> None:
+    data = copy.deepcopy(small())
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        Manifest.read(write(tmp_path, data))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
+    with pytest.raises(BundleError, match=r"schema version .*this runtime reads version 1.*build\.py"):
+        Manifest.read(write(tmp_path, small() | {"schema_version": version}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BundleError):
+        Manifest.read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", "", "C:\\x", "a\\..\\b", "a\0b"])
+@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input"])
+def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, where: str) -> None:
+    data = small()
+    if where == "files":
+        data["files"][path] = {"bytes": 1, "sha256": ""}
+    elif where == "prompt":
+        data["prompt"]["file"] = path
+    elif where == "graph":
+        data["networks"]["net"]["graphs"]["cpu"] = path
+    else:
+        data["inputs"]["prompt"] = path
+        if not path:
+            return  # an empty file name stands for no file
+    assert not is_inside(path)
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        Manifest.read(write(tmp_path, data))
+
+
+def test_a_link_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    outside.write_bytes(b"abc")
+    folder = write(tmp_path / "bundle", small())
+    (folder / "onnx" / "net.onnx").unlink()
+    (folder / "onnx" / "net.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match=r"net\.onnx leads out of the bundle"):
+        Bundle.open(folder)
+
+
+def test_a_bundle_can_be_moved(tmp_path: Path) -> None:
+    folder = write(tmp_path / "here", small())
+    shutil.move(folder, tmp_path / "there")
+    assert Bundle.open(tmp_path / "there", check=True).file("prompt.npy").exists()
+
+
+def test_a_lost_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, small())
+    (folder / "prompt.npy").unlink()
+    with pytest.raises(BundleError, match=r"lost the file prompt\.npy"):
+        Bundle.open(folder)
+
+
+def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, small())
+    (folder / "onnx" / "net.onnx").write_bytes(b"abcd")
+    with pytest.raises(BundleError, match=r"onnx/net\.onnx was changed: it has 4 bytes, expected 3"):
+        Bundle.open(folder)
+
+
+def test_a_changed_file_of_the_same_size_is_named_when_checked(tmp_path: Path) -> None:
+    folder = write(tmp_path, small())
+    (folder / "onnx" / "net.onnx").write_bytes(b"abd")
+    Bundle.open(folder)  # sizes only
+    with pytest.raises(BundleError, match=r"onnx/net\.onnx was changed: its SHA-256"):
+        Bundle.open(folder, check=True)
+
+
+@pytest.mark.parametrize("where", ["missing", "file"])
+def test_what_is_no_bundle_is_refused(tmp_path: Path, where: str) -> None:
+    path = tmp_path / where
+    if where == "file":
+        path.write_text("x")
+    with pytest.raises(BundleError, match=r"is not a bundle.*build\.py bundle"):
+        Bundle.open(path)
+
+
+def test_dimension() -> None:
+    assert [dimension(size) for size in (3, "h", "8*h", "4*lr_w")] == [
+        (3, None),
+        (1, "h"),
+        (8, "h"),
+        (4, "lr_w"),
+    ]
+
+
+def test_manifest_is_frozen(tmp_path: Path) -> None:
+    manifest = Manifest.read(write(tmp_path, small()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        manifest.scale = 2  # type: ignore[misc]

@@ -1,0 +1,195 @@
+"""Parity with the published code, on its own results (tests/data/golden)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN, PROMPT, psnr
+
+from export import checkpoint, lora
+from export.base_model import BaseModel
+from export.networks import cfr, spynet, unet, vae
+from runtime import Restorer
+from runtime.bundle import Bundle
+from runtime.host import HostDevice
+from runtime.pipeline import Options, Pipeline
+from runtime.restorer import _constants
+from runtime.tiling import offsets, window
+
+
+class Recorder(HostDevice):
+    """The host device, keeping what each network returned last."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.last: dict[str, dict[str, np.ndarray]] = {}
+
+    def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.last[network] = super().run(network, inputs)
+        return self.last[network]
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def test_golden_frames(
+    golden_bundle: Path,
+    golden_frames: list[np.ndarray],
+    golden_results: list[np.ndarray],
+    golden_arrays: dict[str, np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = Bundle.open(golden_bundle)
+    scaling_factor = BaseModel(GOLDEN / "sd").config("vae")["scaling_factor"]
+    device = Recorder(bundle)
+    pipeline = Pipeline(bundle.manifest, device, Options({}), _constants(bundle))
+    rows = []
+    for index, frame in enumerate(golden_frames):
+        result, _ = pipeline.run(frame)
+        latent = device.last["unet"]["denoised"][0] * scaling_factor
+        raw = (device.last["vae_decoder"]["image"][0].clip(-1, 1) + 1) / 2
+        rows.append(
+            (
+                relative(latent, golden_arrays[f"latent_{index}"]),
+                float(np.abs(raw - golden_arrays[f"raw_{index}"]).mean()),
+                psnr(result, golden_results[index]),
+            )
+        )
+    with capsys.disabled():
+        print("\nparity with the published code, FP32 bundle on the CPU")
+        print("frame  latent (relative norm)  picture (mean abs)  PNG (dB)")
+        for index, (latent_error, raw_error, decibels) in enumerate(rows):
+            print(f"{index:5d}  {latent_error:22.1e}  {raw_error:18.1e}  {decibels:8.1f}")
+    for latent_error, raw_error, decibels in rows:
+        assert latent_error <= 1e-4
+        assert raw_error <= 5e-4
+        assert decibels >= 49
+
+
+def test_prompt_embedding(golden_bundle: Path, golden_arrays: dict[str, np.ndarray]) -> None:
+    got = np.load(golden_bundle / "prompt.npy")
+    assert np.abs(got - golden_arrays["prompt_embeds"].reshape(got.shape)).max() <= 1e-5
+
+
+def test_fp16_bundle_is_near_the_fp32_one(
+    golden_bundle: Path,
+    golden_bundle_fp16: Path,
+    golden_frames: list[np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Restorer(golden_bundle) as fp32, Restorer(golden_bundle_fp16) as fp16:
+        pairs = zip(fp32.restore(golden_frames), fp16.restore(golden_frames), strict=True)
+        decibels = [psnr(one, other) for one, other in pairs]
+    with capsys.disabled():
+        print("\nFP16 bundle against FP32, dB a frame:", ", ".join(f"{value:.1f}" for value in decibels))
+    assert min(decibels) >= 40
+
+
+class TorchChain:
+    """The same frames through torch modules, dense and in double precision, tiled as published."""
+
+    def __init__(self, stage: lora.Stage = "both") -> None:
+        base = BaseModel.open(GOLDEN / "sd")
+        loaded = checkpoint.load(GOLDEN / "model.pkl")
+        network = base.empty_unet()
+        lora.merge_into(network, loaded, lora.adapter_weights(stage))
+        model = base.vae()
+        self.encoder = vae.Encoder(model).double().eval()
+        self.unet = unet.UNet(network, model.config.scaling_factor).double().eval()
+        self.spynet = spynet.SpyNet.from_checkpoint(loaded.cfr).double().eval()
+        self.cfr = cfr.spec(loaded.cfr, None).module.double().eval()
+        text = base.text_encoder()
+        self.prompt = text(base.tokenize(PROMPT)[0][None]).last_hidden_state[0].double()
+
+    @torch.no_grad()
+    def latents(
+        self, previous: torch.Tensor, current: torch.Tensor, tile: int = 96, overlap: int = 32
+    ) -> torch.Tensor:
+        """The denoised latent of `current`; both images (1,3,8h,8w) in [-1,1]."""
+        z_previous, z = self.encoder(previous), self.encoder(current)
+        thumbs = [F.interpolate(x, scale_factor=0.125, mode="bicubic") for x in (current, previous)]
+        height, width = z.shape[2:]
+        if height * width <= tile * tile:
+            return self._denoise(z, z_previous, *thumbs)
+        side = min(tile, height, width)
+        weights = torch.from_numpy(window("gaussian", side, side, overlap)).double()
+        total, count = torch.zeros_like(z), torch.zeros(height, width).double()
+        for top in offsets(height, side, overlap):
+            for left in offsets(width, side, overlap):
+                area = (..., slice(top, top + side), slice(left, left + side))
+                part = self._denoise(z[area], z_previous[area], thumbs[0][area], thumbs[1][area])
+                total[area] += part * weights
+                count[area[1:]] += weights
+        return total / count
+
+    def _denoise(self, z, z_previous, thumb, thumb_previous):
+        warped, fused = self.cfr(z, z_previous, self.spynet(thumb, thumb_previous))
+        return self.unet(warped, fused, self.prompt)
+
+
+def images(frame: np.ndarray) -> torch.Tensor:
+    """The x4 picture as Pillow makes it, padded to multiples of 64, (1,3,8h,8w) in [-1,1]."""
+    from PIL import Image
+
+    height, width = frame.shape[0] * 4, frame.shape[1] * 4
+    scaled = np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    padded = np.pad(scaled, ((0, -height % 64), (0, -width % 64), (0, 0)), mode="edge")
+    return torch.from_numpy(padded.astype(np.float64) / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+@pytest.fixture(scope="module")
+def chain() -> TorchChain:
+    return TorchChain()
+
+
+def restored_latents(
+    bundle: Path, frames: list[np.ndarray], options: Options
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The last frame's denoised latent, and all results."""
+    opened = Bundle.open(bundle)
+    captured: list[np.ndarray] = []
+
+    class Capture(HostDevice):
+        def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if network == "vae_decoder":
+                captured.append(inputs["latent"])
+            return super().run(network, inputs)
+
+    pipeline = Pipeline(opened.manifest, Capture(opened), options, _constants(opened))
+    results = [pipeline.run(frame)[0] for frame in frames]
+    return captured[-1], results
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap"),
+    [(128, 128, 96, 32), (131, 141, 96, 32), (176, 144, 64, 32), (129, 200, 64, 16)],
+    ids=["whole", "odd", "tiled", "odd-and-tiled"],
+)
+def test_odd_sizes_and_tiles_agree_with_torch(
+    golden_bundle: Path, chain: TorchChain, height: int, width: int, tile: int, overlap: int
+) -> None:
+    rng = np.random.default_rng(height)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.float64)
+    from runtime.resample import resize_bicubic
+
+    large = resize_bicubic(coarse.astype(np.uint8), height + 3, width + 2)
+    frames = [large[:height, :width], large[3:, 2:]]  # the same scene, moved
+    got, results = restored_latents(
+        golden_bundle, frames, Options({}, tile=tile, overlap=overlap, vae_tile=128, vae_overlap=16)
+    )
+    expected = chain.latents(images(frames[0]), images(frames[1]), tile, overlap).numpy()
+    assert relative(got, expected) <= 1e-4
+    assert [result.shape for result in results] == [(4 * height, 4 * width, 3)] * 2
+
+
+def test_consistency_stage_agrees_with_torch(golden_frames: list[np.ndarray]) -> None:
+    """The merged UNet against diffusers' own forward, and far from the other stage's."""
+    consistency, both = TorchChain("consistency"), TorchChain("both")
+    pair = [images(frame) for frame in golden_frames[:2]]
+    one, other = (chain.latents(*pair).numpy() for chain in (consistency, both))
+    assert relative(one, other) > 0.1
