@@ -62,6 +62,8 @@ def _replace_attentions(graph: ir.Graph) -> int:
         query, key, value = rows
         if query is None or key is None or value is None:
             continue
+        if any(node.attributes[name].value for name in ("is_causal", "softcap") if name in node.attributes):
+            continue
         attributes: dict[str, int | float] = {"num_heads": shape[1]}
         if "scale" in node.attributes:
             attributes["scale"] = node.attributes["scale"].as_float()
@@ -74,19 +76,32 @@ def _replace_products(graph: ir.Graph) -> int:
     """softmax(q k^T) v over (n,l,d) -> MultiHeadAttention of one head."""
     changed = 0
     for node in [node for node in graph if node.op_type == "Softmax"]:
-        scores = node.inputs[0].producer() if node.inputs[0] is not None else None
-        users = [use.node for use in node.outputs[0].uses()]
+        before, after = _before_cast(node.inputs[0]), _after_cast(node.outputs[0])
+        scores = before.producer() if before is not None else None
+        users = [use.node for use in after.uses()]
         if scores is None or scores.op_type != "MatMul" or [u.op_type for u in users] != ["MatMul"]:
+            continue
+        if len(scores.outputs[0].uses()) != 1 or node.attributes["axis"].as_int() not in (-1, 2):
             continue
         query, keys = scores.inputs
         key = _skip(keys, "Transpose", [0, 2, 1])
         value = users[0].inputs[1]
-        if query is None or key is None or value is None or users[0].inputs[0] is not node.outputs[0]:
+        if query is None or key is None or value is None or users[0].inputs[0] is not after:
             continue
         attributes: dict[str, int | float] = {"num_heads": 1, "scale": 1.0}
-        _attend(graph, node, (query, key, value), attributes, users[0].outputs[0])
+        _attend(graph, users[0], (query, key, value), attributes, users[0].outputs[0])
         changed += 1
     return changed
+
+
+def _before_cast(value: ir.Value | None) -> ir.Value | None:
+    """What was cast to `value`, or `value`: in FP16 graphs the softmax stands between two casts."""
+    return _skip(value, "Cast", None) or value
+
+
+def _after_cast(value: ir.Value) -> ir.Value:
+    users = [use.node for use in value.uses()]
+    return users[0].outputs[0] if [user.op_type for user in users] == ["Cast"] else value
 
 
 def _attend(

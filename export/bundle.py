@@ -8,8 +8,8 @@ import errno
 import hashlib
 import importlib.metadata
 import logging
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,10 +104,11 @@ def build(
         ExportError: a network's graph is wrong.
     """
     progress = progress or Progress()
+    _refuse_output(request.out, request.overwrite)
     weights = lora.adapter_weights(request.stage, request.adapters)
     base = BaseModel.open(request.sd)
     checkpoint = checkpoints.load(request.checkpoint)
-    with _whole_directory(request.out, request.overwrite) as folder:
+    with _whole_directory(request.out) as folder:
         onnx_folder = folder / "onnx"
         onnx_folder.mkdir()
         model = dloral.DLoRAL(base, checkpoint, weights, request.top_k, progress.phase)
@@ -169,10 +170,17 @@ def _manifest(
             stage=request.stage,
             adapters=model.adapter_weights,
             merged_sha256=model.merged_sha256,
-            tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            tools={tool: _version(tool) for tool in _TOOLS},
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # vsr-trt itself, run from a checkout
 
 
 def _source(path: Path, name: str) -> Source:
@@ -185,9 +193,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _whole_directory(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its place at the end, and disappears on any error."""
+def _refuse_output(out: Path, overwrite: bool) -> None:
+    """Refuses before any work is done what could not be written at its end."""
+    if out.is_symlink():
+        raise OutputError(f"{out} is a link; give the directory itself.")
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists; choose another --out or add --overwrite.")
     if out.exists() and not (out / "bundle.json").is_file() and any(_entries(out)):
@@ -195,23 +204,37 @@ def _whole_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     parent = out.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} does not exist; create it with: mkdir -p {parent}")
-    temporary = parent / f".{out.name}.{os.getpid()}.tmp"
+
+
+@contextlib.contextmanager
+def _whole_directory(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place at the end, and disappears on any error."""
+    parent = out.absolute().parent
+    replaced: Path | None = None
     try:
-        temporary.mkdir()
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
+    except OSError as error:
+        raise OutputError(f"{parent} is not writable: {error}.") from error
+    try:
+        temporary.chmod(0o755)  # mkdtemp's is for one's own eyes only
         yield temporary
-        if out.is_dir():
-            shutil.rmtree(out)
+        if out.exists():
+            # aside first: a process that is killed here leaves the old bundle, under another name
+            replaced = temporary.with_suffix(".old")
+            out.rename(replaced)
         temporary.rename(out)
     except OSError as error:
+        if replaced is not None and not out.exists():
+            replaced.rename(out)
         if error.errno == errno.ENOSPC:
             raise OutputError(
                 f"the disk is full: the bundle {out} was not written. Free some space."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise OutputError(f"{parent} is not writable: {error}.") from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced is not None and out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _entries(path: Path) -> Iterator[Any]:

@@ -291,7 +291,8 @@ def _compare(
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
     converted = precision == "fp16" and spec.always_fp32 is None
-    tolerance = spec.tolerance or (_FP16_TOLERANCE if converted else _FP32_TOLERANCE)
+    default = _FP16_TOLERANCE if converted else _FP32_TOLERANCE
+    tolerance = default if spec.tolerance is None else spec.tolerance
     worst = 0.0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

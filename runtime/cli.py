@@ -15,7 +15,7 @@ from runtime import doctor, terminal
 from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.pipeline import Options
-from runtime.restore import Job, restore
+from runtime.restore import Job, TruncatedError, restore
 from runtime.restorer import BACKENDS
 
 _EXAMPLES = """\
@@ -26,7 +26,7 @@ examples:
   python -m runtime compare holiday.mp4 holiday-4x.mp4 -o compare.png --frame 40 --crop 640
   python -m runtime doctor --bundle BUNDLE
 
-exit codes: 0 done, 2 input or option refused, 3 output not writable, 4 bundle damaged,
+exit codes: 0 done, 1 doctor found a problem, 2 input or option refused, 3 output not writable, 4 bundle damaged,
 7 device or memory, 8 input truncated (what was readable is kept), 130 interrupted
 """
 
@@ -98,6 +98,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
     add("--codec", help="h264, hevc, av1, vp9, ffv1 or prores (default: the container's)")
     add("--crf", type=int, help="quality of the output video: lower is better and larger")
+    add("--fps", type=float, metavar="F", help="of a video made of a folder of pictures (default: 25)")
     add("--threads", type=int, metavar="N", help="of the CPU backend (default: all cores)")
     add("--check", action="store_true", help="compare every file of the bundle with its hash first")
     add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
@@ -128,13 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    if options.threads is not None and options.threads < 1:
-        raise terminal.usage(f"--threads is {options.threads}; expected 1 or more.")
     fields = {field.name for field in dataclasses.fields(Job)}
     job = Job(**{name: value for name, value in vars(options).items() if name in fields})
     console = Console(stderr=True)
-    with terminal.restoring(console, options.input) as watcher:
-        report = restore(job, watcher)
+    try:
+        with terminal.restoring(console, options.input) as watcher:
+            report = restore(job, watcher)
+    except TruncatedError as error:
+        terminal.print_report(console, error.report)
+        raise
     if options.json:
         values = dataclasses.asdict(report) | {"fps": report.fps}
         print(json.dumps(values, indent=1))  # noqa: T201
@@ -158,8 +161,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     console = Console(stderr=options.json)
-    with console.status("reading the bundle…") if options.bundle else terminal.nothing():
-        found = doctor.diagnose(options.bundle)
+    with console.status("looking…") as status:
+        found = doctor.diagnose(options.bundle, lambda name: status.update(f"reading {name}"))
     if options.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))  # noqa: T201
     else:

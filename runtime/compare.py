@@ -46,8 +46,13 @@ def side_by_side(
     """
     if output.suffix.lower() != ".png":
         raise InputError(f"{output} must end with .png.")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists; choose another name or add --overwrite.")
+    if crop is not None and crop < 1:
+        raise InputError(f"--crop is {crop}; expected 1 or more.")
+    if output.exists():
+        if any(path.exists() and output.samefile(path) for path in (before, after)):
+            raise OutputError(f"{output} is one of the pictures to compare; choose another name.")
+        if not overwrite:
+            raise OutputError(f"{output} exists; choose another name or add --overwrite.")
     low, high = _frame(before, index, start), _frame(after, index, 0.0)
     expected = (low.shape[0] * SCALE, low.shape[1] * SCALE, 3)
     if high.shape != expected:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import DeviceError
+from runtime.errors import DeviceError, InputError
 
 FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
 
@@ -22,6 +22,7 @@ class HostDevice:
 
     Raises:
         DeviceError: ONNX Runtime is not installed.
+        InputError: fewer than one thread.
     """
 
     name = "onnxruntime-cpu"
@@ -36,6 +37,8 @@ class HostDevice:
             ) from error
         self._library = onnxruntime
         self._bundle = bundle
+        if threads is not None and threads < 1:
+            raise InputError(f"--threads is {threads}; expected 1 or more.")
         self._threads = threads or available_cores()
         self._sessions: dict[str, Any] = {}
 
@@ -53,9 +56,9 @@ class HostDevice:
             self._sessions[network] = self._library.InferenceSession(
                 path, self._options(), providers=["CPUExecutionProvider"]
             )
-        except MemoryError as error:
-            raise DeviceError(f"there is not enough memory to load {path.name}.") from error
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            if _is_memory(error):
+                raise DeviceError(f"there is not enough memory to load {path.name}.") from error
             raise DeviceError(
                 f"ONNX Runtime {self._library.__version__} cannot load {path}: {_first_line(error)}"
             ) from error
@@ -73,9 +76,10 @@ class HostDevice:
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
             message = _first_line(error)
-            if isinstance(error, MemoryError) or "Failed to allocate memory" in message:
+            if _is_memory(error):
                 raise DeviceError(
-                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile."
+                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a "
+                    "smaller frame."
                 ) from error
             raise DeviceError(f"{network} failed on {shapes}: {message}") from error
 
@@ -99,6 +103,11 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Without its arena, ONNX Runtime reports the allocator's own exception."""
+    return isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate memory" in str(error)
 
 
 def _first_line(error: BaseException) -> str:

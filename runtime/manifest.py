@@ -20,7 +20,7 @@ from runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
-SCHEMA_NAME = "bundle.schema.json"
+PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
 _DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
 
@@ -150,7 +150,7 @@ class Manifest:
         family: model family whose schedule runs the bundle, e.g. `dloral`.
         scale: upscaling factor of the sides.
         window: frames that one result depends on.
-        precision: `fp32` or `fp16`, the storage of the networks' weights.
+        precision: `fp32` or `fp16`, of the UNet and the VAE; the other networks are always FP32.
         frame_multiple: sides of the scaled frame are padded to multiples of this inside.
         minimum_side: smallest side of an input frame; smaller ones are enlarged first.
         latent_scale: pixels of the scaled frame for one latent, each way.
@@ -313,6 +313,11 @@ def _check(manifest: Manifest) -> None:
             raise _MisfitError(f"{path!r} is used but not among the files")
     for name, network in manifest.networks.items():
         _check_network(name, network)
+    for name in ("scale", "window", "frame_multiple", "minimum_side", "latent_scale"):
+        if getattr(manifest, name) < 1:
+            raise _MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")
+    if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
+        raise _MisfitError("two stages have the same name")
     written = set(manifest.inputs)
     for stage in manifest.stages:
         _check_stage(stage, manifest, written)
@@ -344,10 +349,12 @@ def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
         if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
             raise _MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
     for buffer in stage.reads.values():
-        if buffer.removesuffix("[n-1]") not in written:
+        if buffer.removesuffix(PREVIOUS) not in written:
             raise _MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
-    if stage.variants and (stage.option is None or stage.option not in manifest.option_defaults):
-        raise _MisfitError(f"stage {stage.name} has variants but no option with a default")
+    if bool(stage.variants) != (stage.option is not None):
+        raise _MisfitError(f"stage {stage.name} has variants but no option, or an option but no variants")
+    if stage.option is not None and manifest.option_defaults.get(stage.option) not in stage.variants:
+        raise _MisfitError(f"stage {stage.name}: the default of {stage.option!r} is none of its variants")
 
 
 def json_schema() -> dict[str, Any]:

@@ -17,9 +17,8 @@ import numpy as np
 
 from runtime import tiling
 from runtime.errors import InputError
-from runtime.manifest import Manifest, Stage, Tensor, dimension
+from runtime.manifest import PREVIOUS, Manifest, Stage, Tensor, dimension
 
-PREVIOUS = "[n-1]"
 Buffers = dict[str, np.ndarray]
 Clock = dict[str, float]
 
@@ -166,7 +165,8 @@ class Pipeline:
         vae = stages[0].tiling == "vae"
         options = self._options
         tile, overlap = (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
-        tiles = tiling.plan(height, width, tile, overlap, square=not vae)
+        longest = _tile_range(self._manifest, "vae" if vae else "latent")[1]
+        tiles = tiling.plan(height, width, tile, overlap, square=not vae, longest=longest)
         if len(tiles) == 1:
             for stage in stages:
                 buffers |= self._run(stage, buffers, clock)

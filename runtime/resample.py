@@ -18,22 +18,31 @@ def resize_bicubic(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt
     reducing, and is renormalised where it leaves the picture. (From version 13 on, Pillow starts
     vertically where that is cheaper, which it is not when both sides grow or shrink alike.)
     """
-    across, down = _weights(frame.shape[1], width), _weights(frame.shape[0], height)
-    wide = _round(np.einsum("ox,yxc->yoc", across, frame, optimize=True))
-    return _round(np.einsum("oy,yxc->oxc", down, wide, optimize=True))
+    wide = _stretch(frame, width, axis=1)
+    return _stretch(wide, height, axis=0)
 
 
-def _weights(source: int, target: int) -> npt.NDArray[np.float64]:
-    """(target, source) weights, rows summing to 1."""
+def _stretch(frame: npt.NDArray[np.uint8], size: int, axis: int) -> npt.NDArray[np.uint8]:
+    """One direction: a weighted sum of the few pixels under each target pixel's kernel."""
+    pixels, weights = _taps(frame.shape[axis], size)
+    shape = (-1, 1) if axis == 1 else (-1, 1, 1)
+    total = np.zeros((*frame.shape[:axis], size, *frame.shape[axis + 1 :]))
+    for tap in range(pixels.shape[1]):
+        total += np.take(frame, pixels[:, tap], axis=axis) * weights[:, tap].reshape(shape)
+    return np.clip(np.floor(total + 0.5), 0, 255).astype(np.uint8)
+
+
+def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For each target pixel the source pixels under its kernel, and their weights: (target, taps) each."""
     scale = source / target
     stretch = max(scale, 1.0)
     centres = (np.arange(target) + 0.5) * scale
     first = np.maximum(np.floor(centres - _SUPPORT * stretch + 0.5), 0)
     last = np.minimum(np.floor(centres + _SUPPORT * stretch + 0.5), source)
-    pixels = np.arange(source)
-    inside = (pixels >= first[:, None]) & (pixels < last[:, None])
-    kernel = _cubic((pixels + 0.5 - centres[:, None]) / stretch) * inside
-    return kernel / kernel.sum(axis=1, keepdims=True)
+    pixels = (first[:, None] + np.arange(int((last - first).max()))).astype(np.int64)
+    inside = pixels < last[:, None]
+    weights = _cubic((pixels + 0.5 - centres[:, None]) / stretch) * inside
+    return np.minimum(pixels, source - 1), weights / weights.sum(axis=1, keepdims=True)
 
 
 def _cubic(x: npt.NDArray[np.float64], a: float = -0.5) -> npt.NDArray[np.float64]:
@@ -41,7 +50,3 @@ def _cubic(x: npt.NDArray[np.float64], a: float = -0.5) -> npt.NDArray[np.float6
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-
-def _round(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)

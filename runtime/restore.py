@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from runtime import media
 from runtime.errors import TruncatedInputError
@@ -28,6 +31,7 @@ class Job:
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
         overwrite: replace an existing output.
+        fps: of a video made of pictures, None for 25; a video keeps its own times.
     """
 
     input: Path
@@ -45,6 +49,7 @@ class Job:
     codec: str | None = None
     crf: int | None = None
     overwrite: bool = False
+    fps: float | None = None
 
 
 @dataclass
@@ -72,6 +77,14 @@ class Report:
         return self.frames / self.seconds if self.seconds else 0.0
 
 
+class TruncatedError(TruncatedInputError):
+    """A damaged input, with the report of what could be restored."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message, partial=report.output)
+        self.report = report
+
+
 @dataclass(frozen=True)
 class Watcher:
     """Called as the work proceeds: the source is open, networks are loaded, a frame is written."""
@@ -86,7 +99,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
 
     Raises:
         InputError, OutputError, BundleError, DeviceError: nothing was written.
-        TruncatedInputError: the input ended in damage; what was readable is restored and kept under
+        TruncatedError: the input ended in damage; what was readable is restored and kept under
             another name, which the error holds.
     """
     watcher = watcher or Watcher()
@@ -98,6 +111,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
             codec=job.codec,
             crf=job.crf,
             overwrite=job.overwrite,
+            fps=media.DEFAULT_FPS if job.fps is None else job.fps,
         )
         with sink:
             started = time.perf_counter()
@@ -109,10 +123,10 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
             report.notes = [*source.notes, *sink.notes]
             report.peak_memory = peak_bytes()
             if source.damage is not None:
-                raise TruncatedInputError(
+                raise TruncatedError(
                     f"{job.input} is damaged: {source.damage} The {report.frames} readable frames were "
                     f"restored and kept as {report.output}.",
-                    partial=report.output,
+                    report,
                 )
     return report
 
@@ -137,16 +151,23 @@ def _run(
     started = last = time.perf_counter()
     reading: list[float] = []
     writing: list[float] = []
-    for frame in source:
-        reading.append(time.perf_counter() - last)
-        for restored in restorer.push(frame.rgb):
+    waiting: deque[media.Frame] = deque()  # a backend may return results later than their frames
+
+    def write(results: list[np.ndarray]) -> None:
+        for restored in results:
             before = time.perf_counter()
-            sink.write(restored, frame)
+            sink.write(restored, waiting.popleft())
             writing.append(time.perf_counter() - before)
             report.height, report.width = restored.shape[:2]
-        report.frames += 1
-        watcher.frame(report.frames)
+            report.frames += 1
+            watcher.frame(report.frames)
+
+    for frame in source:
+        reading.append(time.perf_counter() - last)
+        waiting.append(frame)
+        write(restorer.push(frame.rgb))
         last = time.perf_counter()
+    write(restorer.flush())
     report.output = str(sink.close(partial=source.damage is not None))
     report.seconds = time.perf_counter() - started
     clocks = restorer.timings()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +15,12 @@ import numpy.typing as npt
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, DeviceError, InputError
 from runtime.host import HostDevice
+from runtime.manifest import Manifest, dimension
 from runtime.pipeline import Clock, Options, Pipeline
 from runtime.resample import resize_bicubic
 
 Frame = npt.NDArray[np.uint8]
+_KEPT_TIMINGS = 10_000
 BACKENDS = ("auto", "onnxruntime-cpu")
 
 
@@ -65,9 +69,11 @@ class Restorer:
         vae_overlap = min(Options.vae_overlap, vae_tile // 4)
         options = Options(choices, tile, overlap, vae_tile, vae_overlap)
         options.check(self.manifest)
+        self._largest = _largest_side(self.manifest)
         self._busy = threading.Lock()
         self._size: tuple[int, ...] | None = None
-        self._timings: list[Clock] = []
+        self._clip = 0
+        self._timings: deque[Clock] = deque(maxlen=_KEPT_TIMINGS)
         self._device = HostDevice(opened, threads)
         try:
             self._pipeline: Pipeline | None = Pipeline(
@@ -91,7 +97,10 @@ class Restorer:
             DeviceError: a network failed, or the Restorer is closed.
         """
         self.reset()
+        clip = self._clip
         for frame in frames:
+            if self._clip != clip:
+                raise DeviceError("another clip was begun on this Restorer; make one for each clip.")
             yield from self.push(frame)
         yield from self.flush()
 
@@ -102,17 +111,13 @@ class Restorer:
             The results that are ready, in order: none, one or several. Every frame's result has been
             returned once `flush` has.
         """
-        if not self._busy.acquire(blocking=False):
-            raise DeviceError("this Restorer is restoring a frame in another thread; make one for each clip.")
-        try:
+        with self._alone():
             if self._pipeline is None:
                 raise DeviceError("this Restorer is closed; make a new one.")
             self._check(frame)
             result, clock = self._restore_one(self._pipeline, frame)
             self._timings.append(clock)
             return [result]
-        finally:
-            self._busy.release()
 
     def flush(self) -> list[Frame]:
         """Returns the results that are still under way. More frames may be pushed afterwards."""
@@ -120,18 +125,21 @@ class Restorer:
 
     def reset(self) -> None:
         """Starts a new clip, or a new scene of one: the next frame has no predecessor."""
-        self._size = None
-        if self._pipeline is not None:
-            self._pipeline.reset()
+        with self._alone():
+            self._size = None
+            self._clip += 1
+            if self._pipeline is not None:
+                self._pipeline.reset()
 
     def timings(self) -> list[Clock]:
-        """Seconds of each stage, one dict for each frame since the Restorer was made."""
+        """Seconds of each stage, one dict for each of the last frames (10 000 at most)."""
         return list(self._timings)
 
     def close(self) -> None:
-        """Releases the networks. Closing twice is harmless."""
-        self._pipeline = None
-        self._device.close()
+        """Releases the networks. Closing twice is harmless; so is a frame that another thread has under way."""
+        with self._busy:
+            self._pipeline = None
+            self._device.close()
 
     def __enter__(self) -> Restorer:
         return self
@@ -144,6 +152,15 @@ class Restorer:
     ) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise DeviceError("this Restorer is restoring a frame in another thread; make one for each clip.")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
     def _check(self, frame: Frame) -> None:
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
             shape = getattr(frame, "shape", type(frame).__name__)
@@ -152,6 +169,11 @@ class Restorer:
             raise InputError(f"a frame must be uint8, not {frame.dtype}.")
         if 0 in frame.shape:
             raise InputError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels has nothing to restore.")
+        largest = self._largest
+        if frame.shape[0] > largest or frame.shape[1] > largest:
+            raise InputError(
+                f"a frame of {frame.shape[1]}x{frame.shape[0]} is larger than this bundle takes: {largest} a side."
+            )
         if self._size is not None and frame.shape != self._size:
             raise InputError(
                 f"the frame's size changed from {self._size[1]}x{self._size[0]} to "
@@ -186,6 +208,20 @@ def choose_backend(backend: str) -> tuple[str, str]:
     if backend == "auto":
         return "onnxruntime-cpu", "the only backend of this version; it runs on every machine"
     return backend, "as asked"
+
+
+def _largest_side(manifest: Manifest) -> int:
+    """The longest side of a frame that the networks reading it were exported for."""
+    sides = [
+        network.bounds[symbol].max
+        for stage in manifest.stages
+        for network in [manifest.networks[stage.network]]
+        for tensor in network.inputs
+        if stage.reads[tensor.name] == "frame"
+        for symbol in (dimension(size)[1] for size in tensor.shape[1:3])
+        if symbol is not None
+    ]
+    return min(sides)
 
 
 def _constants(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.doctor import Diagnosis
-from runtime.errors import InputError, VsrError
+from runtime.errors import InputError, TruncatedInputError, VsrError
 from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
 
@@ -49,11 +49,6 @@ def usage(message: str) -> InputError:
     return InputError(message)
 
 
-def nothing() -> contextlib.AbstractContextManager[None]:
-    """A context that does nothing."""
-    return contextlib.nullcontext()
-
-
 @contextlib.contextmanager
 def errors(as_json: bool = False) -> Iterator[Outcome]:
     """Turns our errors into a sentence and an exit code; SIGTERM cleans up as Ctrl-C does."""
@@ -71,7 +66,10 @@ def errors(as_json: bool = False) -> Iterator[Outcome]:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         if as_json:
             kind = type(error).__name__
-            print(json.dumps({"error": str(error), "kind": kind, "exit_code": outcome.code}))  # noqa: T201
+            refusal = {"error": str(error), "kind": kind, "exit_code": outcome.code}
+            if isinstance(error, TruncatedInputError):
+                refusal["partial"] = error.partial
+            print(json.dumps(refusal))  # noqa: T201
     except KeyboardInterrupt:
         outcome.code = INTERRUPTED
         console.print("interrupted; nothing half-written was left behind.", highlight=False)

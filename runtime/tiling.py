@@ -41,7 +41,9 @@ def offsets(length: int, tile: int, overlap: int) -> list[int]:
     return [*starts, length - tile]
 
 
-def plan(height: int, width: int, tile: int, overlap: int, square: bool) -> list[Tile]:
+def plan(
+    height: int, width: int, tile: int, overlap: int, square: bool, longest: int | None = None
+) -> list[Tile]:
     """The tiles of a latent, in reading order; a single one if its area is at most tile * tile.
 
     Args:
@@ -50,8 +52,9 @@ def plan(height: int, width: int, tile: int, overlap: int, square: bool) -> list
         overlap: of neighbouring tiles, at least.
         square: tiles are squares of the shortest of tile, height, width (as the published code cuts
             for the UNet) instead of as wide as possible.
+        longest: a side above this is cut in any case, None for no such limit.
     """
-    if height * width <= tile * tile:
+    if height * width <= tile * tile and max(height, width) <= (longest or max(height, width)):
         return [Tile(0, 0, height, width)]
     tile_height, tile_width = min(tile, height), min(tile, width)
     if square:

@@ -49,9 +49,10 @@ class CrossFrameRetrieval(nn.Module):
 
     def __init__(self, folded: kernels.FoldedAttention, top_k: int | None) -> None:
         super().__init__()
-        self.register_buffer("M", torch.tensor(folded.M, dtype=torch.float32))
-        self.register_buffer("P", torch.tensor(folded.P, dtype=torch.float32))
-        self.register_buffer("bias", torch.tensor(folded.bias, dtype=torch.float32))
+        single = folded.astype(np.float32)
+        self.register_buffer("M", torch.from_numpy(single.M))
+        self.register_buffer("P", torch.from_numpy(single.P))
+        self.register_buffer("bias", torch.from_numpy(single.bias))
         self.top_k = top_k
 
     def forward(self, latent: Tensor, previous_latent: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:

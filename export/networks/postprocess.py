@@ -87,9 +87,9 @@ def spec(variant: str) -> NetworkSpec:
         outputs=(Output("result", torch.uint8, ("n", "4*lr_h", "4*lr_w", 3)),),
         bounds={
             "n": Bound(1, 32),
-            "h": Bound(64, 1080, 8),
+            "h": Bound(64, 2048, 8),
             "w": Bound(64, 2048, 8),
-            "lr_h": Bound(128, 2160),
+            "lr_h": Bound(128, 4096),
             "lr_w": Bound(128, 4096),
         },
         dummy_inputs=dummy_inputs,

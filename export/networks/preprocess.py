@@ -114,9 +114,9 @@ def spec() -> NetworkSpec:
         ),
         bounds={
             "n": Bound(1, 32),
-            "lr_h": Bound(128, 2160),
+            "lr_h": Bound(128, 4096),
             "lr_w": Bound(128, 4096),
-            "h": Bound(64, 1080, 8),
+            "h": Bound(64, 2048, 8),
             "w": Bound(64, 2048, 8),
         },
         dummy_inputs=dummy_inputs,

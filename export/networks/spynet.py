@@ -115,7 +115,7 @@ def spec(weights: Mapping[str, Tensor]) -> NetworkSpec:
             Input("previous_thumb", torch.float32, ("n", 3, "h", "w")),
         ),
         outputs=(Output("flow", torch.float32, ("n", 2, "h", "w")),),
-        bounds={"n": Bound(1, 32), "h": Bound(64, 1080, 8), "w": Bound(64, 2048, 8)},
+        bounds={"n": Bound(1, 32), "h": Bound(64, 2048, 8), "w": Bound(64, 2048, 8)},
         dummy_inputs=dummy_inputs,
         traced={"n": 2, "h": 72, "w": 88},
         checked=({"n": 1, "h": 64, "w": 96}, {"n": 3, "h": 96, "w": 80}),

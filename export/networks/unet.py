@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.network import Input, NetworkSpec, Output
+from runtime.errors import ExportError
 from runtime.manifest import Bound
 
 TIMESTEP = 1
@@ -29,7 +30,7 @@ def fold_timestep(unet: Any, timestep: int = TIMESTEP) -> None:
     """Moves what the timestep adds into biases, in place.
 
     Raises:
-        ValueError: a residual block that uses the embedding otherwise (scale and shift).
+        ExportError: a residual block that uses the embedding otherwise (scale and shift).
     """
     with torch.no_grad():
         embedding = unet.time_embedding(unet.time_proj(torch.tensor([timestep])))
@@ -37,7 +38,7 @@ def fold_timestep(unet: Any, timestep: int = TIMESTEP) -> None:
             if getattr(block, "time_emb_proj", None) is None:
                 continue
             if block.time_embedding_norm != "default" or block.skip_time_act:
-                raise ValueError(f"{name} does not just add its timestep embedding; it cannot be folded")
+                raise ExportError(f"{name} does not just add its timestep embedding; it cannot be folded.")
             shift = block.time_emb_proj(block.nonlinearity(embedding))[0]
             block.conv1.bias += shift
             block.time_emb_proj = None

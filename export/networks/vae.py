@@ -16,7 +16,7 @@ from export.network import Input, NetworkSpec, Output
 from runtime.manifest import Bound
 
 PIXELS = 8  # of the picture for one latent, each way
-_BOUNDS = {"n": Bound(1, 32), "h": Bound(32, 1080, 8), "w": Bound(32, 2048, 8)}
+_BOUNDS = {"n": Bound(1, 32), "h": Bound(32, 2048, 8), "w": Bound(32, 2048, 8)}
 
 
 class _Products:

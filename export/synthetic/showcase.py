@@ -163,7 +163,8 @@ def _machine() -> str:
 
 def crop_clip(clip: Path, folder: Path, frames: int, side: int) -> None:
     """Writes the middle `side` x `side` pixels of a video's first frames as PNG files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # frames of an earlier run
+    folder.mkdir(parents=True)
     with av.open(str(clip)) as container:
         for index, frame in zip(range(frames), container.decode(video=0), strict=False):
             picture = frame.to_image()

@@ -148,6 +148,10 @@ _GONE = object()
         (_set("stages/0/reads/x", "later"), "reads 'later' before it is written"),
         (_set("output", "nowhere"), "no stage writes the output"),
         (_set("stages/0/variants", {"a": "net"}), "variants but no option"),
+        (_set("stages/0/option", "color"), "an option but no variants"),
+        (lambda data: data["stages"].append(data["stages"][0]), "two stages have the same name"),
+        (lambda data: data["stages"][0].update(variants={"a": "net"}, option="color"), "default of 'color'"),
+        (_set("latent_scale", 0), "latent_scale is 0"),
     ],
 )
 def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], message: str) -> None:

@@ -219,7 +219,7 @@ def test_memory_that_runs_out_names_the_way_out(
 ) -> None:
     class Session:
         def run(self, names: list, inputs: dict) -> list:
-            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 1")
+            raise RuntimeError("Non-zero status code: std::bad_alloc")
 
     with Restorer(golden_bundle) as restorer:
         monkeypatch.setitem(restorer._device._sessions, "unet", Session())

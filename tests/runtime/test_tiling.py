@@ -42,6 +42,11 @@ def test_offsets_are_the_published_ones(length: int) -> None:
     assert offsets(length, tile, 32) == published_offsets(length, tile, 32)
 
 
+def test_a_side_above_the_networks_bound_is_cut() -> None:
+    assert len(plan(64, 576, 192, 32, square=True)) == 1
+    assert {tile.width for tile in plan(64, 576, 192, 32, square=True, longest=192)} == {64}
+
+
 @pytest.mark.parametrize("overlap", [-1, 8, 9])
 def test_an_overlap_without_advance_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):

@@ -1,0 +1,232 @@
+"""The bundle that the exporters write: what its graphs are made of, and what its manifest says of them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import GOLDEN, PROMPT
+
+import kernels
+from engines.onnxruntime_cpu import lower
+from export import bundle as bundles
+from export import checkpoint, network
+from export.bundle import BundleRequest, build
+from export.networks import cfr
+from export.networks import unet as unet_network
+from runtime.errors import OutputError
+from runtime.manifest import Manifest
+
+NETWORKS = {
+    "preprocess",
+    "vae_encoder",
+    "spynet",
+    "cfr",
+    "unet",
+    "vae_decoder",
+    "text_encoder",
+    "postprocess_adain",
+    "postprocess_wavelet",
+    "postprocess_none",
+}
+
+
+@pytest.fixture(scope="module")
+def manifest(golden_bundle: Path) -> Manifest:
+    return Manifest.read(golden_bundle)
+
+
+def graph(bundle: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(bundle / "onnx" / f"{name}.onnx", load_external_data=False)
+
+
+def operators(bundle: Path, name: str) -> Counter[str]:
+    return Counter(node.op_type for node in graph(bundle, name).graph.node)
+
+
+def test_all_networks_are_there(manifest: Manifest) -> None:
+    assert set(manifest.networks) == NETWORKS
+    assert [stage.name for stage in manifest.stages] == [
+        *("preprocess", "vae_encoder", "spynet", "cfr", "unet", "vae_decoder", "postprocess")
+    ]
+
+
+def test_every_file_is_listed_with_its_hash(golden_bundle: Path, manifest: Manifest) -> None:
+    on_disk = {p.relative_to(golden_bundle).as_posix() for p in golden_bundle.rglob("*") if p.is_file()}
+    assert on_disk == set(manifest.files) | {"bundle.json"}
+    assert "onnx/unet.onnx.data" in manifest.files  # weights lie beside the graph
+    for name, entry in manifest.files.items():
+        content = (golden_bundle / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.bytes, entry.sha256)
+
+
+def test_provenance(manifest: Manifest) -> None:
+    provenance = manifest.provenance
+    content = (GOLDEN / "model.pkl").read_bytes()
+    assert provenance.checkpoint.sha256 == hashlib.sha256(content).hexdigest()
+    assert provenance.checkpoint_layout == "dloral-pkl"
+    assert {source.name.split("/")[0] for source in provenance.base_model} == {"vae", "text_encoder"}
+    assert len(provenance.adapters) == 6
+    assert set(provenance.adapters.values()) == {1.0}
+    assert {"torch", "onnx", "onnxscript", "vsr-trt"} <= set(provenance.tools)
+    assert manifest.prompt.text == PROMPT
+
+
+def test_the_native_unet_keeps_attention_and_normalisation_as_single_nodes(golden_bundle: Path) -> None:
+    native = operators(golden_bundle, "unet")
+    assert native["Attention"] == 8
+    assert native["GroupNormalization"] == 21
+    assert native["Softmax"] == native["InstanceNormalization"] == 0
+    assert native["Sin"] == native["Cos"] == native["Range"] == 0  # the timestep is folded
+
+
+def test_the_native_vae_has_its_attention_as_products(golden_bundle: Path) -> None:
+    for name in ("vae_encoder", "vae_decoder"):
+        native = operators(golden_bundle, name)
+        assert native["Attention"] == 0
+        assert native["Softmax"] == 1
+        assert native["GroupNormalization"] > 10
+
+
+def test_the_cpu_forms_are_lowered_and_share_the_weights(golden_bundle: Path) -> None:
+    for name, attentions in {"unet": 8, "vae_encoder": 1, "vae_decoder": 1}.items():
+        lowered = operators(golden_bundle, f"{name}.cpu")
+        assert lowered["MultiHeadAttention"] == attentions
+        assert lowered["Attention"] == lowered["Softmax"] == lowered["GroupNormalization"] == 0
+        locations = {
+            entry.value
+            for tensor in graph(golden_bundle, f"{name}.cpu").graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert locations == {f"{name}.onnx.data"}
+    scans = [f for f in graph(golden_bundle, "cfr.cpu").functions if f.name == kernels.OPERATOR]
+    assert "Scan" in {node.op_type for node in scans[0].node}
+
+
+def test_the_retrieval_is_one_node_with_a_function_behind_it(golden_bundle: Path) -> None:
+    model = graph(golden_bundle, "cfr")
+    (call,) = [node for node in model.graph.node if node.domain == kernels.DOMAIN]
+    assert call.op_type == kernels.OPERATOR
+    (function,) = [f for f in model.functions if f.domain == kernels.DOMAIN]
+    assert "Scan" not in {node.op_type for node in function.node}  # compilers do not parse it
+    assert {node.domain for node in function.node} == {""}
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_initialiser_is_used(golden_bundle: Path, name: str) -> None:
+    model = graph(golden_bundle, name)
+    used = {value for node in model.graph.node for value in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= used
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_tensors_are_those_of_the_manifest(golden_bundle: Path, manifest: Manifest, name: str) -> None:
+    record = manifest.networks[name]
+    for form in record.graphs.values():
+        session = onnxruntime.InferenceSession(golden_bundle / form, providers=["CPUExecutionProvider"])
+        got = [(t.name, list(t.shape)) for t in (*session.get_inputs(), *session.get_outputs())]
+        assert got == [(t.name, list(t.shape)) for t in (*record.inputs, *record.outputs)]
+
+
+def test_fp16_stores_heavy_weights_in_half(golden_bundle: Path, golden_bundle_fp16: Path) -> None:
+    for name in ("unet", "vae_decoder", "vae_encoder"):
+        sizes = [
+            (b / "onnx" / f"{name}.onnx.data").stat().st_size for b in (golden_bundle, golden_bundle_fp16)
+        ]
+        assert sizes[1] < 0.6 * sizes[0]
+    kept = {t.data_type for t in graph(golden_bundle_fp16, "spynet").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kept
+    assert Manifest.read(golden_bundle_fp16).precision == "fp16"
+
+
+@pytest.mark.parametrize("k", [1, 30])
+def test_top_k_reaches_the_graph(tmp_path: Path, k: int) -> None:
+    weights = checkpoint.load(GOLDEN / "model.pkl").cfr
+    exported = network.export(cfr.spec(weights, k), tmp_path, "fp32", lower)
+    rng = np.random.default_rng(0)
+    latent, previous = (rng.standard_normal((1, 4, 32, 32)).astype(np.float32) for _ in range(2))
+    feeds = {"latent": latent, "previous_latent": previous, "flow": np.zeros((1, 2, 32, 32), np.float32)}
+    folded = kernels.fold(cfr.attention_weights(weights)).astype(np.float32)
+    expected = kernels.gated_topk_attention(latent, previous, folded, k)
+    everything = kernels.gated_topk_attention(latent, previous, folded)
+    for form in exported.record.graphs.values():
+        session = onnxruntime.InferenceSession(tmp_path / Path(form).name, providers=["CPUExecutionProvider"])
+        warped, fused = session.run(None, feeds)
+        assert np.abs(warped - previous).max() < 1e-4  # no flow
+        assert np.abs(fused - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(expected - everything).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_note() -> None:
+    from export.base_model import BaseModel
+
+    ids, cut = BaseModel.open(GOLDEN / "sd").tokenize("street " * 100)
+    assert ids.shape == (77,)
+    assert cut == 100 + 2 - 77
+
+
+def test_folding_the_timestep_changes_nothing() -> None:
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((GOLDEN / "sd" / "unet" / "config.json").read_text())
+    torch.manual_seed(0)
+    model = UNet2DConditionModel.from_config(config | {"in_channels": 8}).eval()
+    sample, text = torch.randn(1, 8, 16, 16), torch.randn(1, 77, config["cross_attention_dim"])
+    with torch.no_grad():
+        expected = model(sample, 1, encoder_hidden_states=text).sample
+        other = model(sample, 500, encoder_hidden_states=text).sample
+        unet_network.fold_timestep(model)
+        folded = model(sample, 1, encoder_hidden_states=text).sample
+    assert (folded - expected).abs().max() < 1e-5
+    assert (other - expected).abs().max() > 1e-3
+
+
+class _StopError(Exception):
+    """Ends a build as soon as the part under test is reached."""
+
+
+@pytest.mark.parametrize("error", [_StopError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_build_that_fails_leaves_the_old_bundle_and_nothing_else(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "bundle.json").write_bytes((golden_bundle / "bundle.json").read_bytes())
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bundles, "export", fail)
+    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, overwrite=True)
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
+        build(request, lower)
+    if isinstance(error, OSError):
+        assert "disk is full" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in out.iterdir()] == ["bundle.json"]
+
+
+def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
+    spec = cfr.spec(checkpoint.load(GOLDEN / "model.pkl").cfr, None)
+
+    def spoil(native: Path) -> Path:
+        model = onnx.load(native)
+        for tensor in model.graph.initializer:
+            if tensor.name == "bias":
+                array = onnx.numpy_helper.to_array(tensor) + 1
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), "bias"))
+        spoiled = native.with_suffix(".cpu.onnx")
+        onnx.save(model, spoiled)
+        return spoiled
+
+    with pytest.raises(network.ExportError, match=r"cfr\.cpu\.onnx differs from torch"):
+        network.export(spec, tmp_path, "fp32", spoil)
