@@ -153,7 +153,7 @@ def _open_safetensors(path: Path) -> _Opened:
         parts.append(_OnDisk(file, f"{name}.", names))
     entries = {}
     for name, text in metadata.items():
-        with contextlib.suppress(ValueError):  # metadata of any other kind
+        with contextlib.suppress(ValueError, RecursionError):  # metadata of any other kind
             entries[name] = json.loads(text)
     return parts[0], parts[1], entries
 
