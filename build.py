@@ -171,7 +171,7 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
 
         manifest = bundle.build(request, lower, bundle.Progress(network, phase, done, note))
     table = Table(title=f"{request.out}", title_justify="left")
-    for column in ("network", "nodes", "parameters", "bytes", "worst error", "seconds"):
+    for column in ("network", "nodes", "parameters", "bytes", "error", "seconds"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for result in exported:
         record = result.record
@@ -189,7 +189,7 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(
         f"[bold]{escape(str(request.out))}[/]: {total / 1e9:.2f} GB in {time.perf_counter() - started:.0f} s{memory}. "
-        "Worst error: against torch, in units of the largest value (u8 outputs: in levels).",
+        "Error: the largest difference from torch, in units of the largest value (u8 outputs: in levels).",
         highlight=False,
         soft_wrap=True,
     )
