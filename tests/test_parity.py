@@ -205,7 +205,9 @@ def test_consistency_stage_agrees_with_torch(
     consistency.unet.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     pair = [images(frame) for frame in golden_frames[:2]]
     expected = consistency.latents(*pair).numpy()
-    feeds = dict(zip(("warped", "fused", "prompt"), (x.detach().float().numpy() for x in inputs), strict=True))
+    feeds = dict(
+        zip(("warped", "fused", "prompt"), (x.detach().float().numpy() for x in inputs), strict=True)
+    )
     for graph in exported.record.graphs.values():
         session = onnxruntime.InferenceSession(
             tmp_path / Path(graph).name, providers=["CPUExecutionProvider"]
