@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime import terminal
+from runtime.errors import InputError
 from runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _bundle(options: argparse.Namespace) -> int:
     from export import bundle
 
     if options.top_k is not None and options.top_k < 1:
-        raise terminal.usage(f"--top-k is {options.top_k}; expected 1 or more, or no --top-k for all.")
+        raise InputError(f"--top-k is {options.top_k}; expected 1 or more, or no --top-k for all.")
     request = bundle.BundleRequest(
         sd=options.sd,
         checkpoint=options.checkpoint,
@@ -138,7 +139,7 @@ def _adapters(pairs: Sequence[str]) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals or weights[name] != weights[name] or abs(weights[name]) == float("inf"):
-            raise terminal.usage(f"--adapter {pair}: expected NAME=W, e.g. default_encoder_quality=0.5.")
+            raise InputError(f"--adapter {pair}: expected NAME=W, e.g. default_encoder_quality=0.5.")
     return weights
 
 
@@ -220,16 +221,19 @@ def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dic
 def _demo(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    if options.frames < 1:
-        raise terminal.usage(f"--frames is {options.frames}; expected 1 or more.")
+    _check_frames(options.frames)
     return showcase.demo(Path(__file__), options.out, options.frames, Console())
+
+
+def _check_frames(frames: int) -> None:
+    if frames < 1:
+        raise InputError(f"--frames is {frames}; expected 1 or more.")
 
 
 def _full_size(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    if options.frames < 1:
-        raise terminal.usage(f"--frames is {options.frames}; expected 1 or more.")
+    _check_frames(options.frames)
     return showcase.full_size(
         Path(__file__), options.out, options.frames, options.precision, options.keep, Console()
     )

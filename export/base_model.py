@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from export.checkpoint import load_pickle
+from export.quiet import only_errors
 from runtime.errors import CheckpointError
 
 INPUT_CHANNELS = 8  # of DLoRAL's widened conv_in: the warped and the fused latent
@@ -205,15 +204,6 @@ def _other_model(unet: dict[str, Any]) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> contextlib.AbstractContextManager[None]:
     """diffusers and transformers report on the console by themselves."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return only_errors("diffusers", "transformers")

@@ -7,7 +7,6 @@ import datetime
 import errno
 import hashlib
 import importlib.metadata
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +23,6 @@ from export.families import dloral
 from export.network import Exported, Lowering, Precision, export
 from runtime.errors import OutputError
 from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source
-
-log = logging.getLogger(__name__)
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 _TOOLS = (

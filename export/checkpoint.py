@@ -169,11 +169,22 @@ class _OnDisk(Mapping[str, Tensor]):
             raise KeyError(name)
         return self._file.get_tensor(self._prefix + name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the file's header."""
+        return tuple(self._file.get_slice(self._prefix + name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """A tensor's shape; the tensor is not read where the file's header tells."""
+    if isinstance(tensors, (_OnDisk, _Renamed)):
+        return tensors.shape(name)
+    return tuple(tensors[name].shape)
 
 
 def _guess(keys: object) -> str:
@@ -197,6 +208,10 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._source[self._names[name]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor under its other name."""
+        return shape_of(self._source, self._names[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -230,10 +245,9 @@ def _split(
             if half not in names:
                 raise CheckpointError(f"{path} lacks {layer}.lora_{half}.{adapter}.weight.")
         update = LowRank(unet[names["A"]], unet[names["B"]])
-        weight = unet[base[f"{layer}.weight"]] if f"{layer}.weight" in base else None
-        if weight is None:
+        if f"{layer}.weight" not in base:
             raise CheckpointError(f"{path} lacks {layer}.base_layer.weight, which {adapter} adapts.")
-        _check_update(path, layer, adapter, weight, update)
+        _check_update(path, layer, adapter, shape_of(unet, base[f"{layer}.weight"]), update)
         adapters.setdefault(layer, {})[adapter] = update
     found = {adapter for updates in adapters.values() for adapter in updates}
     if missing := [adapter for adapter in ADAPTERS if adapter not in found]:
@@ -255,20 +269,20 @@ def _check_lists(
                 raise CheckpointError(f"{path} lacks {layer}.lora_A.{adapter}.weight, which its {name} has.")
 
 
-def _check_update(path: Path, layer: str, adapter: str, weight: Tensor, update: LowRank) -> None:
-    if weight.ndim not in (2, 4):
+def _check_update(path: Path, layer: str, adapter: str, shape: tuple[int, ...], update: LowRank) -> None:
+    if len(shape) not in (2, 4):
         raise CheckpointError(
-            f"{path}: {layer}.base_layer.weight has shape {tuple(weight.shape)}, "
+            f"{path}: {layer}.base_layer.weight has shape {shape}, "
             f"expected a linear layer's or a convolution's, because {adapter} adapts it."
         )
     rank = max(1, update.rank) if update.A.ndim else 1
-    expected_A = (rank, *weight.shape[1:])
-    expected_B = (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
+    expected_A = (rank, *shape[1:])
+    expected_B = (shape[0], rank, *(1 for _ in shape[2:]))
     for half, tensor, expected in (("A", update.A, expected_A), ("B", update.B, expected_B)):
         if tuple(tensor.shape) != expected:
             raise CheckpointError(
                 f"{path}: {layer}.lora_{half}.{adapter}.weight has shape {tuple(tensor.shape)}, "
-                f"expected {expected} beside a weight of {tuple(weight.shape)}."
+                f"expected {expected} beside a weight of {shape}."
             )
 
 
@@ -297,6 +311,6 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor], expected: dict[str,
     for name, shape in expected.items():
         if name not in tensors:
             raise CheckpointError(f"{path} lacks {_CFR}.{name}.")
-        if tuple(tensors[name].shape) != shape:
-            got = tuple(tensors[name].shape)
+        got = shape_of(tensors, name)
+        if got != shape:
             raise CheckpointError(f"{path}: {_CFR}.{name} has shape {got}, expected {shape}.")

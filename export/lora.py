@@ -7,13 +7,13 @@ The published checkpoints were trained with peft's default alpha of 8, so at ran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank
+from export.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank, shape_of
 from runtime.errors import CheckpointError
 
 ALPHA = 8.0  # peft's default, which the published trainer left in place
@@ -61,7 +61,6 @@ def merge_into(
     unet: nn.Module,
     checkpoint: Checkpoint,
     weights: Mapping[str, float],
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """Fills a UNet (made on the meta device) with the merged weights, layer by layer, in FP32.
 
@@ -77,7 +76,7 @@ def merge_into(
     for name, tensor in expected.items():
         if name not in checkpoint.base:
             raise CheckpointError(f"{checkpoint.path} lacks state_dict_unet.{name}.")
-        got = tuple(checkpoint.base[name].shape)
+        got = shape_of(checkpoint.base, name)
         if got != tuple(tensor.shape):
             raise CheckpointError(
                 f"{checkpoint.path}: state_dict_unet.{name} has shape {got}, the UNet of the "
@@ -88,14 +87,13 @@ def merge_into(
             f"{checkpoint.path}: the UNet of the Stable Diffusion directory has no {unknown[0]}."
         )
     digest = hashlib.sha256()
-    for index, name in enumerate(expected):
+    for name in expected:
         layer = name.removesuffix(".weight")
         updates = checkpoint.adapters.get(layer, {}) if name.endswith(".weight") else {}
         merged = merge_layer(checkpoint.base[name], updates, weights)
         digest.update(f"{name}{tuple(merged.shape)}".encode())
         digest.update(merged.numpy().data)
         _assign(unet, name, merged)
-        progress(index + 1, len(expected))
     return digest.hexdigest()
 
 

@@ -7,7 +7,6 @@ results in ONNX Runtime with torch's, at sizes other than the traced one.
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +22,13 @@ from torch import Tensor, nn
 
 from export import precision as fp16
 from export.graphs import attach_functions, clean, count_nodes, count_parameters
+from export.quiet import only_errors
 from runtime.errors import ExportError
 from runtime.manifest import Bound, Network, dimension
 from runtime.manifest import Tensor as TensorRecord
 
 if TYPE_CHECKING:
     import onnx
-
-log = logging.getLogger(__name__)
 
 OPSET = 23  # Attention and GroupNormalization are single nodes from here on
 Precision = Literal["fp32", "fp16"]
@@ -328,14 +326,6 @@ def _difference(what: str, outputs: Sequence[np.ndarray], expected: Sequence[np.
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter's own progress and warnings out of ours."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with only_errors("torch.onnx", "onnxscript", "torch.export", "onnx_ir"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -174,6 +174,11 @@ class Pipeline:
         kind: tiling.Window = "ramp" if vae else "gaussian"
         results = list(self._spatial(stages[-1], "outputs"))
         blends = {name: tiling.Blend(height * factor, width * factor) for name, factor in results}
+        size = tiles[0].height, tiles[0].width  # of every tile
+        windows = {
+            name: tiling.window(kind, size[0] * factor, size[1] * factor, overlap * factor)
+            for name, factor in results
+        }
         for piece in tiles:
             local = dict(buffers)
             for name in outside:
@@ -182,9 +187,7 @@ class Pipeline:
             for stage in stages:
                 local |= self._run(stage, local, clock)
             for name, factor in results:
-                size = (piece.height * factor, piece.width * factor)
-                weights = tiling.window(kind, *size, overlap * factor)
-                blends[name].add(piece, local[name], weights, factor)
+                blends[name].add(piece, local[name], windows[name], factor)
         buffers |= {name: blend.result() for name, blend in blends.items()}
 
     def _latent_size(self, buffer: str, factors: dict[str, int], buffers: Buffers) -> tuple[int, int]:

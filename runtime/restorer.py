@@ -68,7 +68,6 @@ class Restorer:
         choices = {} if color is None else {"color": color}
         vae_overlap = min(Options.vae_overlap, vae_tile // 4)
         options = Options(choices, tile, overlap, vae_tile, vae_overlap)
-        options.check(self.manifest)
         self._largest = _largest_side(self.manifest)
         self._busy = threading.Lock()
         self._size: tuple[int, ...] | None = None

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.doctor import Diagnosis
-from runtime.errors import InputError, TruncatedInputError, VsrError
+from runtime.errors import TruncatedInputError, VsrError
 from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
 
@@ -42,11 +42,6 @@ class Outcome:
     """The exit code that a command ends with."""
 
     code: int = 0
-
-
-def usage(message: str) -> InputError:
-    """An option's value that is refused."""
-    return InputError(message)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engines.onnxruntime_cpu import lower
 from export.bundle import BundleRequest, build
@@ -57,6 +59,15 @@ def _build(out: Path, precision: str) -> Path:
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision)
     build(request, lower)
     return out
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tensors of a few numbers, threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def real_clip(name: str) -> Path:

@@ -16,13 +16,11 @@ import av
 import numpy as np
 import pytest
 from conftest import GOLDEN, psnr, read_png
+from media_clips import Clip, packets, times
 
 import build
 from runtime import cli
 from runtime.resample import resize_bicubic
-
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
-from media_clips import Clip, packets, times
 
 ROOT = Path(__file__).parents[1]
 _RESTORE_OPTIONS = (

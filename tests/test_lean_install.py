@@ -12,7 +12,6 @@ from pathlib import Path
 import av
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 from media_clips import Clip
 
 _ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "scipy", "PIL")

@@ -242,35 +242,9 @@ class _Meter:
             self.progress(self.file, self.done / max(self.total, 1))
 
 
-def write_full_size(
-    out: Path,
-    *,
-    seed: int = 0,
-    tokenizer: Path | None = None,
-    checkpoint_format: CheckpointFormat = "pkl",
-    progress: Progress | None = None,
-    overwrite: bool = False,
-) -> FullSize:
-    """Writes a full-size model with random weights into `out`: `sd/`, and `model.pkl` or `model.safetensors`.
-
-    All tensors are FP16 (unet 1.7 GB, text encoder 0.7 GB, VAE 0.2 GB, checkpoint 1.8 GB). `tokenizer` is a
-    directory with CLIP's vocab.json and merges.txt; without it the prompt is split into bytes. `progress` is
-    called with the file's name and the share of all bytes written, 0..1.
-    """
-    return write_model(
-        out,
-        Shapes(),
-        seed=seed,
-        tokenizer=tokenizer,
-        checkpoint_format=checkpoint_format,
-        progress=progress,
-        overwrite=overwrite,
-    )
-
-
 def write_model(
     out: Path,
-    shapes: Shapes,
+    shapes: Shapes | None = None,
     *,
     seed: int = 0,
     tokenizer: Path | None = None,
@@ -278,7 +252,13 @@ def write_model(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> FullSize:
-    """As :func:`write_full_size`, for a model of any size."""
+    """Writes a model with random weights into `out`: `sd/`, and `model.pkl` or `model.safetensors`.
+
+    `shapes` is full size if left out: all tensors are FP16 (unet 1.7 GB, text encoder 0.7 GB, VAE 0.2 GB,
+    checkpoint 1.8 GB). `tokenizer` is a directory with CLIP's vocab.json and merges.txt; without it the prompt
+    is split into bytes. `progress` is called with the file's name and the share of all bytes written, 0..1.
+    """
+    shapes = shapes or Shapes()
     layout.refuse_to_overwrite(out, overwrite)
     unet = _seeded_all(seed, "unet", unet_shapes(shapes.unet))
     networks = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from export.synthetic.demo import write_demo
-from export.synthetic.full_size import write_full_size
+from export.synthetic.full_size import write_model
 from runtime.errors import InputError, VsrError
 
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
@@ -100,11 +99,12 @@ def full_size(
     """
     weights, bundle, clip, restored = (out / name for name in ("weights", "bundle", "input", "restored"))
     out.mkdir(parents=True, exist_ok=True)
+    doctor = _run(["-m", "runtime", "doctor", "--json"], capture=True)
     try:
         console.rule("1. random weights of full size, in the published layouts")
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("writing", total=1.0)
-            model = write_full_size(
+            model = write_model(
                 weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
             )
         crop_clip(real_clip(), clip, frames, _SIDE)
@@ -122,7 +122,7 @@ def full_size(
             shutil.rmtree(weights, ignore_errors=True)
             shutil.rmtree(bundle, ignore_errors=True)
     report = {
-        "machine": _machine(),
+        "machine": _machine(doctor),
         "matmul_flops": _matmul_rate(),
         "precision": precision,
         "build": built,
@@ -170,22 +170,12 @@ def _matmul_rate() -> float:
     return 2 * size**3 / best
 
 
-def _machine() -> str:
-    import os
-
-    import onnxruntime
-    import torch
-
-    names = [platform.processor() or platform.machine()]
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][
-            :1
-        ] or names
+def _machine(doctor: dict[str, Any]) -> str:
+    """What `doctor` says of the machine and the libraries, in a line."""
+    system, packages = doctor["system"], doctor["packages"]
     return (
-        f"{names[0]}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-        f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}"
+        f"{system['processor']}, {system['cores']} cores; Python {system['python']}, "
+        f"ONNX Runtime {packages['onnxruntime']}, torch {packages['torch']}"
     )
 
 

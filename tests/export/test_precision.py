@@ -1,6 +1,5 @@
 """FP16 graphs: what computes in which type, what stays exact at the border, and cleaning and counting."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,10 @@ from export.precision import convert
 from runtime.errors import ExportError
 from runtime.manifest import Bound
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For tensors this small, threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parse(text: str, **weights: np.ndarray) -> ir.Model:
