@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from runtime.errors import InputError
 from runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from export.bundle import BundleRequest
     from export.network import Exported
     from runtime.manifest import Manifest
@@ -29,6 +31,7 @@ examples:
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
   python build.py demo
+  python build.py eager clip.mp4 --sd SD --checkpoint model.pkl
 
 exit codes: 0 done, 2 option refused, 3 output not writable, 5 weights refused, 6 export failed,
 130 interrupted
@@ -56,8 +59,31 @@ def parser() -> argparse.ArgumentParser:
     )
     full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
     full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    full.add_argument(
+        "--torch-frames",
+        type=int,
+        default=3,
+        help="frames to restore in plain torch as well, to compare; 0 for none (default: 3)",
+    )
     full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
+    eager = commands.add_parser(
+        "eager",
+        help="time the model in plain torch, to compare with",
+        description="Restores frames with torch modules in the order of the published code, both frames of a "
+        "window encoded each time, and prints each stage's median seconds as JSON. Writes no pictures.",
+    )
+    eager.add_argument("input", type=Path, metavar="INPUT", help="a video or a folder of pictures")
+    _add_weights(eager)
+    eager.add_argument("--frames", type=int, default=3, help="the first is warm-up (default: 3)")
     return top
+
+
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
+    add(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
+    )
 
 
 def _add_bundle(commands: argparse._SubParsersAction) -> None:
@@ -69,11 +95,8 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_weights(command)
     add = command.add_argument
-    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
-    add(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
-    )
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's directory")
     add(
         "--stage",
@@ -102,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bundle": _bundle,
         "demo": _demo,
         "full-size": _full_size,
+        "eager": _eager,
     }
     with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
         outcome.code = commands[options.command](options)
@@ -234,9 +258,44 @@ def _full_size(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
     _check_frames(options.frames)
+    if options.torch_frames < 0:
+        raise InputError(f"--torch-frames is {options.torch_frames}; expected 0 or more.")
     return showcase.full_size(
-        Path(__file__), options.out, options.frames, options.precision, options.keep, Console()
+        Path(__file__),
+        options.out,
+        options.frames,
+        options.torch_frames,
+        options.precision,
+        options.keep,
+        Console(),
     )
+
+
+def _eager(options: argparse.Namespace) -> int:
+    from export.bundle import DEFAULT_PROMPT
+    from export.eager import Eager, measure
+    from export.families.dloral import MINIMUM_SIDE
+    from runtime.media import open_source
+
+    _check_frames(options.frames)
+    with open_source(options.input, frames=options.frames) as source:
+        if min(source.info.width, source.info.height) < MINIMUM_SIDE:
+            raise InputError(
+                f"{options.input} is {source.info.width}x{source.info.height}; plain torch takes frames of at "
+                f"least {MINIMUM_SIDE}x{MINIMUM_SIDE}. (The runtime takes any.)"
+            )
+        console = Console(stderr=True)
+        with console.status("reading the weights…") as status:
+            eager = Eager(options.sd, options.checkpoint, DEFAULT_PROMPT)
+
+            def arrays() -> Iterator[np.ndarray]:
+                for frame in source:
+                    status.update(f"frame {frame.index + 1} of {options.frames}")
+                    yield frame.rgb
+
+            report = measure(eager, arrays())
+    print(json.dumps(report | {"peak_memory": peak_bytes()}, indent=1))  # noqa: T201
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank, shape_of
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, InputError
 
 ALPHA = 8.0  # peft's default, which the published trainer left in place
 Stage = Literal["both", "consistency"]
@@ -24,13 +24,13 @@ def adapter_weights(stage: Stage, overrides: Mapping[str, float] | None = None) 
     """The weight of each adapter: 1 for those of the stage, else 0, then the overrides.
 
     Raises:
-        CheckpointError: an override names no adapter.
+        InputError: an override names no adapter.
     """
     active = ADAPTERS if stage == "both" else CONSISTENCY
     weights = {name: float(name in active) for name in ADAPTERS}
     for name, weight in (overrides or {}).items():
         if name not in weights:
-            raise CheckpointError(f"there is no adapter {name!r}; the checkpoint has {', '.join(ADAPTERS)}.")
+            raise InputError(f"there is no adapter {name!r}; the checkpoint has {', '.join(ADAPTERS)}.")
         weights[name] = weight
     return weights
 

@@ -241,7 +241,7 @@ def test_build_help(capsys) -> None:
         (("--adapter", "default_encoder_quality"), 2, "expected NAME=W"),
         (("--adapter", "default_encoder_quality=much"), 2, "expected NAME=W"),
         (("--adapter", "default_encoder_quality=nan"), 2, "expected NAME=W"),
-        (("--adapter", "nobody=1"), 5, "no adapter 'nobody'"),
+        (("--adapter", "nobody=1"), 2, "no adapter 'nobody'"),
         (("--top-k", "0"), 2, "--top-k is 0"),
         (("--sd", "{tmp}"), 5, "config.json"),
         (("--checkpoint", "{tmp}/missing.pkl"), 5, "does not exist"),
@@ -258,6 +258,15 @@ def test_build_refusals(tmp_path: Path, capsys, arguments: tuple, code: int, mes
     assert build.main(["bundle", *filled, *rest]) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_eager_times_every_stage(capsys) -> None:
+    weights = ["--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl"]
+    assert build.main([str(value) for value in ("eager", GOLDEN / "in", *weights, "--frames", 2)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["frames"] == 2
+    assert set(report["stages"]) >= {"vae_encoder", "spynet", "cfr", "text_encoder", "unet", "vae_decoder"}
+    assert all(seconds > 0 for seconds in report["stages"].values())
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import GOLDEN, PROMPT, psnr
 from engines.onnxruntime_cpu import lower
 from export import checkpoint, lora
 from export.base_model import BaseModel
+from export.eager import Eager
 from export.network import export
 from export.networks import cfr, spynet, unet, vae
 from runtime import Restorer
@@ -214,3 +215,13 @@ def test_consistency_stage_agrees_with_torch(
         )
         assert relative(session.run(None, feeds)[0], expected) <= 1e-4
     assert relative(chain.latents(*pair).numpy(), expected) > 0.1  # the quality adapters do matter
+
+
+def test_the_eager_model_is_the_published_one(
+    golden_frames: list[np.ndarray], golden_results: list[np.ndarray]
+) -> None:
+    """What `build.py eager` times must compute the same: the dense attention above all."""
+    eager = Eager(GOLDEN / "sd", GOLDEN / "model.pkl", PROMPT)
+    first, second = (torch.from_numpy(frame) for frame in golden_frames[:2])
+    assert psnr(eager.frame(first, first).numpy(), golden_results[0]) >= 49
+    assert psnr(eager.frame(first, second).numpy(), golden_results[1]) >= 49

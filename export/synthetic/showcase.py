@@ -82,7 +82,13 @@ def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
 
 
 def full_size(
-    build_script: Path, out: Path, frames: int, precision: str, keep: bool, console: Console
+    build_script: Path,
+    out: Path,
+    frames: int,
+    torch_frames: int,
+    precision: str,
+    keep: bool,
+    console: Console,
 ) -> int:
     """Full-size Stable Diffusion 2.1 with random weights: built, run, and measured.
 
@@ -90,6 +96,7 @@ def full_size(
         build_script: path of build.py.
         out: folder for everything that is made, about 15 GB.
         frames: of 128x128, restored to 512x512.
+        torch_frames: as many of them are restored in plain torch as well, to compare; 0 for none.
         precision: of the bundle.
         keep: leave weights and bundle there afterwards; the report and the frames stay anyway.
         console: where to show what is done.
@@ -117,6 +124,12 @@ def full_size(
             ["-m", "runtime", "restore", clip, "-o", restored, "--bundle", bundle, "--overwrite", "--json"],
             capture=True,
         )
+        eager = None
+        if torch_frames:
+            console.rule("4. python build.py eager")
+            eager = _run(
+                [build_script, "eager", clip, *sources, "--frames", min(frames, torch_frames)], capture=True
+            )
     finally:
         if not keep:
             shutil.rmtree(weights, ignore_errors=True)
@@ -127,6 +140,7 @@ def full_size(
         "precision": precision,
         "build": built,
         "run": ran,
+        "torch": eager,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print_full_size(report, console)
@@ -139,15 +153,20 @@ def _print_full_size(report: dict[str, Any], console: Console) -> None:
     title = f"full size, {report['precision']}, random weights, 128x128 -> 512x512, {ran['frames']} frames"
     table = Table(title=title, title_justify="left")
     table.add_column("stage")
-    table.add_column("median seconds a frame", justify="right")
-    for name, seconds in ran["stages"].items():
-        table.add_row(name, f"{seconds:.3f}")
-    table.add_row("[bold]all", f"[bold]{sum(ran['stages'].values()):.2f}")
+    columns = {"runtime": ran} | ({"plain torch": report["torch"]} if report["torch"] else {})
+    for name in columns:
+        table.add_column(f"{name}, median s", justify="right")
+    for stage in dict.fromkeys(stage for column in columns.values() for stage in column["stages"]):
+        seconds = [column["stages"].get(stage) for column in columns.values()]
+        table.add_row(stage, *("" if value is None else f"{value:.3f}" for value in seconds))
+    totals = [sum(column["stages"].values()) for column in columns.values()]
+    table.add_row("[bold]all", *(f"[bold]{total:.2f}" for total in totals))
+    table.add_row("memory, GB", *(f"{column['peak_memory'] / 1e9:.1f}" for column in columns.values()))
     console.print(table)
     console.print(
-        f"memory at most: run {ran['peak_memory'] / 1e9:.1f} GB, build {built['peak_memory'] / 1e9:.1f} GB; "
-        f"loading {ran['load_seconds']:.0f} s, build {built['seconds']:.0f} s, "
-        f"bundle {built['bytes'] / 1e9:.1f} GB\n{report['machine']}"
+        f"loading {ran['load_seconds']:.0f} s; build {built['seconds']:.0f} s and "
+        f"{built['peak_memory'] / 1e9:.1f} GB of memory; bundle {built['bytes'] / 1e9:.1f} GB\n"
+        f"{report['machine']}"
     )
     rate = report["matmul_flops"]
     console.print(

@@ -21,7 +21,7 @@ from export.base_model import BaseModel
 from export.checkpoint import ADAPTERS, CONSISTENCY, QUALITY, Checkpoint, LowRank, load
 from export.lora import ALPHA, adapter_weights, merge_into, merge_layer
 from export.synthetic.layout import resave_as_safetensors
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, InputError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -175,7 +175,7 @@ def test_single_adapters_override_the_stage() -> None:
 
 
 def test_an_adapter_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(InputError) as caught:
         adapter_weights("both", {"quality": 0.5})
     assert str(caught.value) == f"there is no adapter 'quality'; the checkpoint has {', '.join(ADAPTERS)}."
 
