@@ -20,7 +20,7 @@ from runtime.errors import InputError, OutputError
 from runtime.media import codecs, images
 from runtime.media.color import ColorTags
 from runtime.media.images import ImageSource
-from runtime.media.picture_sink import PictureSink
+from runtime.media.picture_sink import PictureSink, more_than_one_frame
 from runtime.media.sink import Sink
 from runtime.media.source import Frame, Source, SourceInfo, Window
 from runtime.media.video_sink import VideoSink
@@ -93,9 +93,7 @@ def open_sink(
             f"{known}, or with / for a folder of PNG pictures."
         )
     if source.info.frame_count != 1:
-        raise InputError(
-            f"{path} holds one picture, and the input has more frames; give a folder: {path.stem}/"
-        )
+        raise more_than_one_frame(path)
     return PictureSink(path, source, width, height, overwrite=overwrite, single=True)
 
 

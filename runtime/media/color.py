@@ -38,6 +38,16 @@ _BT2020_MATRICES = (9, 10)
 # AVColorSpace -> the number by which swscale knows the same coefficients
 _SWS_COEFFICIENTS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7}
 _HD_LINES = 720
+_RGB = "RGB"
+_CHROMA = {  # pixels across and down that share one sample of colour
+    _RGB: (1, 1),
+    "4:4:4": (1, 1),
+    "4:4:0": (1, 2),
+    "4:2:2": (2, 1),
+    "4:2:0": (2, 2),
+    "4:1:1": (4, 1),
+    "4:1:0": (4, 4),
+}
 
 # Full chroma interpolation and accurate rounding: without them swscale takes shortcuts worth 3-4 levels.
 _QUALITY = (
@@ -72,7 +82,7 @@ def tags_of(frame: VideoFrame, primaries: int, transfer: int) -> ColorTags:
     dynamic range and for matrices that cannot be converted.
     """
     refuse_hdr(frame.colorspace, primaries, transfer)
-    if is_rgb(frame):
+    if _is_rgb(frame.format):
         return RGB_PICTURE
     primaries = UNSPECIFIED if primaries in _RESERVED else primaries
     transfer = UNSPECIFIED if transfer in _RESERVED else transfer
@@ -116,9 +126,9 @@ def refuse_hdr(matrix: int, primaries: int, transfer: int) -> None:
     )
 
 
-def is_rgb(frame: VideoFrame) -> bool:
+def _is_rgb(pixel_format: av.VideoFormat) -> bool:
     """Whether the samples are RGB already, so that no matrix applies."""
-    return frame.format.is_rgb or frame.format.has_palette
+    return pixel_format.is_rgb or pixel_format.has_palette
 
 
 def bit_depth(frame: VideoFrame) -> int:
@@ -136,8 +146,26 @@ def is_transparent(frame: VideoFrame) -> bool:
     return has_alpha(frame) and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 
-def _is_gray(frame: VideoFrame) -> bool:
-    return not is_rgb(frame) and not any(part.is_chroma for part in frame.format.components)
+def _is_gray(pixel_format: av.VideoFormat) -> bool:
+    # not by `is_chroma`, which PyAV denies of the full-size chroma of 4:4:4
+    return not _is_rgb(pixel_format) and sum(not part.is_alpha for part in pixel_format.components) == 1
+
+
+def chroma_of(pixel_format: av.VideoFormat) -> str | None:
+    """How densely a format samples colour: "4:2:0" and the like, or "RGB"; None for grey."""
+    if _is_rgb(pixel_format):
+        return _RGB
+    if _is_gray(pixel_format):
+        return None
+    shared = 16 // pixel_format.chroma_width(16), 16 // pixel_format.chroma_height(16)
+    return next((name for name, pixels in _CHROMA.items() if pixels == shared and name != _RGB), None)
+
+
+def is_coarser(chroma: str | None, other: str | None) -> bool:
+    """Whether more pixels share a sample of colour in `chroma` than in `other`; never if one is None."""
+    if chroma is None or other is None:
+        return False
+    return any(a > b for a, b in zip(_CHROMA[chroma], _CHROMA[other], strict=True))
 
 
 def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) -> np.ndarray:
@@ -146,7 +174,7 @@ def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) ->
     InputError if swscale cannot read the frame's format.
     """
     try:
-        if is_rgb(frame) or _is_gray(frame):
+        if _is_rgb(frame.format) or _is_gray(frame.format):
             out = reformatter.reformat(frame, format="rgb24", interpolation=_QUALITY)
         else:
             out = reformatter.reformat(
@@ -162,7 +190,7 @@ def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) ->
             f"frames stored as {frame.format.name} cannot be converted to RGB ({error})."
         ) from error
     rgb = out.to_ndarray()
-    if _is_gray(frame) and frame.color_range == LIMITED_RANGE:
+    if _is_gray(frame.format) and frame.color_range == LIMITED_RANGE:
         rgb = _EXPAND[rgb]  # swscale takes all grey for full range, and so it is unless tagged otherwise
     return np.ascontiguousarray(rgb)
 
@@ -200,6 +228,10 @@ class Orientation:
     def swaps(self) -> bool:
         """Whether width and height change places."""
         return self.a == 0
+
+    def turned(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture of this size when it is upright."""
+        return (height, width) if self.swaps else (width, height)
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
         """The (H, W, 3) picture turned upright, C-contiguous."""

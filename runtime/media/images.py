@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from runtime.errors import InputError
-from runtime.media import color
+from runtime.media import color, picture_headers
 from runtime.media.source import Frame, Source, SourceInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -27,9 +26,8 @@ _DECODERS = (
     (re.compile(rb"II\*\0|MM\0\*"), "tiff"),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
 )
-_TIFF_COMPRESSION = 259
 _JPEG_IN_TIFF = (6, 7)
-_HEAD_BYTES = 1 << 18  # enough for the size of a JPEG behind its thumbnail and colour profile
+_HEAD_BYTES = 1 << 18  # enough for the size of a JPEG behind its EXIF and colour profile
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -71,21 +69,29 @@ class ImageSource(Source):
         ignored = [entry.name for entry in entries if entry not in set(pictures)]
         if ignored:
             shown = ", ".join(ignored[:3]) + (" ..." if len(ignored) > 3 else "")
-            noun = "entry" if len(ignored) == 1 else "entries"
-            self.add_note(f"{len(ignored)} {noun} of {self.path} that are not pictures are ignored: {shown}")
+            if len(ignored) == 1:
+                self.add_note(f"1 entry of {self.path} is not a picture and is ignored: {shown}")
+            else:
+                self.add_note(
+                    f"{len(ignored)} entries of {self.path} are not pictures and are ignored: {shown}"
+                )
         return pictures
 
     def _check_sizes(self) -> None:
-        """Compare the sizes in the headers; kinds whose header is not read are compared when decoded."""
+        """Compare the sizes of the pictures as they are shown.
+
+        They are read from the headers; pictures of the kinds whose headers are not read are decoded.
+        """
         first: tuple[Path, tuple[int, int]] | None = None
         for file in self._files:
             try:
                 with file.open("rb") as stream:
-                    size = _stored_size(stream.read(_HEAD_BYTES))
+                    size = picture_headers.upright_size(stream.read(_HEAD_BYTES))
             except OSError as error:
                 raise InputError(f"{file} cannot be read: {error.strerror}.") from error
             if size is None:
-                size = _frame_size(self._decode_frame(file))
+                frame, orientation = self._decode_frame(file)
+                size = orientation.turned(frame.width, frame.height)
             if first is None:
                 first = file, size
             elif size != first[1]:
@@ -124,7 +130,7 @@ class ImageSource(Source):
         self._first = None
 
     def _decode(self, file: Path) -> np.ndarray:
-        frame = self._decode_frame(file)
+        frame, orientation = self._decode_frame(file)
         depth = color.bit_depth(frame)
         if depth > 8:
             self.add_note(f"{depth}-bit pictures are processed and written in 8 bit.")
@@ -136,13 +142,12 @@ class ImageSource(Source):
                 getattr(frame, "color_primaries", color.UNSPECIFIED),
                 getattr(frame, "color_trc", color.UNSPECIFIED),
             )
-            rgb = color.to_rgb(self._reformatter, frame, tags)
+            return orientation.apply(color.to_rgb(self._reformatter, frame, tags))
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-        orientation = color.orientation_of(frame)
-        return rgb if orientation is None else orientation.apply(rgb)
 
-    def _decode_frame(self, file: Path) -> VideoFrame:
+    def _decode_frame(self, file: Path) -> tuple[VideoFrame, color.Orientation]:
+        """The picture as it is stored, and how it is turned to be upright."""
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -150,7 +155,7 @@ class ImageSource(Source):
         decoder = next((name for magic, name in _DECODERS if magic.match(data)), None)
         if decoder is None:
             raise InputError(f"{file} is not a picture; a PNG, JPEG, BMP, TIFF or WebP file was expected.")
-        if decoder == "tiff" and _tiff_compression(data) in _JPEG_IN_TIFF:
+        if decoder == "tiff" and picture_headers.tiff_compression(data) in _JPEG_IN_TIFF:
             raise InputError(
                 f"{file} is a TIFF compressed as JPEG, whose colours FFmpeg misreads; convert it to PNG."
             )
@@ -163,7 +168,9 @@ class ImageSource(Source):
             raise InputError(f"{file} cannot be decoded ({error.strerror}); replace or remove it.") from error
         if not frames or frames[0].is_corrupt:
             raise InputError(f"{file} is damaged or incomplete; replace or remove it.")
-        return frames[0]
+        # the decoder finds EXIF in odd places, too, but what PyAV hands on of it lacks the mirroring
+        turned = picture_headers.orientation(data) or color.orientation_of(frames[0])
+        return frames[0], turned or color.Orientation()
 
 
 def _mixed_sizes(one: tuple[Path, tuple[int, int]], other: tuple[Path, tuple[int, int]]) -> InputError:
@@ -172,53 +179,6 @@ def _mixed_sizes(one: tuple[Path, tuple[int, int]], other: tuple[Path, tuple[int
         f"the pictures have different sizes: {a.name} is {aw}x{ah}, {b.name} is {bw}x{bh}. All pictures of a "
         "clip must have one size; restore the others from folders of their own."
     )
-
-
-def _frame_size(frame: VideoFrame) -> tuple[int, int]:
-    return frame.width, frame.height
-
-
-def _stored_size(head: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a PNG, BMP or JPEG; None for the other kinds."""
-    if head.startswith(b"\x89PNG") and len(head) >= 24:
-        width, height = struct.unpack(">II", head[16:24])
-        return width, height
-    if head.startswith(b"BM") and len(head) >= 26 and head[14] >= 40:
-        width, height = struct.unpack("<ii", head[18:26])
-        return width, abs(height)
-    if head.startswith(b"\xff\xd8"):
-        return _jpeg_size(head)
-    return None
-
-
-def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """The size in the first frame header (SOF0-SOF15 without DHT, JPG and DAC) of a JPEG."""
-    position = 2
-    while position + 9 <= len(head) and head[position] == 0xFF:
-        marker, length = struct.unpack(">xBH", head[position : position + 4])
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", head[position + 5 : position + 9])
-            return width, height
-        else:
-            position += 2 + length
-    return None
-
-
-def _tiff_compression(data: bytes) -> int | None:
-    """The compression of a TIFF's first picture; None where its directory cannot be read."""
-    order = "<" if data.startswith(b"II") else ">"
-    try:
-        (position,) = struct.unpack_from(order + "I", data, 4)
-        (count,) = struct.unpack_from(order + "H", data, position)
-        for entry in range(position + 2, position + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(order + "H6xH", data, entry)
-            if tag == _TIFF_COMPRESSION:
-                return value
-    except struct.error:
-        pass
-    return None
 
 
 def fps_of(fps: Fraction | float) -> Fraction:

@@ -16,7 +16,8 @@ class PictureSink(Sink):
     """Writes 8-bit RGB PNG files: named as the input's pictures, or frame_000000.png and on for videos.
 
     `output` is a folder, or with `single` the one file that is written. InputError if two pictures of the
-    source would get the same name.
+    source would get the same name. `write` of a second frame to a single file raises InputError and gives
+    the output up, because how many frames a video has is known for certain only at its end.
     """
 
     def __init__(
@@ -31,6 +32,9 @@ class PictureSink(Sink):
 
     def _write(self, rgb: Rgb, frame: Frame) -> None:
         path = self._staging.temporary
+        if self._single and self._written:
+            self.abort()
+            raise more_than_one_frame(self._staging.final)
         if not self._single:
             path /= f"{Path(frame.name).stem}.png" if frame.name else f"frame_{frame.index:06d}.png"
         try:
@@ -43,6 +47,14 @@ class PictureSink(Sink):
 
     def _drop(self) -> None:
         pass
+
+
+def more_than_one_frame(output: Path) -> InputError:
+    """The refusal to write more frames than one to the file `output`."""
+    return InputError(
+        f"{output} holds one picture, and the input has more frames; restore one with --frames 1, or give a "
+        f"folder: {output.with_suffix('')}/"
+    )
 
 
 def _refuse_clashes(files: list[Path]) -> None:

@@ -48,9 +48,10 @@ class Sink(ABC):
     def close(self, *, partial: bool = False) -> Path:
         """Finish the output and give it its final name; its path.
 
-        With `partial`, after damaged input, the name is <stem>.partial<suffix> and sound and subtitles end
-        with the last frame. OutputError if no frame was written or the rest cannot be written; then, too,
-        nothing remains. Calling it again returns the same path.
+        With `partial`, after damaged input, the name is <stem>.partial<suffix>, or <stem>.partial-2<suffix>
+        and so on where that is taken, and sound and subtitles end with the last frame. OutputError if no
+        frame was written or the rest cannot be written; then, too, nothing remains. Calling it again returns
+        the same path.
         """
         if self._result is None:
             if self._ended:

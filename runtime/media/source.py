@@ -52,6 +52,7 @@ class SourceInfo:
     whether it is counted or estimated from the duration. duration: seconds of the window, None if
     unknown. time_base: seconds per tick of `Frame.pts`. sample_aspect_ratio: width of a pixel over its
     height, None if square or unknown. color: what the samples mean, and what the output is tagged with.
+    chroma: how densely a video samples colour, "4:2:0" and the like or "RGB"; None for grey and pictures.
     """
 
     width: int
@@ -65,6 +66,7 @@ class SourceInfo:
     duration: Fraction | None = None
     time_base: Fraction | None = None
     sample_aspect_ratio: Fraction | None = None
+    chroma: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import logging
 import os
 import re
+import secrets
 import shutil
+import socket
 from pathlib import Path
 
 from runtime.errors import OutputError
@@ -15,6 +19,10 @@ from runtime.errors import OutputError
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_RUN = secrets.token_hex(4)  # tells this process from earlier ones with the same number
+_numbers = itertools.count()  # of this process's outputs
+_HOST_LENGTH = 32
+_LABEL_BYTES = 180  # of the 255 that a name may have
 
 
 def write_failure(error: OSError | Exception, final: Path, temporary: Path | None = None) -> OutputError:
@@ -62,24 +70,28 @@ class Staging:
 
     `temporary` is where to write; it has the suffix of `final`, for the muxers. Exactly one of `commit`
     and `discard` ends it. OutputError if `final` exists and may not be replaced, or its folder is missing
-    or not writable. Leftovers of runs that were killed are removed.
+    or not writable. Leftovers of this machine's runs that were killed are removed; a folder that such a
+    run had moved aside to replace it, and could not, is put back.
     """
 
     def __init__(self, final: Path, *, overwrite: bool, folder: bool = False) -> None:
         self.final = final
         self._folder = folder
-        self.temporary = final.parent / f".{final.name}.{os.getpid()}.part{'' if folder else final.suffix}"
-        self._check(overwrite)
-        self._remove_leftovers()
+        hidden = f".{_label(final)}.{_host()}.{os.getpid()}.{_RUN}-{next(_numbers)}"
+        self.temporary = final.parent / f"{hidden}.part{'' if folder else final.suffix}"
+        self._aside = final.parent / f"{hidden}.old"
+        self._check_parent()
+        self._clean_up()
+        self._check_final(overwrite)
         try:
             if folder:
                 self.temporary.mkdir()
             else:
-                self.temporary.open("wb").close()
+                self.temporary.open("xb").close()
         except OSError as error:
             raise write_failure(error, final) from error
 
-    def _check(self, overwrite: bool) -> None:
+    def _check_parent(self) -> None:
         parent = self.final.parent
         if not parent.is_dir():
             if parent.exists():
@@ -87,6 +99,8 @@ class Staging:
                     f"{parent} is not a folder, so {self.final.name} cannot be written into it."
                 )
             raise OutputError(f"the folder {parent} does not exist; create it with: mkdir -p {parent}")
+
+    def _check_final(self, overwrite: bool) -> None:
         if self.final.is_dir() != self._folder and self.final.exists():
             expected, found = ("folder", "file") if self._folder else ("file", "folder")
             raise OutputError(
@@ -109,25 +123,43 @@ class Staging:
         if entries and not overwrite:
             raise OutputError(f"the folder {self.final} is not empty; give --overwrite to replace it.")
 
-    def _remove_leftovers(self) -> None:
-        """Remove hidden files of this output whose process is gone; living ones are still writing."""
-        suffix = "" if self._folder else self.final.suffix
-        pattern = re.compile(rf"\.{re.escape(self.final.name)}\.(\d+)\.part{re.escape(suffix)}")
-        for entry in self.final.parent.iterdir():
+    def _clean_up(self) -> None:
+        """Remove or put back what runs that were killed left of this output; living ones still write."""
+        suffix = "" if self._folder else re.escape(self.final.suffix)
+        pattern = re.compile(
+            rf"\.{re.escape(_label(self.final))}\.(?P<host>[^.]+)\.(?P<pid>\d+)\.(?P<run>[0-9a-f]+)-\d+\."
+            rf"(?:part{suffix}|(?P<old>old))"
+        )
+        try:
+            entries = list(self.final.parent.iterdir())
+        except OSError as error:
+            log.debug("%s cannot be listed (%s); leftovers stay", self.final.parent, error)
+            return
+        for entry in entries:
             match = pattern.fullmatch(entry.name)
-            if match and not _is_alive(int(match[1])):
+            if match is None or _is_alive(match["host"], int(match["pid"]), match["run"]):
+                continue
+            if match["old"] and not self.final.exists():
+                log.info("putting %s back, which a run that was killed had moved aside", self.final)
+                with contextlib.suppress(OSError):  # another run was quicker
+                    entry.rename(self.final)
+            else:
                 log.info("removing %s, left by a run that was killed", entry)
                 _remove(entry)
 
     def commit(self, *, partial: bool = False) -> Path:
-        """Make it durable and visible; its path. With `partial` the name is <stem>.partial<suffix>."""
+        """Make it durable and visible; its path.
+
+        With `partial` the name is <stem>.partial<suffix>, or <stem>.partial-2<suffix> and so on where that
+        is taken.
+        """
         target = self.final
-        if partial:
-            target = target.with_name(f"{target.stem}.partial{target.suffix}")
         try:
             for file in self.temporary.iterdir() if self._folder else [self.temporary]:
                 _sync(file)
-            if self._folder and target.is_dir():
+            if partial:
+                target = self._commit_partial()
+            elif self._folder and target.is_dir():
                 self._replace_folder(target)
             else:
                 self.temporary.replace(target)
@@ -136,23 +168,73 @@ class Staging:
             raise write_failure(error, target, self.temporary) from error
         return target
 
+    def _commit_partial(self) -> Path:
+        """Move it to a name that nothing has. The name is taken first, so that no other run can."""
+        target = self.final.with_name(f"{self.final.stem}.partial{self.final.suffix}")
+        numbers = itertools.count(2)
+        while not self._take(target):
+            target = self.final.with_name(f"{self.final.stem}.partial-{next(numbers)}{self.final.suffix}")
+        try:
+            self.temporary.replace(target)  # an empty folder gives way to another, too
+        except BaseException:
+            with contextlib.suppress(OSError):
+                target.rmdir() if self._folder else target.unlink()
+            raise
+        return target
+
+    def _take(self, target: Path) -> bool:
+        """Put something empty at `target`; False if something is there."""
+        try:
+            if self._folder:
+                target.mkdir()
+            else:
+                target.open("xb").close()
+        except FileExistsError:
+            return False
+        return True
+
     def _replace_folder(self, target: Path) -> None:
-        """Folders cannot replace folders that are not empty, so the old one steps aside first."""
-        old = self.temporary.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(old)
+        """Folders cannot replace folders that are not empty, so the old one steps aside first.
+
+        While it is called `.old` it is whole. It is renamed once more before it is removed, so that the
+        half of one never comes back.
+        """
+        target.rename(self._aside)
         try:
             self.temporary.rename(target)
-        except OSError:
-            old.rename(target)
+        except BaseException:
+            self._aside.rename(target)
             raise
-        _remove(old)
+        with contextlib.suppress(OSError):  # the new one is in place: the next run tidies up
+            self._aside.rename(self.temporary)
+        _remove(self.temporary)
 
     def discard(self) -> None:
         """Leave nothing behind. Never raises: it runs while another error is on its way."""
         _remove(self.temporary)
 
 
-def _is_alive(pid: int) -> bool:
+def _label(final: Path) -> str:
+    """The name of an output as the first part of hidden names, which are longer than it and have a limit."""
+    name = os.fsencode(final.name)
+    return final.name if len(name) <= _LABEL_BYTES else hashlib.sha256(name).hexdigest()
+
+
+def _host() -> str:
+    """This machine's name as a short part of a file name, another one for every machine."""
+    name = socket.gethostname()
+    plain = re.sub(r"[^A-Za-z0-9-]", "-", name)
+    if plain == name and 0 < len(name) <= _HOST_LENGTH:
+        return name
+    return f"{plain[: _HOST_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _is_alive(host: str, pid: int, run: str) -> bool:
+    """Whether the process that gave a hidden file its name may still be writing."""
+    if host != _host():
+        return True  # a folder that machines share: what runs over there cannot be seen from here
+    if pid == os.getpid():
+        return run == _RUN  # else it is that of an earlier process with the same number, as in containers
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -71,13 +71,21 @@ class StreamCopier:
         self._output = output
         self._note = note
         self._holder = _NAMES.get(output.format.name, output.format.name)
-        self._input = open_container(path)
-        self._video = main_video(self._input, path)
         self._targets: dict[int, Stream] = {}
         self._next_dts: dict[int, int] = {}  # of each input stream, in its ticks
         self._refused: set[int] = set()
         self._copied: set[int] = set()
         self._filled: set[int] = set()  # subtitle tracks with samples between the texts
+        self._input = open_container(path)
+        try:
+            self._prepare(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        """Copy what goes in front of the output's header, and read up to the first packet."""
+        self._video = main_video(self._input, path)
         self._copy_tags()
         self._copy_chapters()
         for stream in self._input.streams:

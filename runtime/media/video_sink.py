@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +26,8 @@ from runtime.media.streams import COARSE, StreamCopier
 
 _MILLISECOND = Fraction(1, 1000)
 _MAX_TICKS = 1_000_000  # of a movie header's second; finer clocks overflow in long clips
+_SVT_VARIABLE = "SVT_LOG"
+_environment = threading.Lock()  # it is the whole process's
 _ENCODER_RATES = (Fraction(1), Fraction(240))  # SVT-AV1 refuses others; with crf it decides nothing
 
 
@@ -69,6 +73,7 @@ class VideoSink(Sink):
         except BaseException:
             self.abort()
             raise
+        self._note_coarser_chroma()
 
     def _open(self, fps: Fraction, options: dict[str, str]) -> None:
         temporary = self._staging.temporary
@@ -83,7 +88,8 @@ class VideoSink(Sink):
         if window is not None:
             self._copier = StreamCopier(self._source.path, window, self._container, self.add_note)
         try:
-            self._container.start_encoding()
+            with _quiet(self._codec.encoder):
+                self._container.start_encoding()
         except av.FFmpegError as error:
             if _is_about_writing(error):
                 raise write_failure(error, self._staging.final, temporary) from error
@@ -94,8 +100,6 @@ class VideoSink(Sink):
 
     def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
         assert self._container is not None
-        if self._codec.encoder == "libsvtav1":
-            os.environ.setdefault("SVT_LOG", "1")  # its chatter goes to stderr, past every logger
         height, width, _ = self._shape
         stream = self._container.add_stream(
             self._codec.encoder,
@@ -119,6 +123,15 @@ class VideoSink(Sink):
         if self._source.info.sample_aspect_ratio:
             context.sample_aspect_ratio = self._source.info.sample_aspect_ratio
         return stream
+
+    def _note_coarser_chroma(self) -> None:
+        stored = self._source.info.chroma
+        written = color.chroma_of(av.VideoFormat(self._codec.pixel_format))
+        if color.is_coarser(written, stored):
+            self.add_note(
+                f"The input's colours are {stored} and are written as {written}, where neighbouring pixels "
+                "share their colour; write an .mkv file with the codec ffv1 to keep every pixel's own."
+            )
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -198,6 +211,27 @@ def _muxer_options(container: str, time_base: Fraction) -> dict[str, str]:
         # edit lists count in the movie's clock; in the default milliseconds a late first frame is rounded
         options["movie_timescale"] = str(max(1000, time_base.denominator))
     return options
+
+
+@contextlib.contextmanager
+def _quiet(encoder: str) -> Iterator[None]:
+    """Keeps SVT-AV1 from describing itself on stderr while it is opened.
+
+    It heeds neither FFmpeg's log level nor an option, only a variable of the environment, which is put
+    back as soon as it has been read. Whoever sets the variable gets what it says.
+    """
+    if encoder != "libsvtav1":
+        yield
+        return
+    with _environment:
+        if _SVT_VARIABLE in os.environ:
+            yield
+            return
+        os.environ[_SVT_VARIABLE] = "1"  # errors only
+        try:
+            yield
+        finally:
+            os.environ.pop(_SVT_VARIABLE, None)
 
 
 def _is_about_writing(error: av.FFmpegError) -> bool:

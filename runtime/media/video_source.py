@@ -37,13 +37,12 @@ def open_container(path: Path) -> av.container.InputContainer:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is an empty file; a video or a picture was expected.")
-        found = structure.scan(path)
         # the absolute path starts with "/", so no part of a name is taken for a protocol
         container = av.open(str(path.absolute()), "r", metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise InputError(f"{path} cannot be read: permission denied.") from error
-        if isinstance(error, av.FFmpegError) and found.index_lost:
+        if isinstance(error, av.FFmpegError) and _structure_of(path).index_lost:
             raise InputError(
                 f"{path} was cut off: its index (the 'moov' box at the end of an MP4) is missing, so no "
                 "frame can be found. Copy it again, or rebuild the index with a repair tool such as untrunc."
@@ -56,6 +55,14 @@ def open_container(path: Path) -> av.container.InputContainer:
         container.close()
         raise InputError(f"{path} is a text file; a video was expected.")
     return container
+
+
+def _structure_of(path: Path) -> structure.Structure:
+    """The lengths in the outermost headers; InputError if they cannot be read."""
+    try:
+        return structure.scan(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def main_video(container: av.container.InputContainer, path: Path) -> VideoStream:
@@ -104,7 +111,7 @@ class VideoSource(Source):
         self._reformatter = VideoReformatter()
         self._container = open_container(path)
         try:
-            self._missing = structure.scan(path).missing
+            self._missing = _structure_of(path).missing
             self._open(Fraction(start).limit_denominator(1_000_000))
         except BaseException:
             self.close()
@@ -135,6 +142,7 @@ class VideoSource(Source):
         self._color = self._tags(first)
         self._size = (first.width, first.height)
         self._stored_format = first.format.name
+        self._chroma = color.chroma_of(first.format)
         self._orientation = self._upright(first)
         self._describe_oddities(first, context.field_order)
         self.info = self._build_info(start)
@@ -396,6 +404,7 @@ class VideoSource(Source):
             duration=duration,
             time_base=self._time_base,
             sample_aspect_ratio=sar,
+            chroma=self._chroma,
         )
 
     def _count(self, start: Fraction) -> tuple[int | None, bool]:

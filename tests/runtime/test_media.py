@@ -6,6 +6,7 @@ test_media_faults.py.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -34,9 +35,10 @@ from media_clips import (
     restore,
     times,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 
 from runtime import media
+from runtime.errors import InputError
 from runtime.media import color, images
 
 CHAPTERS = [
@@ -625,6 +627,45 @@ def test_other_pixel_formats(tmp_path: Path, pix_fmt: str) -> None:
     assert len(times(run.path)) == 12
 
 
+@pytest.mark.parametrize(("matrix", "color_range"), [(1, 1), (1, 2), (6, 1), (6, 2)])
+def test_full_size_chroma_obeys_its_tags(tmp_path: Path, matrix: int, color_range: int) -> None:
+    yuv = to_yuv(PATCHES, matrix, color_range == 2)
+    planes = np.ascontiguousarray(yuv.T[:, None].repeat(64, 1).repeat(16, 2))
+    with av.open(str(tmp_path / "in.mkv"), "w") as output:
+        stream = output.add_stream("ffv1", 25, width=128, height=64, pix_fmt="yuv444p")
+        context = stream.codec_context
+        context.colorspace, context.color_range = matrix, color_range
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv444p")))
+        output.mux(stream.encode(None))
+    assert np.abs(patch_centres(decoded(tmp_path / "in.mkv")[0]) - PATCHES).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec", "name", "change"),
+    [
+        ("yuv444p", None, "out.mp4", "4:4:4 and are written as 4:2:0"),
+        ("yuv422p", None, "out.mp4", "4:2:2 and are written as 4:2:0"),
+        ("yuv422p10le", "av1", "out.mkv", "4:2:2 and are written as 4:2:0"),
+        ("yuv411p", "vp9", "out.webm", "4:1:1 and are written as 4:2:0"),
+        ("bgr0", "hevc", "out.mov", "RGB and are written as 4:2:0"),
+        ("yuv444p", "prores", "out.mov", "4:4:4 and are written as 4:2:2"),
+        ("yuv422p", "prores", "out.mov", None),
+        ("yuv444p", "ffv1", "out.mkv", None),
+        ("yuv420p", None, "out.mp4", None),
+        ("yuv410p", None, "out.mp4", None),
+        ("gray", None, "out.mp4", None),
+    ],
+)
+def test_coarser_chroma_is_noted(
+    tmp_path: Path, pix_fmt: str, codec: str | None, name: str, change: str | None
+) -> None:
+    clip = Clip(pts=STEADY[:2], codec="ffv1", options={}, pix_fmt=pix_fmt).write(tmp_path / "in.mkv")
+    run = restore(clip, tmp_path / name, codec=codec)
+    notes = [note for note in run.notes if "colours" in note]
+    assert len(notes) == bool(change)
+    assert all(f"The input's colours are {change}, " in note and "ffv1" in note for note in notes)
+
+
 @pytest.mark.parametrize(("tag", "black", "white"), [(0, 16, 235), (1, 0, 255), (2, 16, 235)])
 def test_gray_obeys_its_range(tmp_path: Path, tag: int, black: int, white: int) -> None:
     ramp = np.tile(np.array([16, 126, 235], np.uint8).repeat(16), (16, 1))
@@ -683,6 +724,21 @@ def test_codecs(tmp_path: Path, codec: str | None, name: str, decoder: str, tole
     for picture, frame in zip(pictures, run.frames, strict=True):
         assert np.abs(picture.astype(float) - enlarged(frame.rgb, 4)).mean() <= tolerance
     assert times(run.path) == [p * TICK for p in STEADY[:4]]
+
+
+@pytest.mark.parametrize("level", [None, "2"])
+def test_av1_is_silent_and_leaves_the_environment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], level: str | None
+) -> None:
+    monkeypatch.delenv("SVT_LOG", raising=False)
+    if level:
+        monkeypatch.setenv("SVT_LOG", level)
+    before = dict(os.environ)
+    clip = Clip(pts=STEADY[:2]).write(tmp_path / "in.mp4")
+    capfd.readouterr()
+    restore(clip, tmp_path / "out.mkv", codec="av1")
+    assert dict(os.environ) == before
+    assert "Svt[info]" not in capfd.readouterr().err
 
 
 def test_hevc_is_tagged_for_apple(tmp_path: Path) -> None:
@@ -782,14 +838,49 @@ def test_old_full_range_formats_are_full_range() -> None:
     assert not color.tags_of(av.VideoFrame(16, 16, "yuv420p"), 2, 2).full_range
 
 
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
+PHOTOS = {"jpg": {"quality": 98, "subsampling": 0}, "png": {}, "webp": {"lossless": True}, "tif": {}}
+
+
+def write_photo(path: Path, orientation: int, size: tuple[int, int] = SIZE) -> None:
+    """A picture whose EXIF says how it is turned: 6 is shown turned clockwise."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise
-    Image.fromarray(pattern(1)).save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
-    with media.open_source(tmp_path / "a.jpg") as source:
+    exif[0x0112] = orientation
+    Image.fromarray(pattern(1, size)).save(path, exif=exif, **PHOTOS[path.suffix[1:]])
+
+
+@pytest.mark.parametrize("suffix", PHOTOS)
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_photos_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_photo(path, orientation)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    with media.open_source(path) as source:
         rgb = next(iter(source)).rgb
+        assert (source.info.width, source.info.height) == expected.shape[1::-1]
+    assert rgb.shape == expected.shape
+    assert np.abs(rgb.astype(float) - expected).mean() < 3
+
+
+def test_exif_behind_the_picture_is_found(tmp_path: Path) -> None:
+    write_photo(tmp_path / "a.png", 6)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    end = data.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(data[:start] + data[start + len(chunk) : end] + chunk + data[end:])
+    with media.open_source(tmp_path / "a.png") as source:
         assert (source.info.width, source.info.height) == (48, 64)
-    assert np.abs(rgb.astype(float) - np.rot90(pattern(1), -1)).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", PHOTOS)
+def test_photos_count_with_their_upright_size(tmp_path: Path, suffix: str) -> None:
+    write_photo(tmp_path / f"a.{suffix}", 6)
+    write_photo(tmp_path / f"b.{suffix}", 1, size=SIZE[::-1])
+    with media.open_source(tmp_path) as source:
+        assert [frame.rgb.shape for frame in source] == [(64, 48, 3)] * 2
+    write_photo(tmp_path / f"b.{suffix}", 1)
+    with pytest.raises(InputError, match=rf"a\.{suffix} is 48x64, b\.{suffix} is 64x48"):
+        media.open_source(tmp_path)
 
 
 def test_one_picture_in_one_picture_out(tmp_path: Path) -> None:
@@ -804,6 +895,7 @@ def test_pictures_become_a_video_and_back(tmp_path: Path) -> None:
     run = restore(tmp_path / "in", tmp_path / "out.mp4")
     assert times(run.path) == [Fraction(i, 25) for i in range(6)]
     assert written_colors(run.path)[1] == (1, 1, 1, 1)
+    assert run.notes == []
     ntsc = restore(tmp_path / "in", tmp_path / "ntsc.mkv", fps=Fraction(24000, 1001), codec="ffv1", frames=4)
     assert len(times(ntsc.path)) == 4
     assert abs(times(ntsc.path)[3] - Fraction(3003, 24000)) <= Fraction(1, 1000)

@@ -6,10 +6,12 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from PIL import Image
 
 from runtime import media
 from runtime.errors import InputError, OutputError
-from runtime.media import staging, structure
+from runtime.media import picture_headers, staging, structure
+from runtime.media.streams import StreamCopier
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,12 +84,52 @@ def test_playlists_do_not_open_other_files(tmp_path: Path, clips: Path) -> None:
     error_of(tmp_path / "list.mp4")
 
 
-def test_unreadable_file(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise av.error.PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(structure, "scan", denied)
+    monkeypatch.setattr(av, "open", denied)
     assert "permission denied" in error_of(clips / "in.mp4")
+
+
+def test_headers_that_cannot_be_read(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(structure, "scan", broken)
+    assert "cannot be read: Input/output error" in error_of(clips / "in.mp4")
+
+
+def test_the_headers_are_read_once(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    scan = structure.scan
+
+    def counted(path: Path) -> structure.Structure:
+        scanned.append(path)
+        return scan(path)
+
+    monkeypatch.setattr(structure, "scan", counted)
+    restore(clips / "in.mp4", tmp_path / "out.mp4", scale=1)
+    assert scanned == [clips / "in.mp4"]
+
+
+def test_the_file_is_closed_when_its_sound_cannot_be_prepared(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: StreamCopier) -> None:
+        raise ValueError("chapters of an odd kind")
+
+    def times_open() -> int:
+        files = Path("/proc/self/fd").iterdir()
+        return sum(os.path.realpath(file) == str(clips / "in.mp4") for file in files)
+
+    monkeypatch.setattr(StreamCopier, "_copy_chapters", broken)
+    with media.open_source(clips / "in.mp4") as source:
+        before = times_open()
+        with pytest.raises(ValueError, match="odd kind") as caught:
+            media.open_sink(tmp_path / "out.mp4", source)
+        assert times_open() == before == 1, caught  # which keeps everything alive that was not closed
+    assert left_in(tmp_path) == []
 
 
 def test_sound_only(tmp_path: Path) -> None:
@@ -358,6 +401,35 @@ def test_pictures_that_would_get_one_name(tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["in"]
 
 
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["a.txt"], "1 entry of {} is not a picture and is ignored: a.txt"),
+        (["a.txt", "b.txt"], "2 entries of {} are not pictures and are ignored: a.txt, b.txt"),
+        (["1", "2", "3", "4"], "4 entries of {} are not pictures and are ignored: 1, 2, 3 ..."),
+    ],
+)
+def test_ignored_entries_are_counted(tmp_path: Path, names: list[str], note: str) -> None:
+    Image.fromarray(pattern(0)).save(tmp_path / "a.png")
+    for name in names:
+        (tmp_path / name).touch()
+    with media.open_source(tmp_path) as source:
+        assert source.notes == [note.format(tmp_path)]
+
+
+@given(
+    st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBP"]
+    ),
+    st.binary(max_size=80),
+)
+def test_any_bytes_can_be_a_picture_header(magic: bytes, data: bytes) -> None:
+    size = picture_headers.upright_size(magic + data)
+    assert size is None or len(size) == 2
+    picture_headers.orientation(magic + data)
+    picture_headers.tiff_compression(magic + data)
+
+
 # -- options of the output -----------------------------------------------------------------------------
 
 
@@ -381,6 +453,31 @@ def test_pictures_that_would_get_one_name(tmp_path: Path) -> None:
 def test_options_that_cannot_be(tmp_path: Path, clips: Path, name: str, options: dict, message: str) -> None:
     with media.open_source(clips / "in.mp4") as source, pytest.raises(InputError, match=message):
         media.open_sink(tmp_path / name, source, **options)
+    assert left_in(tmp_path) == []
+
+
+def test_a_single_picture_names_the_folder_beside_it(tmp_path: Path, clips: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    with media.open_source(clips / "in.mp4") as source, pytest.raises(InputError) as caught:
+        media.open_sink(tmp_path / "sub" / "out.png", source)
+    message = str(caught.value)
+    assert f"{tmp_path}/sub/out.png holds one picture" in message
+    assert "--frames 1" in message
+    assert message.endswith(f"give a folder: {tmp_path}/sub/out/")
+
+
+def test_a_single_picture_refuses_a_second_frame(tmp_path: Path, clips: Path) -> None:
+    with media.open_source(clips / "in.mp4") as source:
+        source.info = replace(source.info, frame_count=1, frame_count_exact=False)  # as an estimate may say
+        sink = media.open_sink(tmp_path / "out.png", source, scale=1)
+        frames = iter(source)
+        first, second = next(frames), next(frames)
+        sink.write(first.rgb, first)
+        with pytest.raises(InputError, match=rf"one picture.* --frames 1.*{tmp_path}/out/"):
+            sink.write(second.rgb, second)
+        assert left_in(tmp_path) == []
+        with pytest.raises(OutputError, match="given up"):
+            sink.close()
     assert left_in(tmp_path) == []
 
 
@@ -524,17 +621,55 @@ def test_close_twice_and_read_after_close(tmp_path: Path, clips: Path) -> None:
     assert list(frames) == []
 
 
-def test_partial_folders(tmp_path: Path, clips: Path) -> None:
-    for count in (3, 2):  # the second replaces the first
+@pytest.mark.parametrize(("name", "suffix"), [("out.mp4", ".mp4"), ("out", "")])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_partial_results_replace_nothing(
+    tmp_path: Path, clips: Path, name: str, suffix: str, overwrite: bool
+) -> None:
+    def kept(count: int) -> Path:
         with (
             media.open_source(clips / "in.mp4", frames=count) as source,
-            media.open_sink(tmp_path / "out", source, scale=1) as sink,
+            media.open_sink(tmp_path / name, source, scale=1, overwrite=overwrite) as sink,
         ):
             for frame in source:
                 sink.write(frame.rgb, frame)
-            assert sink.close(partial=True) == tmp_path / "out.partial"
-        assert len(left_in(tmp_path / "out.partial")) == count
-    assert left_in(tmp_path) == ["out.partial"]
+            return sink.close(partial=True)
+
+    expected = [tmp_path / f"out.partial{number}{suffix}" for number in ("", "-2", "-3")]
+    assert [kept(count) for count in (3, 2, 4)] == expected
+    assert left_in(tmp_path) == sorted(path.name for path in expected)
+    assert [len(left_in(path)) if path.is_dir() else len(times(path)) for path in expected] == [3, 2, 4]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_failed_partial_result_frees_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    output = staging.Staging(tmp_path / "out", overwrite=False, folder=folder)
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OutputError, match="Input/output error"):
+        output.commit(partial=True)
+    output.discard()
+    assert left_in(tmp_path) == []
+
+
+def test_two_outputs_of_one_name_do_not_write_into_each_other(tmp_path: Path) -> None:
+    one, other = (staging.Staging(tmp_path / "out", overwrite=True, folder=True) for _ in range(2))
+    assert one.temporary != other.temporary
+    for output in (one, other):
+        (output.temporary / "a.png").write_text(str(output.temporary))
+    assert one.commit() == other.commit() == tmp_path / "out"
+    assert (tmp_path / "out" / "a.png").read_text() == str(other.temporary)
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_names_that_are_nearly_too_long(tmp_path: Path, clips: Path) -> None:
+    name = "\u3042" * 70 + ".mp4"  # three bytes each
+    restore(clips / "in.mp4", tmp_path / name, scale=1, frames=1)
+    assert left_in(tmp_path) == [name]
 
 
 # -- full disks and killed processes -------------------------------------------------------------------
@@ -634,14 +769,85 @@ def killed_run(clip: Path, output: Path) -> int:
 @pytest.mark.parametrize("name", ["out.mp4", "out"])
 def test_sigkill_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path, clips: Path, name: str) -> None:
     pid = killed_run(clips / "in.mp4", tmp_path / name)
-    stale = f".{name}.{pid}.part{Path(name).suffix}"
-    assert left_in(tmp_path) == [stale]
-    alive = tmp_path / f".{name}.{os.getppid()}.part{Path(name).suffix}"  # of a process that still writes
-    other = tmp_path / f".other.mp4.{pid}.part.mp4"  # of another output
-    alive.touch()
-    other.touch()
+    [stale] = left_in(tmp_path)
+    assert stale.startswith(f".{name}.")
+    alive = stale.replace(f".{pid}.", f".{os.getppid()}.")  # of a process that still writes
+    other = stale.replace(f".{name}.", ".other.mp4.")  # of another output
+    assert len({stale, alive, other}) == 3
+    (tmp_path / alive).touch()
+    (tmp_path / other).touch()
     restore(clips / "in.mp4", tmp_path / name, scale=1)
-    assert left_in(tmp_path) == sorted([alive.name, other.name, name])
+    assert left_in(tmp_path) == sorted([alive, other, name])
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out"])
+def test_leftovers_of_an_earlier_process_with_this_number(tmp_path: Path, clips: Path, name: str) -> None:
+    """In a container every run may have the number 1."""
+    pid = killed_run(clips / "in.mp4", tmp_path / name)
+    [stale] = left_in(tmp_path)
+    (tmp_path / stale).rename(tmp_path / stale.replace(f".{pid}.", f".{os.getpid()}."))
+    restore(clips / "in.mp4", tmp_path / name, scale=1)
+    assert left_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out"])
+def test_what_other_machines_write_is_left_alone(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Their processes have numbers that nothing has here."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "far_away.example")
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        distant = staging.Staging(tmp_path / name, overwrite=False, folder="." not in name)
+    restore(clips / "in.mp4", tmp_path / name, scale=1)
+    assert left_in(tmp_path) == sorted([distant.temporary.name, name])
+    assert ".far-away-example-" in distant.temporary.name
+
+
+def test_host_names_become_short_parts_of_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a/b", "a.b", "", "node-" * 20, "node-" * 20 + "2", "\u3042", "plain-7"]
+    parts = []
+    for name in names:
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        parts.append(staging._host())
+    assert all(re.fullmatch(r"[A-Za-z0-9-]{1,32}", part) for part in parts), parts
+    assert len(set(parts)) == len(names)
+    assert parts[-1] == "plain-7"
+
+
+SWAP = """
+import os, signal, sys
+sys.path[:0] = {paths}
+from pathlib import Path
+from runtime.media.staging import Staging
+renames, rename = 0, Path.rename
+def dying(self, target):
+    global renames
+    renames += 1
+    if renames == {last}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = dying
+staging = Staging(Path({output!r}), overwrite=True, folder=True)
+(staging.temporary / "new.png").touch()
+staging.commit()
+"""
+
+
+@pytest.mark.parametrize(("last", "survivor"), [(1, "old.png"), (2, "old.png"), (3, "new.png")])
+def test_a_folder_survives_a_swap_that_was_killed(tmp_path: Path, last: int, survivor: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.png").touch()
+    script = SWAP.format(paths=[str(ROOT)], output=str(out), last=last)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert len(left_in(tmp_path)) == 2
+    with pytest.raises(OutputError, match="not empty; give --overwrite"):
+        staging.Staging(out, overwrite=False, folder=True)
+    assert left_in(out) == [survivor]
+    assert left_in(tmp_path) == ["out"]
 
 
 def test_sizes_are_what_the_tests_assume(clips: Path) -> None:
