@@ -27,6 +27,7 @@ from runtime.media.streams import COARSE, StreamCopier
 _MILLISECOND = Fraction(1, 1000)
 _MAX_TICKS = 1_000_000  # of a movie header's second; finer clocks overflow in long clips
 _SVT_VARIABLE = "SVT_LOG"
+_X265_DELAY = 3  # frames until x265 knows by how much decoding leads showing
 _environment = threading.Lock()  # it is the whole process's
 _ENCODER_RATES = (Fraction(1), Fraction(240))  # SVT-AV1 refuses others; with crf it decides nothing
 
@@ -63,6 +64,7 @@ class VideoSink(Sink):
         self._time_base = source.info.time_base or 1 / fps
         self._tags = _output_tags(source.info.color, self._codec)
         self._reformatter = VideoReformatter()
+        self._frames = 0
         self._last_pts: int | None = None
         self._end = Fraction(0)
         self._durations: dict[int, int] = {}
@@ -138,6 +140,7 @@ class VideoSink(Sink):
     def _write(self, rgb: Rgb, frame: Frame) -> None:
         picture = color.from_rgb(self._reformatter, rgb, self._codec.pixel_format, self._tags)
         picture.pts = self._strictly_later(frame.pts)
+        self._frames += 1
         picture.time_base = self._time_base
         duration = frame.duration or max(1, round(1 / (self._rate() * self._time_base)))
         self._durations[picture.pts] = duration
@@ -180,7 +183,10 @@ class VideoSink(Sink):
         window = self._source.window
         cut = partial or (window is not None and window.cut_end)
         try:
-            self._mux(self._stream.encode(None))
+            last = self._stream.encode(None)
+            if self._codec.encoder == "libx265" and self._frames < _X265_DELAY:
+                _decode_as_shown(last)
+            self._mux(last)
             if self._copier is not None:
                 self._copier.finish(self._end if cut else None)
             self._container.close()
@@ -211,6 +217,16 @@ def _muxer_options(container: str, time_base: Fraction) -> dict[str, str]:
         # edit lists count in the movie's clock; in the default milliseconds a late first frame is rounded
         options["movie_timescale"] = str(max(1000, time_base.denominator))
     return options
+
+
+def _decode_as_shown(packets: list[Packet]) -> None:
+    """Sets each packet's decoding time to the time it is shown at, which holds for one or two frames.
+
+    x265 measures its reordering delay at the third frame; in a shorter clip it subtracts whatever lay in
+    that memory, and the muxer refuses the result.
+    """
+    for packet in packets:
+        packet.dts = packet.pts
 
 
 @contextlib.contextmanager

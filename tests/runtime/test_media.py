@@ -726,6 +726,28 @@ def test_codecs(tmp_path: Path, codec: str | None, name: str, decoder: str, tole
     assert times(run.path) == [p * TICK for p in STEADY[:4]]
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [
+        (None, "out.mp4"),
+        (None, "out.webm"),
+        ("hevc", "out.mp4"),
+        ("hevc", "out.mov"),
+        ("hevc", "out.mkv"),
+        ("av1", "out.mp4"),
+        ("prores", "out.mov"),
+    ],
+)
+def test_clips_shorter_than_an_encoders_delay(
+    tmp_path: Path, codec: str | None, name: str, frames: int
+) -> None:
+    clip = Clip(pts=STEADY[:frames], codec="ffv1", options={}).write(tmp_path / "in.mkv")
+    run = restore(clip, tmp_path / name, codec=codec)
+    assert times(run.path) == [p * TICK for p in STEADY[:frames]]
+    assert len(decoded(run.path)) == frames
+
+
 @pytest.mark.parametrize("level", [None, "2"])
 def test_av1_is_silent_and_leaves_the_environment_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], level: str | None
