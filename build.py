@@ -114,6 +114,11 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:
     add("--prompt", metavar="TEXT", help="text that conditions the restoration (default: a neutral one)")
     add("--top-k", type=int, metavar="K", help="positions the cross-frame attention retrieves (default: all)")
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the heavy networks (default: fp32)")
+    add(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        help="compile the attention's GPU kernel for every target (default: where Triton is installed)",
+    )
     add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     add("--json", action="store_true", help="print the table as JSON on standard output")
 
@@ -146,6 +151,7 @@ def _bundle(options: argparse.Namespace) -> int:
         prompt=bundle.DEFAULT_PROMPT if options.prompt is None else options.prompt,
         top_k=options.top_k,
         precision=options.precision,
+        kernels=options.kernels,
         overwrite=options.overwrite,
     )
     manifest, exported = build_bundle(request, Console(stderr=True))

@@ -21,7 +21,10 @@ from export import lora
 from export.base_model import BaseModel
 from export.families import dloral
 from export.network import Exported, Lowering, Precision, export
-from runtime.errors import OutputError
+from kernels.errors import KernelError
+from kernels.gpu import build as gpu_kernel
+from kernels.gpu.targets import TARGETS
+from runtime.errors import ExportError, OutputError
 from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
@@ -35,6 +38,7 @@ _TOOLS = (
     "transformers",
     "onnxruntime",
     "numpy",
+    "triton",
 )
 
 
@@ -51,6 +55,8 @@ class BundleRequest:
         prompt: text that conditions the restoration.
         top_k: positions the cross-frame attention retrieves, None for all (the published weights).
         precision: storage and arithmetic of the heavy networks.
+        kernels: compile the attention's GPU kernel for every target; None to do so where Triton is
+            installed, and to note it where not.
         overwrite: replace an existing bundle.
     """
 
@@ -62,6 +68,7 @@ class BundleRequest:
     prompt: str = DEFAULT_PROMPT
     top_k: int | None = None
     precision: Precision = "fp32"
+    kernels: bool | None = None
     overwrite: bool = False
 
 
@@ -98,10 +105,15 @@ def build(
     Raises:
         CheckpointError: weights that are refused; nothing was written.
         OutputError: the directory exists, or cannot be written.
-        ExportError: a network's graph is wrong.
+        ExportError: a network's graph is wrong, or GPU kernels were asked for and cannot be compiled.
     """
     progress = progress or Progress()
     _refuse_output(request.out, request.overwrite)
+    if request.kernels and not gpu_kernel.is_available():
+        raise ExportError(
+            "GPU kernels cannot be compiled without Triton. Install it with: pip install triton (for Linux "
+            "only), or leave out --kernels."
+        )
     weights = lora.adapter_weights(request.stage, request.adapters)
     base = BaseModel.open(request.sd)
     checkpoint = checkpoints.load(request.checkpoint)
@@ -120,8 +132,9 @@ def build(
             progress.done(exported[-1])
         text_encoder = folder / exported[names.index("text_encoder")].record.graphs["native"]
         np.save(folder / "prompt.npy", embed(text_encoder, tokens.numpy()))
+        kernels = _kernels(request, folder, progress)
         progress.phase("hash")
-        manifest = _manifest(request, model, exported, folder)
+        manifest = _manifest(request, model, exported, kernels, folder)
         manifest.write(folder)
     return manifest
 
@@ -134,8 +147,35 @@ def embed(text_encoder: Path, tokens: np.ndarray) -> np.ndarray:
     return session.run(None, {"tokens": tokens})[0]
 
 
+def _kernels(request: BundleRequest, folder: Path, progress: Progress) -> tuple[str, ...]:
+    """Compiles the attention's GPU kernel; returns its launch metadata's paths in the bundle."""
+    if request.kernels is None and not gpu_kernel.is_available():
+        progress.note(
+            "the bundle has no GPU kernels, because Triton, which compiles them, is not installed "
+            "(pip install triton; for Linux only)"
+        )
+        return ()
+    if request.kernels is False:
+        return ()
+    (folder / "kernels").mkdir()
+    paths = []
+    for target in TARGETS:
+        progress.phase(f"GPU kernel for {target}")
+        # the attention is an FP32 island in every bundle
+        try:
+            compiled = gpu_kernel.compile_kernel(target, "fp32", request.top_k is not None)
+        except KernelError as error:
+            raise ExportError(f"{error} (--no-kernels builds the bundle without it.)") from error
+        paths.append(gpu_kernel.write(compiled, folder / "kernels")[0].relative_to(folder).as_posix())
+    return tuple(paths)
+
+
 def _manifest(
-    request: BundleRequest, model: dloral.DLoRAL, exported: list[Exported], folder: Path
+    request: BundleRequest,
+    model: dloral.DLoRAL,
+    exported: list[Exported],
+    kernels: tuple[str, ...],
+    folder: Path,
 ) -> Manifest:
     files = {
         path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
@@ -158,6 +198,7 @@ def _manifest(
         option_defaults={"color": "adain"},
         prompt=Prompt(request.prompt, "prompt.npy"),
         files=files,
+        kernels=kernels,
         provenance=Provenance(
             checkpoint=_source(request.checkpoint, request.checkpoint.name),
             checkpoint_layout=model.checkpoint.layout,

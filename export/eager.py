@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import kernels
 from export.base_model import BaseModel
 from export.checkpoint import load
 from export.lora import adapter_weights, merge_into
@@ -26,44 +25,7 @@ from export.networks import cfr, unet, vae
 from export.networks.postprocess import Postprocess
 from export.networks.preprocess import Preprocess
 from export.networks.spynet import SpyNet, warp
-from kernels.fold import FloatArray
-
-
-class DenseAttention(nn.Module):
-    """GatedTopKAttention as the published module computes it: 1x1 convolutions and whole score matrices."""
-
-    def __init__(self, weights: kernels.AttentionWeights) -> None:
-        super().__init__()
-        self.heads = weights.heads
-        self.temperature = weights.temperature
-        self.query = _convolution(weights.query, weights.query_bias)
-        self.key = _convolution(weights.key, weights.key_bias)
-        self.value = _convolution(weights.value, weights.value_bias)
-        self.proj = _convolution(weights.proj, weights.proj_bias)
-        self.threshold = nn.Linear(len(weights.threshold), 1)
-        self.threshold.weight.data = torch.from_numpy(weights.threshold).float()[None]
-        self.threshold.bias.data = torch.tensor([weights.threshold_bias], dtype=torch.float32)
-
-    def forward(self, current: Tensor, previous: Tensor) -> Tensor:
-        """current, previous (n,4,h,w) -> fused (n,4,h,w)."""
-        query, key, value = (
-            convolution(latent).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)
-            for convolution, latent in (
-                (self.query, current),
-                (self.key, previous),
-                (self.value, previous),
-            )
-        )
-        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 - self.threshold(query)
-        retrieved = (scores.relu() / self.temperature) @ value
-        return current + self.proj(retrieved.transpose(2, 3).reshape(len(current), -1, *current.shape[2:]))
-
-
-def _convolution(weight: FloatArray, bias: FloatArray | None) -> nn.Conv2d:
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-    layer.weight.data = torch.from_numpy(weight).float()[..., None, None]
-    layer.bias = None if bias is None else nn.Parameter(torch.from_numpy(bias).float())
-    return layer
+from kernels.torch_forms import DenseAttention
 
 
 class Eager:

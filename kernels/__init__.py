@@ -6,20 +6,34 @@ For each head h and position p of the current latent, over positions q of the wa
     y[p]     = z[p] + proj(concat_h  sum over q in topk(s[h,p,:])  relu(s[h,p,q]) / T * V_h[q])
 
 `fold` turns the module's weights into the small matrices of the folded form, `reference` states the
-meaning in numpy, `onnx_function` writes it as an ONNX local function of standard operators.
+meaning in numpy, `onnx_function` writes it as an ONNX local function of standard operators, `gpu` is its
+GPU kernel, `tensorrt_plugin` puts that kernel into TensorRT engines. `python -m kernels --help` has the tools.
 """
 
+from kernels.errors import KernelError
 from kernels.fold import AttentionWeights, FoldedAttention, fold
-from kernels.onnx_function import DOMAIN, OPERATOR, Chunking, attention_function
+from kernels.onnx_function import (
+    DOMAIN,
+    OPERATOR,
+    OPERATORS,
+    PLUGIN_ATTRIBUTES,
+    Chunking,
+    attention_function,
+    attention_model,
+)
 from kernels.reference import gated_topk_attention
 
 __all__ = [
     "DOMAIN",
     "OPERATOR",
+    "OPERATORS",
+    "PLUGIN_ATTRIBUTES",
     "AttentionWeights",
     "Chunking",
     "FoldedAttention",
+    "KernelError",
     "attention_function",
+    "attention_model",
     "fold",
     "gated_topk_attention",
 ]

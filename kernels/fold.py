@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kernels.errors import KernelError
+
 FloatArray = npt.NDArray[np.floating]
 
 
@@ -45,7 +47,7 @@ class AttentionWeights:
     def __post_init__(self) -> None:
         """Refuses shapes that do not fit each other."""
         if self.heads < 1 or self.query.shape[0] % self.heads:
-            raise ValueError(f"{self.query.shape[0]} query rows do not divide into {self.heads} heads")
+            raise KernelError(f"{self.query.shape[0]} query rows do not divide into {self.heads} heads")
         rows = self.query.shape[0]
         width = rows // self.heads
         expected = {
@@ -56,7 +58,7 @@ class AttentionWeights:
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
+                raise KernelError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
         for name, size in (
             ("query_bias", rows),
             ("key_bias", rows),
@@ -65,10 +67,10 @@ class AttentionWeights:
         ):
             bias = getattr(self, name)
             if bias is not None and bias.shape != (size,):
-                raise ValueError(f"{name} has shape {bias.shape}, expected {(size,)}")
+                raise KernelError(f"{name} has shape {bias.shape}, expected {(size,)}")
         if not self.temperature > 0:
             # relu(s) / T = relu(s / T) holds for positive T only
-            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+            raise KernelError(f"the temperature must be positive, not {self.temperature}")
 
 
 @dataclass(frozen=True)

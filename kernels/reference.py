@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.errors import KernelError
 from kernels.fold import FloatArray, FoldedAttention
 
 
@@ -23,18 +24,18 @@ def gated_topk_attention(
         The fused latent, (N, C, h, w), in the widest of the argument types.
 
     Raises:
-        ValueError: shapes that do not fit, or k below 1 or above the number of positions.
+        KernelError: shapes that do not fit, or k below 1 or above the number of positions.
     """
     if current.ndim != 4 or previous.ndim != 4 or current.shape[0] != previous.shape[0]:
-        raise ValueError(f"expected two (N,C,h,w) latents, got {current.shape} and {previous.shape}")
+        raise KernelError(f"expected two (N,C,h,w) latents, got {current.shape} and {previous.shape}")
     if current.shape[2:] != previous.shape[2:]:
-        raise ValueError(f"the latents differ in size: {current.shape[2:]} and {previous.shape[2:]}")
+        raise KernelError(f"the latents differ in size: {current.shape[2:]} and {previous.shape[2:]}")
     sides = (current.shape[1] + 1, previous.shape[1] + 1)
     if folded.M.shape[1:] != sides or folded.P.shape[1:] != (current.shape[1], sides[1]):
-        raise ValueError(f"M {folded.M.shape} and P {folded.P.shape} do not fit latents of {sides} numbers")
+        raise KernelError(f"M {folded.M.shape} and P {folded.P.shape} do not fit latents of {sides} numbers")
     positions = current.shape[2] * current.shape[3]
     if k is not None and not 1 <= k <= positions:
-        raise ValueError(f"k = {k} is not between 1 and the number of positions, {positions}")
+        raise KernelError(f"k = {k} is not between 1 and the number of positions, {positions}")
 
     query, key = _homogeneous(current), _homogeneous(previous)
     scores = np.einsum("npi,hij,nqj->nhpq", query, folded.M, key, optimize=True)

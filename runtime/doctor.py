@@ -64,6 +64,7 @@ def _describe(bundle: Bundle) -> dict[str, object]:
         "precision": manifest.precision,
         "scale": manifest.scale,
         "top_k": manifest.top_k,
+        "kernels": list(manifest.kernels),
         "prompt": manifest.prompt.text,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "networks": {

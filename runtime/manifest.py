@@ -159,6 +159,8 @@ class Manifest:
         inputs: buffers that the runtime supplies: the frame, and constants from files.
         output: the buffer that holds the restored frame.
         files: every file of the bundle but the manifest.
+        kernels: launch metadata of the attention's GPU kernel, a file for each target; PTX and cubin lie
+            beside it. Empty where the bundle was built without.
     """
 
     family: str
@@ -177,6 +179,7 @@ class Manifest:
     prompt: Prompt
     files: dict[str, FileEntry]
     provenance: Provenance
+    kernels: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def write(self, bundle: Path) -> None:
@@ -304,7 +307,11 @@ def is_inside(path: str) -> bool:
 def _check(manifest: Manifest) -> None:
     """Checks what types do not: paths stay inside, names refer to something."""
     referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
-    referenced += [manifest.prompt.file, *(file for file in manifest.inputs.values() if file)]
+    referenced += [
+        *manifest.kernels,
+        manifest.prompt.file,
+        *(file for file in manifest.inputs.values() if file),
+    ]
     for path in [*manifest.files, *referenced]:
         if not is_inside(path):
             raise _MisfitError(f"the path {path!r} leaves the bundle")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import kernels
 from export.network import Input, NetworkSpec, Output
 from export.networks.spynet import warp
+from kernels.torch_forms import folded_attention
 from runtime.manifest import Bound
 
 TEMPERATURE = 3000.0  # a constant of the published code, not a weight
@@ -62,31 +63,14 @@ class CrossFrameRetrieval(nn.Module):
             fused = torch.onnx.ops.symbolic(
                 f"{kernels.DOMAIN}::{kernels.OPERATOR}",
                 (latent, warped, self.M, self.P, self.bias),
-                {"k": self.top_k or 0},  # 0 stands for all positions
+                {"k": self.top_k or 0, **kernels.PLUGIN_ATTRIBUTES},  # k = 0 stands for all positions
                 dtype=latent.dtype,
                 shape=latent.shape,
                 version=1,
             )
         else:
-            fused = attention(latent, warped, self.M, self.P, self.bias, self.top_k)
+            fused = folded_attention(latent, warped, self.M, self.P, self.bias, self.top_k)
         return warped, fused
-
-
-def attention(current: Tensor, previous: Tensor, M: Tensor, P: Tensor, bias: Tensor, k: int | None) -> Tensor:
-    """The folded operator in torch, dense: what the graph's node is compared with."""
-
-    def homogeneous(latent: Tensor) -> Tensor:
-        flat = latent.flatten(2).transpose(1, 2)
-        return torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
-
-    query, key = homogeneous(current), homogeneous(previous)
-    scores = (query[:, None] @ M) @ key[:, None].transpose(2, 3)
-    if k is not None and k < scores.shape[-1]:
-        kth = scores.topk(k, dim=-1).values[..., -1:]
-        scores = torch.where(scores >= kth, scores, 0.0)
-    retrieved = scores.relu() @ key[:, None]
-    update = torch.einsum("nhpj,hoj->nop", retrieved, P) + bias[:, None]
-    return current + update.reshape(current.shape)
 
 
 def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:

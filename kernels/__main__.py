@@ -1,0 +1,221 @@
+"""`python -m kernels`: compile the GPU kernel, report on it, time the operator's forms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kernels.errors import KernelError
+from kernels.gpu.targets import TARGETS
+
+_EXAMPLES = """\
+examples:
+  python -m kernels report
+  python -m kernels report --target sm_89 --dtype fp16 --top-k --json
+  python -m kernels compile --out cubins --target sm_86 --target sm_89
+  python -m kernels bench --size 64x64 --json bench.json
+
+exit codes: 0 done, 1 refused, 2 wrong option, 130 interrupted
+"""
+_SIZES = ("64x64", "96x96", "135x240")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m kernels",
+        description="GatedTopKAttention: its GPU kernel and its other forms.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="registers, occupancy, instructions and predicted time for each target",
+        description="Compiles the kernel for each target and takes the binary apart. Times are predicted by the "
+        "model that is printed, not measured; no GPU is needed.",
+    )
+    _add_variant(report)
+    report.add_argument(
+        "--size", action="append", metavar="HxW", help=f"of the latent (default: {', '.join(_SIZES)})"
+    )
+    report.add_argument("--json", action="store_true", help="print JSON on standard output instead")
+    make = commands.add_parser(
+        "compile", help="PTX, cubin and launch metadata for each target, without a GPU"
+    )
+    _add_variant(make)
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="an existing or new folder")
+    bench = commands.add_parser(
+        "bench",
+        help="time and memory of the operator's forms, side by side",
+        description="Each form in a process of its own, after a warm-up. Without a GPU, those of the CPU; the "
+        "memory of a TensorRT-RTX plan where that is installed.",
+    )
+    bench.add_argument("--size", action="append", metavar="HxW", help="of the latent (default: 64x64, 96x96)")
+    bench.add_argument("--seconds", type=float, default=3.0, help="to time each form for (default: 3)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every run's time there")
+    return top
+
+
+def _add_variant(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--target", action="append", metavar="SM", help=f"one of {', '.join(TARGETS)} (default: all)"
+    )
+    command.add_argument(
+        "--dtype", choices=("fp32", "fp16"), default="fp32", help="of the latents (default: fp32)"
+    )
+    command.add_argument("--top-k", action="store_true", help="the variant that keeps the k best scores")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        {"report": _report, "compile": _compile, "bench": _bench}[options.command](options)
+    except KernelError as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _sizes(given: Sequence[str] | None, default: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    sizes = []
+    for text in given or default:
+        height, cross, width = text.partition("x")
+        if not cross or not (height.isdigit() and width.isdigit()) or not int(height) * int(width):
+            raise KernelError(f"--size {text}: expected HEIGHTxWIDTH of the latent, e.g. 96x96.")
+        sizes.append((int(height), int(width)))
+    return tuple(sizes)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from kernels.gpu import roofline
+    from kernels.gpu.build import compile_all
+
+    sizes = _sizes(options.size, _SIZES)
+    err = Console(stderr=True)
+    with err.status("compiling…"):
+        rows = [
+            roofline.analyse(compiled, sizes)
+            for compiled in compile_all(options.target or TARGETS, [options.dtype], options.top_k)
+        ]
+    if options.json:
+        print(json.dumps({"model": roofline.__doc__, "kernels": [_as_json(row) for row in rows]}, indent=1))
+        return
+    console = Console()
+    variant = f"{options.dtype}{', top-k' if options.top_k else ''}"
+    table = Table(title=f"gated_topk_attention, {variant}: predicted, never measured", title_justify="left")
+    columns = ["target", "registers", "shared", "spilled", "occupancy", "loop", "FLOP/B"]
+    for column in (*columns, *(f"{height}x{width}" for height, width in sizes)):
+        table.add_column(column, justify="left" if column == "target" else "right")
+    for row in rows:
+        launch = row.launch
+        table.add_row(
+            f"{launch.target} ({row.card})",
+            str(launch.registers),
+            f"{launch.shared_memory} B",
+            f"{launch.spilled} B",
+            f"{row.occupancy:.0%}",
+            f"{row.loop.total()} for {row.pairs}",
+            f"{row.predictions[0].intensity:,.0f}",
+            *(f"{prediction.seconds * 1e3:.2f} ms" for prediction in row.predictions),
+        )
+    console.print(table)
+    console.print(
+        "loop: instructions of the inner loop, for so many pairs of positions a thread. FLOP/B: operations for a "
+        f"byte of the card's memory, at {sizes[0][0]}x{sizes[0][1]}.\n{roofline.__doc__}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _as_json(row: Any) -> dict[str, Any]:
+    return {
+        "launch": json.loads(row.launch.to_json()),
+        "card": row.card,
+        "blocks_per_multiprocessor": row.blocks,
+        "occupancy": row.occupancy,
+        "inner_loop": {"instructions": row.loop.total(), "pairs": row.pairs, "by_kind": dict(row.loop)},
+        "predicted": [
+            {
+                "height": prediction.height,
+                "width": prediction.width,
+                "seconds": prediction.seconds,
+                "bound": prediction.bound,
+                "flop_per_byte": prediction.intensity,
+            }
+            for prediction in row.predictions
+        ],
+    }
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from kernels.gpu.build import compile_all, write
+
+    console = Console()
+    try:
+        options.out.mkdir(exist_ok=True)
+        for compiled in compile_all(options.target or TARGETS, [options.dtype], options.top_k):
+            for path in write(compiled, options.out):
+                console.print(str(path), highlight=False, soft_wrap=True)
+    except OSError as error:
+        raise KernelError(f"{options.out} cannot be written: {error.strerror}.") from error
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from kernels import benchmark
+
+    sizes = _sizes(options.size, ("64x64", "96x96"))
+    console, err = Console(), Console(stderr=True)
+    with err.status("measuring…") as status:
+        measured = benchmark.measure(sizes, options.seconds, lambda text: status.update(f"measuring {text}…"))
+        status.update("building plans…")
+        plans = benchmark.plan_memory(sizes)
+    for height, width in sizes:
+        rows = [row for row in measured if (row.height, row.width) == (height, width)]
+        table = Table(title=f"{height}x{width} latents, 9 heads, FP32", title_justify="left")
+        for column in ("form", "median", "spread", "runs", "times faster", "extra memory", "difference"):
+            table.add_column(column, justify="left" if column == "form" else "right")
+        for row in rows:
+            table.add_row(
+                row.form,
+                f"{row.median * 1e3:.1f} ms",
+                f"{min(row.seconds) * 1e3:.1f} to {max(row.seconds) * 1e3:.1f}",
+                str(len(row.seconds)),
+                f"{rows[0].median / row.median:.1f}",
+                "unknown" if row.memory is None else f"{row.memory / 1e6:.0f} MB",
+                f"{row.difference:.0e}",
+            )
+        console.print(table)
+    for (height, width), plan in zip(sizes, plans, strict=True):
+        text = f"{plan / 1e6:.0f} MB" if isinstance(plan, int) else plan
+        console.print(
+            f"activation memory of a TensorRT-RTX plan, FP32, {height}x{width}: {text}", highlight=False
+        )
+    found = benchmark.machine()
+    console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
+    if "Triton kernel" not in {row.form for row in measured}:
+        console.print("Triton kernel: not run, no GPU here.")
+    if options.json:
+        content = {
+            "machine": found,
+            "measured": [vars(row) | {"median": row.median} for row in measured],
+            "tensorrt_rtx_activation_bytes": {
+                f"{height}x{width}": plan for (height, width), plan in zip(sizes, plans, strict=True)
+            },
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

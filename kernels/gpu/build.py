@@ -1,0 +1,126 @@
+"""Compiles the kernel ahead of time: PTX, cubin and launch metadata for a target, without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from kernels.errors import KernelError
+from kernels.gpu import ptx
+from kernels.gpu.launch import DType, Launch, arguments
+from kernels.gpu.targets import find
+
+# 16 queries x 64 keys over 4 warps: 8 pairs a thread, whose 40 partial sums leave room in the registers for 3
+# blocks on an SM, and 256 blocks for a 64x64 latent, enough for the largest cards. Twice the keys spill.
+QUERIES = 16
+KEYS = 64
+WARPS = 4
+# Top-k reads no sums while it searches, but the same tile keeps its scores the same.
+KERNEL = "gated_topk_attention"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The kernel for one target: its launch metadata, PTX and binary."""
+
+    launch: Launch
+    ptx: str
+    cubin: bytes
+
+
+def is_available() -> bool:
+    """Whether Triton is installed, which compiles the kernel (for Linux only)."""
+    return find_spec("triton") is not None
+
+
+def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> Compiled:
+    """Compiles the kernel; takes about a second.
+
+    Args:
+        target: a name of `targets.TARGETS`.
+        dtype: of the latents.
+        top_k: keep the k best scores of a query only.
+
+    Raises:
+        KernelError: unknown target or dtype, Triton is not installed, or what it made cannot be used.
+    """
+    chosen = find(target)
+    if dtype not in ("fp32", "fp16"):
+        raise KernelError(f"latents of {dtype} are not supported; expected fp32 or fp16.")
+    if not is_available():
+        raise KernelError(
+            "Triton is not installed, which compiles the kernel. Install it with: pip install 'vsr-trt[build]' "
+            "(on Linux; it exists for no other system)."
+        )
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels.gpu.triton_kernel import gated_topk_attention
+
+    if not hasattr(gated_topk_attention, "src"):
+        raise KernelError(
+            "TRITON_INTERPRET is set: Triton interprets the kernel and cannot compile it. Unset it."
+        )
+    declared = arguments(dtype)
+    signature = {
+        argument.name: f"*{argument.element}" if argument.type == "pointer" else "i32"
+        for argument in declared
+    }
+    constants = {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS}
+    source = ASTSource(gated_topk_attention, signature | dict.fromkeys(constants, "constexpr"), constants)
+    with knobs.compilation.scope():
+        knobs.compilation.disable_line_info = True  # else the PTX names files of this machine
+        made = triton.compile(
+            source,
+            target=GPUTarget("cuda", chosen.capability, 32),
+            # sums are multiply-adds where the kernel says so, and nowhere else
+            options={"num_warps": WARPS, "ptx_version": chosen.ptx, "enable_fp_fusion": False},
+        )
+    text = ptx.declared_only(made.asm["ptx"], len(declared))
+    assembled = ptx.assemble(text)
+    launch = Launch(
+        kernel=made.metadata.name,
+        target=target,
+        dtype=dtype,
+        top_k=top_k,
+        ptx_version=".".join(map(str, ptx.version(text))),
+        queries=QUERIES,
+        keys=KEYS,
+        threads=32 * made.metadata.num_warps,
+        shared_memory=made.metadata.shared,
+        registers=assembled.registers,
+        spilled=assembled.spilled,
+        triton=triton.__version__,
+        ptxas=assembled.ptxas,
+        files={},
+    )
+    contents = {"ptx": text.encode(), "cubin": assembled.cubin}
+    files = {
+        kind: {"name": f"{launch.name}.{kind}", "sha256": hashlib.sha256(content).hexdigest()}
+        for kind, content in contents.items()
+    }
+    return Compiled(replace(launch, files=files), text, assembled.cubin)
+
+
+def write(compiled: Compiled, folder: Path) -> list[Path]:
+    """Writes PTX, cubin and launch metadata into an existing folder; the metadata's path comes first."""
+    launch = compiled.launch
+    written = [folder / f"{launch.name}.json"]
+    written[0].write_text(launch.to_json(), encoding="utf-8")
+    for kind, content in (("ptx", compiled.ptx.encode()), ("cubin", compiled.cubin)):
+        written.append(folder / launch.files[kind]["name"])
+        written[-1].write_bytes(content)
+    return written
+
+
+def compile_all(targets: Iterable[str], dtypes: Iterable[DType], top_k: bool) -> Iterable[Compiled]:
+    """Compiles the kernel for each target and type of latents, one after another."""
+    chosen = list(dtypes)
+    for target in targets:
+        for dtype in chosen:
+            yield compile_kernel(target, dtype, top_k)

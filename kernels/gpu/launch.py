@@ -1,0 +1,223 @@
+"""How a host launches the compiled kernel: what its launch metadata say, as JSON, and what it refuses.
+
+The JSON lies beside the cubin in a bundle (`launch.schema.json` is its schema), so that a host in any
+language can launch the kernel without this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kernels.errors import KernelError
+
+DType = Literal["fp32", "fp16"]
+SCHEMA_VERSION = 1
+CHANNELS = 4
+
+# The last PTX version that a driver for this CUDA version takes (PTX ISA, "Release Notes").
+_CUDA_TO_PTX = {(12, minor): 80 + minor - (minor >= 6) for minor in range(10)} | {
+    (13, minor): 90 + minor for minor in range(10)
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the kernel, in the order in which it is passed.
+
+    Attributes:
+        name: as in the operator.
+        type: `pointer` (64 bits, device memory, C-contiguous) or `int32`.
+        element: of a pointer: `fp32` or `fp16`.
+        shape: of a pointer: numbers, or the names `pictures`, `positions`, `heads`.
+        access: of a pointer: `read` or `write`.
+    """
+
+    name: str
+    type: Literal["pointer", "int32"]
+    element: DType | None = None
+    shape: tuple[int | str, ...] | None = None
+    access: Literal["read", "write"] | None = None
+
+
+def arguments(dtype: DType) -> tuple[Argument, ...]:
+    """The kernel's arguments for latents of a type: inputs, integers, output."""
+
+    def pointer(
+        name: str, element: DType, *shape: int | str, access: Literal["read", "write"] = "read"
+    ) -> Argument:
+        return Argument(name, "pointer", element, shape, access)
+
+    latent = ("pictures", CHANNELS, "positions")
+    return (
+        pointer("current", dtype, *latent),
+        pointer("previous", dtype, *latent),
+        pointer("M", "fp32", "heads", CHANNELS + 1, CHANNELS + 1),
+        pointer("P", "fp32", "heads", CHANNELS, CHANNELS + 1),
+        pointer("bias", "fp32", CHANNELS),
+        Argument("heads", "int32"),
+        Argument("positions", "int32"),
+        Argument("k", "int32"),
+        pointer("fused", dtype, *latent, access="write"),
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The launch metadata of one compiled kernel.
+
+    Attributes:
+        kernel: the entry's name in PTX and cubin.
+        target: whose GPUs the cubin runs on.
+        dtype: of the latents.
+        top_k: whether it keeps the k best scores of a query; without, k is passed and not read.
+        ptx_version: that the PTX is written in, e.g. `8.0`.
+        queries, keys: of a tile; the grid counts tiles of queries.
+        threads: of a block.
+        shared_memory: dynamic, of a block, in bytes.
+        registers: of a thread.
+        spilled: bytes of a thread that did not fit its registers.
+        triton, ptxas: versions of what compiled it.
+        files: `ptx` and `cubin` -> {name, sha256}, beside the JSON.
+    """
+
+    kernel: str
+    target: str
+    dtype: DType
+    top_k: bool
+    ptx_version: str
+    queries: int
+    keys: int
+    threads: int
+    shared_memory: int
+    registers: int
+    spilled: int
+    triton: str
+    ptxas: str
+    files: Mapping[str, Mapping[str, str]]
+
+    @property
+    def name(self) -> str:
+        """Of the files, without suffix."""
+        variant = f"{self.dtype}-top_k" if self.top_k else self.dtype
+        return f"{self.kernel}.{variant}.{self.target}"
+
+    def grid(self, pictures: int, positions: int) -> tuple[int, int, int]:
+        """Blocks of a launch."""
+        return -(-positions // self.queries), pictures, 1
+
+    def check(
+        self,
+        current: Sequence[int],
+        previous: Sequence[int],
+        M: Sequence[int],
+        P: Sequence[int],
+        bias: Sequence[int],
+        k: int | None = None,
+    ) -> None:
+        """Refuses shapes and k that the kernel would misread.
+
+        Raises:
+            KernelError: says which, and what was expected.
+        """
+        check_shapes(current, previous, M, P, bias)
+        positions = current[2] * current[3]
+        if self.top_k != (k is not None):
+            other = "keeps the k best scores and needs k" if self.top_k else "takes all positions and no k"
+            raise KernelError(f"the kernel {self.name} {other}; got k = {k}.")
+        if k is not None and not 1 <= k <= positions:
+            raise KernelError(f"k = {k} is not between 1 and the number of positions, {positions}.")
+
+    def check_driver(self, cuda: tuple[int, int]) -> None:
+        """Refuses PTX that the driver is too old for.
+
+        Args:
+            cuda: the CUDA version that the driver supports, as `cuDriverGetVersion` tells it.
+
+        Raises:
+            KernelError: the driver's PTX is older.
+        """
+        needed = tuple(map(int, self.ptx_version.split(".")))
+        known = _CUDA_TO_PTX.get(cuda)
+        if known is None:
+            known = 0 if cuda < (12, 0) else 1000  # older than all we list, or newer
+        if needed[0] * 10 + needed[1] > known:
+            wanted = min(
+                version for version, ptx in _CUDA_TO_PTX.items() if ptx >= needed[0] * 10 + needed[1]
+            )
+            raise KernelError(
+                f"the kernel {self.name} is PTX {self.ptx_version}, newer than this driver, which supports "
+                f"CUDA {cuda[0]}.{cuda[1]}. Install a driver for CUDA {wanted[0]}.{wanted[1]} or later."
+            )
+
+    def to_json(self) -> str:
+        """The metadata as they lie in a bundle."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self),
+            "grid": [f"ceil(positions / {self.queries})", "pictures", "1"],
+            "block": [self.threads, 1, 1],
+            "arguments": [
+                {key: value for key, value in asdict(argument).items() if value is not None}
+                for argument in arguments(self.dtype)
+            ],
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = "launch metadata") -> Launch:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KernelError: it is no such JSON, or of another schema version.
+        """
+        try:
+            content: Any = json.loads(text)
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise KernelError(
+                    f"{where} has schema version {content['schema_version']}, expected {SCHEMA_VERSION}; "
+                    "compile the kernel anew with this version."
+                )
+            return Launch(**{name: content[name] for name in Launch.__dataclass_fields__})
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, KernelError):
+                raise
+            raise KernelError(f"{where} is no launch metadata ({error!r}).") from error
+
+
+def check_shapes(
+    current: Sequence[int], previous: Sequence[int], M: Sequence[int], P: Sequence[int], bias: Sequence[int]
+) -> None:
+    """Refuses shapes that do not fit each other, or a latent without 4 channels.
+
+    Raises:
+        KernelError: says which, and what was expected.
+    """
+    current, previous, M, P, bias = (tuple(shape) for shape in (current, previous, M, P, bias))
+    if len(current) != 4 or current[1] != CHANNELS or 0 in current:
+        raise KernelError(f"the current latent is {current}, expected (N,{CHANNELS},h,w), none of them 0.")
+    if previous != current:
+        raise KernelError(f"the previous latent is {previous}, expected {current} as the current one.")
+    heads = M[0] if M else 0
+    for name, shape, expected in (
+        ("M", M, (heads, CHANNELS + 1, CHANNELS + 1)),
+        ("P", P, (heads, CHANNELS, CHANNELS + 1)),
+        ("bias", bias, (CHANNELS,)),
+    ):
+        if shape != expected or heads < 1:
+            raise KernelError(f"{name} is {shape}, expected {expected} for a latent of {CHANNELS} channels.")
+
+
+def read(path: Path) -> Launch:
+    """The launch metadata in a file.
+
+    Raises:
+        KernelError: it cannot be read or is no launch metadata.
+    """
+    try:
+        return Launch.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KernelError(f"{path} cannot be read: {error}") from error
