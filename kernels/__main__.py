@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from kernels.errors import KernelError
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_variant(make)
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="an existing or new folder")
+    commands.add_parser("table", help="the tables of docs/operator.md, from the launch metadata")
     bench = commands.add_parser(
         "bench",
         help="time and memory of the operator's forms, side by side",
@@ -67,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_variant(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--target", action="append", metavar="SM", help=f"one of {', '.join(TARGETS)} (default: all)"
+        "--target",
+        action="append",
+        choices=tuple(TARGETS),
+        metavar="SM",
+        help=f"one of {', '.join(TARGETS)} (default: all)",
     )
     command.add_argument(
         "--dtype", choices=("fp32", "fp16"), default="fp32", help="of the latents (default: fp32)"
@@ -79,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     options = parser().parse_args(arguments)
     try:
-        {"report": _report, "compile": _compile, "bench": _bench}[options.command](options)
+        {"report": _report, "compile": _compile, "bench": _bench, "table": _table}[options.command](options)
     except KernelError as error:
         Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         return 1
@@ -112,31 +119,39 @@ def _report(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"model": roofline.__doc__, "kernels": [_as_json(row) for row in rows]}, indent=1))
         return
-    console = Console()
+    console = Console(highlight=False)
     variant = f"{options.dtype}{', top-k' if options.top_k else ''}"
-    table = Table(title=f"gated_topk_attention, {variant}: predicted, never measured", title_justify="left")
-    columns = ["target", "registers", "shared", "spilled", "occupancy", "loop", "FLOP/B"]
+    table = Table(
+        title=f"gated_topk_attention, {variant}: milliseconds by size are predicted, never measured",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    columns = ["target", "regs", "shared", "spilled", "occup.", "loop", "FLOP/B"]
     for column in (*columns, *(f"{height}x{width}" for height, width in sizes)):
-        table.add_column(column, justify="left" if column == "target" else "right")
+        table.add_column(column, justify="left" if column == "target" else "right", no_wrap=True)
     for row in rows:
         launch = row.launch
         table.add_row(
-            f"{launch.target} ({row.card})",
+            launch.target,
             str(launch.registers),
-            f"{launch.shared_memory} B",
-            f"{launch.spilled} B",
+            str(launch.shared_memory),
+            str(launch.spilled),
             f"{row.occupancy:.0%}",
-            f"{row.loop.total()} for {row.pairs}",
+            str(row.loop.total()),
             f"{row.predictions[0].intensity:,.0f}",
-            *(f"{prediction.seconds * 1e3:.2f} ms" for prediction in row.predictions),
+            *(f"{prediction.seconds * 1e3:.2f}" for prediction in row.predictions),
         )
     console.print(table)
+    for row in rows:
+        console.print(f"{row.launch.target:8}as in {row.card}", markup=False)
     console.print(
-        "loop: instructions of the inner loop, for so many pairs of positions a thread. FLOP/B: operations for a "
-        f"byte of the card's memory, at {sizes[0][0]}x{sizes[0][1]}.\n{roofline.__doc__}",
-        highlight=False,
+        "\nregs: of a thread. shared, spilled: bytes, of a block and a thread. occup.: of an SM's warps. loop: "
+        f"instructions of the inner loop, for {rows[0].pairs} pairs of positions a thread. FLOP/B: operations for "
+        f"a byte of the card's memory, at {sizes[0][0]}x{sizes[0][1]}.\n",
         markup=False,
     )
+    console.print(Markdown(roofline.__doc__ or ""))
 
 
 def _as_json(row: Any) -> dict[str, Any]:
@@ -172,6 +187,13 @@ def _compile(options: argparse.Namespace) -> None:
         raise KernelError(f"{options.out} cannot be written: {error.strerror}.") from error
 
 
+def _table(options: argparse.Namespace) -> None:
+    from kernels.gpu.build import compile_all
+    from kernels.gpu.table import markdown
+
+    print(markdown([compiled.launch for compiled in compile_all(TARGETS, ["fp32"], top_k=False)]))
+
+
 def _bench(options: argparse.Namespace) -> None:
     from kernels import benchmark
 
@@ -183,20 +205,26 @@ def _bench(options: argparse.Namespace) -> None:
         plans = benchmark.plan_memory(sizes)
     for height, width in sizes:
         rows = [row for row in measured if (row.height, row.width) == (height, width)]
-        table = Table(title=f"{height}x{width} latents, 9 heads, FP32", title_justify="left")
-        for column in ("form", "median", "spread", "runs", "times faster", "extra memory", "difference"):
-            table.add_column(column, justify="left" if column == "form" else "right")
+        table = Table(title=f"{height}x{width} latents, 9 heads, FP32", title_justify="left", box=SIMPLE)
+        for column in ("form", "median ms", "from", "to", "runs", "faster", "extra MB", "error"):
+            table.add_column(column, justify="left" if column == "form" else "right", no_wrap=True)
         for row in rows:
             table.add_row(
                 row.form,
-                f"{row.median * 1e3:.1f} ms",
-                f"{min(row.seconds) * 1e3:.1f} to {max(row.seconds) * 1e3:.1f}",
+                f"{row.median * 1e3:.1f}",
+                f"{min(row.seconds) * 1e3:.1f}",
+                f"{max(row.seconds) * 1e3:.1f}",
                 str(len(row.seconds)),
-                f"{rows[0].median / row.median:.1f}",
-                "unknown" if row.memory is None else f"{row.memory / 1e6:.0f} MB",
+                f"{rows[0].median / row.median:.1f}x",
+                "unknown" if row.memory is None else f"{row.memory / 1e6:.0f}",
                 f"{row.difference:.0e}",
             )
         console.print(table)
+    console.print(
+        "extra MB: the process's peak above what it held before the first run. error: the largest difference from "
+        "the first form, relative. The ONNX function runs in ONNX Runtime.\n",
+        highlight=False,
+    )
     for (height, width), plan in zip(sizes, plans, strict=True):
         text = f"{plan / 1e6:.0f} MB" if isinstance(plan, int) else plan
         console.print(

@@ -14,6 +14,7 @@ function body is compiled.
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import GenericAlias, ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ from kernels.gpu.targets import find
 from kernels.onnx_function import DOMAIN, OPERATORS
 
 _NEEDED = ("TensorDesc", "KernelLaunchParams", "SymIntExprs", "SymInt32", "register", "aot_impl", "cdiv")
+_DATA_TYPES: dict[DType, str] = {"fp32": "FLOAT", "fp16": "HALF"}  # as TensorRT calls them
 # TensorRT keeps registered plugins for the life of the process, so what they compile for is looked up late.
 _registered: dict[str, str] = {}
 
@@ -107,6 +109,9 @@ def _implementation(
     current, _, M, _, _ = inputs
     if k < 0:
         raise KernelError(f"{name}: k = {k}, expected a positive number, or 0 for all positions.")
+    wanted = getattr(import_module("tensorrt").DataType, _DATA_TYPES[dtype])
+    if current.dtype != wanted:
+        raise KernelError(f"{name}: the latents are {current.dtype}, expected {wanted}.")
     shape = current.shape_expr
     if len(shape) != 4 or (shape[1].is_constant and shape[1].constant_value() != CHANNELS):
         raise KernelError(f"{name}: expected latents of (N,{CHANNELS},h,w).")

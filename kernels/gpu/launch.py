@@ -140,17 +140,14 @@ class Launch:
         Raises:
             KernelError: the driver's PTX is older.
         """
-        needed = tuple(map(int, self.ptx_version.split(".")))
         known = _CUDA_TO_PTX.get(cuda)
         if known is None:
             known = 0 if cuda < (12, 0) else 1000  # older than all we list, or newer
-        if needed[0] * 10 + needed[1] > known:
-            wanted = min(
-                version for version, ptx in _CUDA_TO_PTX.items() if ptx >= needed[0] * 10 + needed[1]
-            )
+        if _as_number(self.ptx_version) > known:
+            major, minor = first_cuda(self.ptx_version)
             raise KernelError(
                 f"the kernel {self.name} is PTX {self.ptx_version}, newer than this driver, which supports "
-                f"CUDA {cuda[0]}.{cuda[1]}. Install a driver for CUDA {wanted[0]}.{wanted[1]} or later."
+                f"CUDA {cuda[0]}.{cuda[1]}. Install a driver for CUDA {major}.{minor} or later."
             )
 
     def to_json(self) -> str:
@@ -186,6 +183,16 @@ class Launch:
             if isinstance(error, KernelError):
                 raise
             raise KernelError(f"{where} is no launch metadata ({error!r}).") from error
+
+
+def first_cuda(ptx_version: str) -> tuple[int, int]:
+    """The first CUDA version, from 12.0, whose driver takes PTX of a version such as `8.0`."""
+    return min(version for version, ptx in _CUDA_TO_PTX.items() if ptx >= _as_number(ptx_version))
+
+
+def _as_number(ptx_version: str) -> int:
+    major, minor = map(int, ptx_version.split("."))
+    return major * 10 + minor
 
 
 def check_shapes(

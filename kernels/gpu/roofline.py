@@ -3,8 +3,9 @@
 The model, for every target alike:
 
 * A scheduler starts one warp instruction a cycle. FP32 adds, multiplies and multiply-adds of a warp occupy its
-  FP32 lanes for 32 / (lanes of the SM / 4) cycles; minima, compares, selects and integer instructions occupy its
-  16 other lanes for 2. The three go on side by side: a loop takes as long as the one that takes longest.
+  FP32 lanes for 32 / (lanes of the SM / 4) cycles, paired ones twice as long; minima, compares, selects and integer
+  instructions occupy its 16 other lanes for 2. The three go on side by side: a loop takes as long as the one that
+  takes longest.
 * A block's 4 warps run on the 4 schedulers of an SM. Blocks are dealt out evenly, so an SM runs
   ceil(blocks / SMs) of them, and the launch ends with the SM that has most.
 * A head costs ceil(positions / keys of a tile) turns of the inner loop, and the instructions around it once.
@@ -30,7 +31,8 @@ SEARCH_TURNS = 31  # bisections between 0 and the bits behind infinity
 # A pair of positions and a head: 4 multiply-adds, a maximum, 4 multiply-adds, an addition.
 FLOP_PER_PAIR = 18
 
-_FP32 = ("FFMA", "FADD", "FMUL")
+# Operations of a thread in one instruction; Blackwell's paired ones do two, in twice the time.
+_FP32 = {"FFMA": 1, "FADD": 1, "FMUL": 1, "FFMA2": 2, "FADD2": 2, "FMUL2": 2}
 _ELSEWHERE = ("LDG", "LDS", "STS", "STG", "BRA", "BAR", "S2R", "S2UR", "SHFL", "LDC", "EXIT", "NOP", "DEPBAR")
 _UNIFORM = "U"  # the uniform datapath's instructions: a warp's, not a thread's
 
@@ -89,7 +91,7 @@ def analyse(compiled: Compiled, sizes: tuple[tuple[int, int], ...], heads: int =
     launch = compiled.launch
     target = find(launch.target)
     found = loops(disassemble(compiled.cubin))
-    inner = max((loop for loop in found if loop.innermost), key=lambda loop: loop.own["FFMA"])
+    inner = max((loop for loop in found if loop.innermost), key=lambda loop: _fp32_operations(loop.own))
     blocks = resident_blocks(launch, target)
     return Row(
         launch=launch,
@@ -137,9 +139,12 @@ def _predict(
     )
 
 
+def _fp32_operations(instructions: Counter[str]) -> int:
+    return sum(_FP32.get(name, 0) * count for name, count in instructions.items())
+
+
 def _cycles(instructions: Counter[str], target: Target) -> tuple[float, str]:
     """Cycles of a scheduler for one warp, and what they are spent on."""
-    fp32 = sum(count for name, count in instructions.items() if name in _FP32)
     others = sum(
         count
         for name, count in instructions.items()
@@ -147,7 +152,7 @@ def _cycles(instructions: Counter[str], target: Target) -> tuple[float, str]:
     )
     costs = {
         "issue": float(instructions.total()),
-        "fp32": fp32 * 32 / (target.fp32_lanes / SCHEDULERS),
+        "fp32": _fp32_operations(instructions) * 32 / (target.fp32_lanes / SCHEDULERS),
         "other lanes": others * 2.0,
     }
     bound = max(costs, key=lambda name: costs[name])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +24,9 @@ from export import checkpoint, network
 from export.bundle import BundleRequest, build
 from export.networks import cfr
 from export.networks import unet as unet_network
-from runtime.errors import OutputError
+from kernels.gpu import launch
+from kernels.gpu.targets import TARGETS
+from runtime.errors import ExportError, OutputError
 from runtime.manifest import Manifest
 
 NETWORKS = {
@@ -230,3 +234,57 @@ def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(network.ExportError, match=r"cfr\.cpu\.onnx differs from torch"):
         network.export(spec, tmp_path, "fp32", spoil)
+
+
+# -- GPU kernels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
+def test_the_attentions_kernel_is_there_for_every_target(golden_bundle: Path, manifest: Manifest) -> None:
+    found = [launch.read(golden_bundle / path) for path in manifest.kernels]
+    assert [info.target for info in found] == list(TARGETS)
+    for info in found:
+        assert (info.dtype, info.top_k) == ("fp32", manifest.top_k is not None)
+        for file in info.files.values():
+            assert manifest.files[f"kernels/{file['name']}"].sha256 == file["sha256"]
+    assert "triton" in manifest.provenance.tools
+
+
+def request(tmp_path: Path, **options: Any) -> BundleRequest:
+    return BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "bundle", **options)
+
+
+def test_kernels_can_be_left_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    progress = bundles.Progress(note=said.append)
+    assert bundles._kernels(request(tmp_path, kernels=False), tmp_path, progress) == ()
+    assert not said
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_triton_the_bundle_says_that_it_has_no_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles.gpu_kernel, "is_available", lambda: False)
+    said: list[str] = []
+    assert bundles._kernels(request(tmp_path), tmp_path, bundles.Progress(note=said.append)) == ()
+    assert "no GPU kernels" in said[0]
+    assert "pip install triton" in said[0]
+
+
+def test_kernels_asked_for_without_triton_are_refused_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles.gpu_kernel, "is_available", lambda: False)
+    with pytest.raises(ExportError, match="cannot be compiled without Triton"):
+        build(request(tmp_path, kernels=True), lower)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
+def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "TARGETS", {"sm_89": TARGETS["sm_89"]})
+    (path,) = bundles._kernels(request(tmp_path, top_k=32), tmp_path, bundles.Progress())
+    assert launch.read(tmp_path / path).top_k

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from operands import random_constants
 
 from kernels import (
     DOMAIN,
@@ -29,21 +30,6 @@ from kernels import (
     gated_topk_attention,
 )
 from kernels.onnx_function import DType
-
-
-def folded_random(
-    rng: np.random.Generator, heads: int = 3, channels: int = 4, width: int = 8
-) -> FoldedAttention:
-    rows = heads * width
-    weights = AttentionWeights(
-        heads,
-        *(rng.standard_normal((rows, channels)) for _ in range(3)),
-        proj=rng.standard_normal((channels, rows)),
-        threshold=rng.standard_normal(width),
-        proj_bias=rng.standard_normal(channels),
-        temperature=30.0,
-    )
-    return fold(weights)
 
 
 def model_of(
@@ -75,7 +61,7 @@ def test_agrees_with_the_reference(
     if chunking.form == "unrolled":
         assume(h * w >= chunking.size * (chunking.size - 1))  # as `Chunking.unrolled` says
     rng = np.random.default_rng(seed)
-    folded = folded_random(rng)
+    folded = random_constants(rng)
     current, previous = (rng.standard_normal((n, 4, h, w)).astype(np.float32) for _ in range(2))
     got = run(model_of(folded, chunking, k), current, previous)
     dense_k = None if k is None or k >= h * w else k  # the function takes a k above the positions as all
@@ -103,7 +89,7 @@ def test_sizes_below_one_are_refused(chunking: Chunking, k: int | None) -> None:
 @pytest.mark.parametrize("chunking", [Chunking.scan(4), Chunking.unrolled(3)], ids=["scan", "unrolled"])
 def test_half_precision_latents_are_computed_in_single(chunking: Chunking, k: int | None) -> None:
     rng = np.random.default_rng(3)
-    folded = folded_random(rng)
+    folded = random_constants(rng)
     current, previous = (rng.standard_normal((2, 4, 5, 7)).astype(np.float16) for _ in range(2))
     got = run(model_of(folded, chunking, k, "fp16"), current, previous)
     assert got.dtype == np.float16
@@ -115,7 +101,7 @@ def test_half_precision_latents_are_computed_in_single(chunking: Chunking, k: in
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_call_and_function_carry_the_plugins_attributes(dtype: DType) -> None:
-    model = model_of(folded_random(np.random.default_rng(0)), Chunking.unrolled(2), 5, dtype)
+    model = model_of(random_constants(np.random.default_rng(0)), Chunking.unrolled(2), 5, dtype)
     (call,) = model.graph.node
     assert (call.domain, call.op_type) == (DOMAIN, OPERATORS[dtype])
     found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in call.attribute}
@@ -129,7 +115,7 @@ def test_call_and_function_carry_the_plugins_attributes(dtype: DType) -> None:
 def test_one_chunks_values_do_not_reach_the_next(poison: float) -> None:
     """The chunks are tied one after another; what ties them must not carry a NaN or infinity along."""
     rng = np.random.default_rng(0)
-    folded = folded_random(rng)
+    folded = random_constants(rng)
     current, previous = (rng.standard_normal((1, 4, 6, 6)).astype(np.float32) for _ in range(2))
     clean = run(model_of(folded, Chunking.unrolled(4), None), current, previous)
     current[0, 1, 0, 2] = poison  # in the first chunk
@@ -166,7 +152,7 @@ print((resident("VmHWM") - before) / 1e6)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's peak memory")
 @pytest.mark.parametrize(("k", "runs"), [(None, 4), (64, 1)], ids=["all", "64"])
 def test_working_memory_at_96x96_stays_under_100_mb(tmp_path: Path, k: int | None, runs: int) -> None:
-    folded = folded_random(np.random.default_rng(0), heads=9, width=64)
+    folded = random_constants(np.random.default_rng(0), heads=9, width=64)
     path = tmp_path / "attention.onnx"
     path.write_bytes(model_of(folded, Chunking.scan(), k).SerializeToString())
     done = subprocess.run(

@@ -60,6 +60,7 @@ def small() -> dict[str, Any]:
         "output": "result",
         "option_defaults": {},
         "prompt": {"text": "a", "file": "prompt.npy"},
+        "kernels": [],
         "files": {
             "onnx/net.onnx": {
                 "bytes": 3,
@@ -174,13 +175,15 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", "", "C:\\x", "a\\..\\b", "a\0b"])
-@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input"])
+@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input", "kernel"])
 def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, where: str) -> None:
     data = small()
     if where == "files":
         data["files"][path] = {"bytes": 1, "sha256": ""}
     elif where == "prompt":
         data["prompt"]["file"] = path
+    elif where == "kernel":
+        data["kernels"] = [path]
     elif where == "graph":
         data["networks"]["net"]["graphs"]["cpu"] = path
     else:

@@ -1,0 +1,45 @@
+"""The operator's function in TensorRT-RTX plans, built without a GPU."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from operands import random_constants
+
+from kernels import Chunking, KernelError
+from kernels.rtx_plan import activation_memory
+
+rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
+
+
+@rtx
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("k", [None, 64])
+def test_a_plan_at_96x96_takes_under_400_mb(dtype: str, k: int | None) -> None:
+    folded = random_constants(np.random.default_rng(0), heads=9, width=64)
+    memory = activation_memory(folded, 96, 96, Chunking.unrolled(), k, dtype)
+    print(f"{dtype}, k={k}: {memory / 1e6:.0f} MB")
+    scores = 9 * 96**2 * 96**2 * 4 / 16  # of one chunk: less than that cannot be
+    assert scores <= memory < 400e6
+
+
+@rtx
+def test_more_chunks_take_less() -> None:
+    folded = random_constants(np.random.default_rng(0), heads=9, width=64)
+    memory = [activation_memory(folded, 64, 64, Chunking.unrolled(chunks)) for chunks in (1, 4, 16)]
+    assert memory[0] > 3 * memory[1] > 6 * memory[2]
+
+
+@rtx
+def test_a_graph_that_is_refused_shows_the_parsers_words() -> None:
+    folded = random_constants(np.random.default_rng(0))
+    with pytest.raises(KernelError, match=r"TensorRT-RTX does not parse the operator: .+"):
+        activation_memory(folded, 32, 32, Chunking.scan())
+
+
+def test_missing_tensorrt_rtx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(KernelError, match=r"TensorRT-RTX cannot be imported.*pip install"):
+        activation_memory(random_constants(np.random.default_rng(0)), 32, 32, Chunking.unrolled(4))
