@@ -75,11 +75,16 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class FoldedAttention:
-    """The operator's constants: M (heads, C+1, C+1), P (heads, C_out, C+1), bias (C_out,)."""
+    """The operator's constants: M (heads, C+1, C+1), P (heads, C_out, C+1), bias (C_out,), all C-contiguous."""
 
     M: FloatArray
     P: FloatArray
     bias: FloatArray
+
+    def __post_init__(self) -> None:
+        """Lays the numbers out as kernels read them; einsum picks an order of its own."""
+        for name in ("M", "P", "bias"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name)))
 
     def astype(self, dtype: npt.DTypeLike) -> FoldedAttention:
         """The same constants in another floating point type."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operands import random_constants
 
 from kernels import AttentionWeights, fold, gated_topk_attention
 
@@ -131,3 +132,9 @@ def test_weights_that_do_not_fit_are_refused(change: dict, message: str) -> None
     good = {"heads": 1, "query": rows, "key": rows, "value": rows, "proj": rows.T, "threshold": np.ones(2)}
     with pytest.raises(ValueError, match=message):
         AttentionWeights(**(good | change))
+
+
+def test_constants_lie_in_memory_as_kernels_read_them() -> None:
+    folded = random_constants(np.random.default_rng(0), heads=9, width=64)
+    for constants in (folded, folded.astype(np.float32)):
+        assert all(array.flags.c_contiguous for array in (constants.M, constants.P, constants.bias))
