@@ -205,15 +205,20 @@ def _bench(options: argparse.Namespace) -> None:
         plans = benchmark.plan_memory(sizes)
     for height, width in sizes:
         rows = [row for row in measured if (row.height, row.width) == (height, width)]
-        table = Table(title=f"{height}x{width} latents, 9 heads, FP32", title_justify="left", box=SIMPLE)
+        table = Table(
+            title=f"{height}x{width} latents, 9 heads, FP32",
+            title_justify="left",
+            box=SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
         for column in ("form", "median ms", "from", "to", "runs", "faster", "extra MB", "error"):
             table.add_column(column, justify="left" if column == "form" else "right", no_wrap=True)
         for row in rows:
             table.add_row(
                 row.form,
-                f"{row.median * 1e3:.1f}",
-                f"{min(row.seconds) * 1e3:.1f}",
-                f"{max(row.seconds) * 1e3:.1f}",
+                _milliseconds(row.median),
+                _milliseconds(min(row.seconds)),
+                _milliseconds(max(row.seconds)),
                 str(len(row.seconds)),
                 f"{rows[0].median / row.median:.1f}x",
                 "unknown" if row.memory is None else f"{row.memory / 1e6:.0f}",
@@ -243,6 +248,10 @@ def _bench(options: argparse.Namespace) -> None:
             },
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def test_bench_measures_every_form_that_runs_here(tmp_path: Path) -> None:
         env={"COLUMNS": "80", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
     )
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
     content = json.loads(report.read_text())
     forms = [row["form"] for row in content["measured"]]
     assert forms[:3] == ["torch, dense", "torch, folded", "ONNX function"]
