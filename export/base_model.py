@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class BaseModel:
         """diffusers' UNet2DConditionModel with DLoRAL's widened conv_in, on the meta device."""
         from diffusers import UNet2DConditionModel
 
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), self._building("unet"):
             return UNet2DConditionModel.from_config(
                 self.config("unet") | {"in_channels": INPUT_CHANNELS}
             ).eval()
@@ -106,7 +107,7 @@ class BaseModel:
         """diffusers' AutoencoderKL in FP32."""
         from diffusers import AutoencoderKL
 
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), self._building("vae"):
             vae = AutoencoderKL.from_config(self.config("vae")).eval()
         weights = {_modern(name): tensor.float() for name, tensor in self._tensors("vae").items()}
         expected = vae.state_dict()
@@ -126,7 +127,7 @@ class BaseModel:
         """transformers' CLIPTextModel in FP32."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        with _quiet():
+        with self._building("text_encoder"):
             config = CLIPTextConfig.from_dict(self.config("text_encoder"))
             config._attn_implementation = "eager"  # causal mask as plain arithmetic in the graph
             model = CLIPTextModel(config).eval()
@@ -139,6 +140,18 @@ class BaseModel:
                 weights[wanted.get(name, name)] = tensor.float()
         self._load(model, weights, "text_encoder")
         return model
+
+    @contextlib.contextmanager
+    def _building(self, part: str) -> Iterator[None]:
+        """Turns what the libraries raise for a nonsensical configuration into a sentence."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:  # of whatever kind; it depends on the field
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise CheckpointError(
+                f"{self.path / part / 'config.json'} describes no model that can be built ({reason[0]})."
+            ) from error
 
     def tokenize(self, text: str) -> tuple[Tensor, int]:
         """Token ids (77,) int64 of a prompt, padded as the directory's tokenizer says.

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpu_hooks import pytest_collection_modifyitems, pytest_terminal_summary
 
 from engines.onnxruntime_cpu import lower
 from export.bundle import BundleRequest, build
+
+__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]  # pytest looks for hooks here
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden" / "case_a"

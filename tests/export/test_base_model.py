@@ -251,6 +251,29 @@ def test_a_config_that_cannot_be_read_is_named(sd: Path, part: str, content: byt
     assert message == " holds no object." or message.startswith(" cannot be read (")
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "block_out_channels", "wide"),
+        ("unet", "down_block_types", ["NoSuchBlock"] * 4),
+        ("unet", "norm_num_groups", 7),
+        ("vae", "block_out_channels", [8, None]),
+        ("vae", "up_block_types", 3),
+        ("text_encoder", "num_hidden_layers", "many"),
+        ("text_encoder", "num_attention_heads", 0),
+    ],
+)
+def test_a_nonsensical_config_is_named(sd: Path, part: str, key: str, value: object) -> None:
+    path = sd / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    def read() -> None:
+        model = BaseModel.open(sd)
+        {"unet": model.empty_unet, "vae": model.vae, "text_encoder": model.text_encoder}[part]()
+
+    assert refusal(read, path).strip()
+
+
 # what the published directories' config.json say
 SD_XL = {
     "unet": {

@@ -1,4 +1,4 @@
-"""These tests need an NVIDIA GPU. They run by themselves where one is found, and say that they did not elsewhere."""
+"""Tests in tests/gpu need an NVIDIA GPU: they run by themselves where one is found, and are reported elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent / "gpu"
 
 
 def why_not() -> str | None:
@@ -28,8 +28,8 @@ def why_not() -> str | None:
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Skips this folder's tests where there is no GPU."""
-    ours = [item for item in items if HERE in item.path.parents]
+    """Skips the folder's tests where there is no GPU."""
+    ours = [item for item in items if FOLDER in item.path.parents]
     reason = why_not() if ours else None
     for item in ours if reason else ():
         item.add_marker(pytest.mark.skip(reason=f"not run: {reason}"))
