@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gpu_hooks import pytest_collection_modifyitems, pytest_terminal_summary
+from gpu_hooks import pytest_terminal_summary, skip_without_gpu
 
 from engines.onnxruntime_cpu import lower
 from export.bundle import BundleRequest, build
 
-__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]  # pytest looks for hooks here
+__all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden" / "case_a"
@@ -96,6 +96,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast files first; the ones that build bundles after them."""
+    """Fast files first, the ones that build bundles after them; GPU tests are skipped where there is no GPU."""
+    skip_without_gpu(items)
     slow = ("test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install")
     items.sort(key=lambda item: any(name in item.nodeid for name in slow))

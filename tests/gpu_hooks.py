@@ -27,7 +27,7 @@ def why_not() -> str | None:
     return None if torch.cuda.is_available() else "torch is a build without CUDA, or newer than the driver"
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def skip_without_gpu(items: Sequence[pytest.Item]) -> None:
     """Skips the folder's tests where there is no GPU."""
     ours = [item for item in items if FOLDER in item.path.parents]
     reason = why_not() if ours else None
