@@ -6,7 +6,7 @@ provider those are slow, so they are rewritten; the weights are shared with the 
 | native node | here | why |
 |---|---|---|
 | Attention | com.microsoft.MultiHeadAttention | blocked: 2.5 times faster at 4096 positions, no score matrix |
-| MatMul, Softmax, MatMul (the VAE's attention) | the same | the same time, but no score matrix (67 MB at 512x512) |
+| ChunkedSoftmaxAttention (the VAE's) | the same | the same time, and smaller blocks |
 | GroupNormalization | means and squares by row, then over rows | faster, and exact where one long sum is off by 1e-3 |
 | Conv, 3x3 and wide | Winograd's F(4x4,3x3), see `engines.winograd` | up to 1.9 times faster |
 | GatedTopKAttention, chunks written out | the same function as a Scan | any number of positions in chunks of one size |
@@ -39,7 +39,7 @@ def lower(native: Path) -> Path | None:
     changed = sum(
         (
             _replace_attentions(model.graph),
-            _replace_products(model.graph),
+            _replace_chunked(model),
             _replace_group_normalisations(model.graph),
             winograd.replace_convolutions(model.graph),
             _replace_function(model),
@@ -76,36 +76,19 @@ def _replace_attentions(graph: ir.Graph) -> int:
     return changed
 
 
-def _replace_products(graph: ir.Graph) -> int:
-    """softmax(q k^T) v over (n,l,d) -> MultiHeadAttention of one head."""
-    changed = 0
-    for node in [node for node in graph if node.op_type == "Softmax"]:
-        before, after = _before_cast(node.inputs[0]), _after_cast(node.outputs[0])
-        scores = before.producer() if before is not None else None
-        users = [use.node for use in after.uses()]
-        if scores is None or scores.op_type != "MatMul" or [u.op_type for u in users] != ["MatMul"]:
-            continue
-        if len(scores.outputs[0].uses()) != 1 or node.attributes["axis"].as_int() not in (-1, 2):
-            continue
-        query, keys = scores.inputs
-        key = _skip(keys, "Transpose", [0, 2, 1])
-        value = users[0].inputs[1]
-        if query is None or key is None or value is None or users[0].inputs[0] is not after:
-            continue
-        attributes: dict[str, int | float] = {"num_heads": 1, "scale": 1.0}
-        _attend(graph, users[0], (query, key, value), attributes, users[0].outputs[0])
-        changed += 1
-    return changed
-
-
-def _before_cast(value: ir.Value | None) -> ir.Value | None:
-    """What was cast to `value`, or `value`: in FP16 graphs the softmax stands between two casts."""
-    return _skip(value, "Cast", None) or value
-
-
-def _after_cast(value: ir.Value) -> ir.Value:
-    users = [use.node for use in value.uses()]
-    return users[0].outputs[0] if [user.op_type for user in users] == ["Cast"] else value
+def _replace_chunked(model: ir.Model) -> int:
+    """ChunkedSoftmaxAttention over (n,l,d) -> MultiHeadAttention of one head."""
+    identifier = (kernels.DOMAIN, kernels.SOFTMAX_ATTENTION, "")
+    calls = [node for node in model.graph if node.op_identifier() == identifier]
+    for call in calls:
+        query, key, value = call.inputs
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        attributes: dict[str, int | float] = {"num_heads": 1, "scale": 1.0}  # the query is scaled already
+        _attend(model.graph, call, (query, key, value), attributes, call.outputs[0])
+    model.functions.pop(identifier, None)
+    return len(calls)
 
 
 def _attend(

@@ -164,6 +164,7 @@ def export(
         graphs={form: f"{folder.name}/{path.name}" for form, path in graphs.items()},
         nodes=nodes,
         parameters=parameters,
+        always_fp32=spec.always_fp32,
     )
     size = sum(path.stat().st_size for path in files)
     return Exported(spec.name, record, size, time.perf_counter() - started, worst)

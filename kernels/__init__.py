@@ -22,12 +22,14 @@ from kernels.onnx_function import (
     attention_model,
 )
 from kernels.reference import gated_topk_attention
+from kernels.softmax_attention import SOFTMAX_ATTENTION, softmax_attention_function
 
 __all__ = [
     "DOMAIN",
     "OPERATOR",
     "OPERATORS",
     "PLUGIN_ATTRIBUTES",
+    "SOFTMAX_ATTENTION",
     "AttentionWeights",
     "Chunking",
     "FoldedAttention",
@@ -36,4 +38,5 @@ __all__ = [
     "attention_model",
     "fold",
     "gated_topk_attention",
+    "softmax_attention_function",
 ]

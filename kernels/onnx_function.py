@@ -171,24 +171,26 @@ def _unrolled(chunks: int, k: int | None) -> str:
     split = f"{', '.join(names)} = Split <axis = 1, num_outputs = {chunks}> (queries)"
     body = _chunk(names[0], "update_0", k, "_0")
     for i in range(1, chunks):
-        body += _after(f"update_{i - 1}", names[i], f"ordered_{i}", f"_{i}")
+        body += ordered_after(f"update_{i - 1}", names[i], f"ordered_{i}", f"_{i}")
         body += _chunk(f"ordered_{i}", f"update_{i}", k, f"_{i}")
     join = f"flat_update = Concat <axis = 1> ({', '.join(f'update_{i}' for i in range(chunks))})"
     return f"{split}\n{body}\n{join}"
 
 
-def _after(update: str, queries: str, out: str, tag: str) -> str:
-    """`queries`, unchanged, but only when `update` is done.
+def ordered_after(update: str, queries: str, out: str, tag: str) -> str:
+    """Nodes that make `out`: `queries` (N,c,C), unchanged, but only when `update` (N,c,C) is done.
 
-    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does: 6 GB at
-    96x96. This adds 0 times whether any number of `update` is positive, which no NaN gets through.
+    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does: 6 GB for
+    the retrieval at 96x96. This adds 0 times whether any number of `update` is positive, which no NaN gets
+    through. `tag` ends the names of the values in between.
     """
     return f"""
             update_axes{tag} = Constant <value_ints = [1, 2]> ()
-            nothing{tag} = Constant <value = float[1] {{0.0}}> ()
+            nothing_fp32{tag} = Constant <value = float[1] {{0.0}}> ()
+            nothing{tag} = CastLike (nothing_fp32{tag}, {queries})
             largest{tag} = ReduceMax <keepdims = 1> ({update}, update_axes{tag})
             is_positive{tag} = Greater (largest{tag}, nothing{tag})
-            flag{tag} = Cast <to = 1> (is_positive{tag})
+            flag{tag} = CastLike (is_positive{tag}, {queries})
             zeros{tag} = Mul (flag{tag}, nothing{tag})
             {out} = Add ({queries}, zeros{tag})
     """

@@ -61,7 +61,7 @@ class Preprocess(nn.Module):
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""
-        planes = frame.permute(0, 3, 1, 2).float()
+        planes = frame.float().permute(0, 3, 1, 2)  # TensorRT lets u8 be cast, and nothing else
         wide = _round_u8(self._stretch(planes, self.horizontal, columns=True))
         scaled = _round_u8(self._stretch(wide, self.vertical, columns=False))
         height, width = scaled.shape[2], scaled.shape[3]

@@ -1,7 +1,8 @@
 """vae_encoder and vae_decoder: Stable Diffusion's autoencoder, 8 pixels a latent each way.
 
-The middle block's attention has one head of 512 channels, for which no compiler has a fused kernel: it
-is written as its products, the query scaled before the product (FP16 would overflow after it).
+The middle block's attention has one head of 512 channels, for which no compiler has a fused kernel: it is a
+node `vsr_trt::ChunkedSoftmaxAttention`, a local function that writes its products out in chunks of the queries
+(see `kernels.softmax_attention`). The query is scaled before the product; FP16 would overflow after it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from export.network import Input, NetworkSpec, Output
 from runtime.manifest import Bound
 
@@ -19,8 +21,8 @@ PIXELS = 8  # of the picture for one latent, each way
 _BOUNDS = {"n": Bound(1, 32), "h": Bound(32, 2048, 8), "w": Bound(32, 2048, 8)}
 
 
-class _Products:
-    """Attention processor for diffusers: MatMul, Softmax, MatMul."""
+class _Chunked:
+    """Attention processor for diffusers: the function's node in the graph, its products in torch."""
 
     def __call__(
         self,
@@ -34,15 +36,24 @@ class _Products:
         n, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states).reshape(n, channels, height * width).transpose(1, 2)
         query = attn.to_q(tokens) * attn.scale
-        scores = query @ attn.to_k(tokens).transpose(1, 2)
-        retrieved = scores.softmax(dim=-1) @ attn.to_v(tokens)
+        key, value = attn.to_k(tokens), attn.to_v(tokens)
+        if torch.compiler.is_exporting():
+            retrieved = torch.onnx.ops.symbolic(
+                f"{kernels.DOMAIN}::{kernels.SOFTMAX_ATTENTION}",
+                (query, key, value),
+                dtype=query.dtype,
+                shape=query.shape,
+                version=1,
+            )
+        else:
+            retrieved = (query @ key.transpose(1, 2)).softmax(dim=-1) @ value
         update = attn.to_out[0](retrieved).transpose(1, 2).reshape(n, channels, height, width)
         return hidden_states + update
 
 
-def use_products(vae: nn.Module) -> None:
-    """Makes the VAE's attentions write themselves as their products."""
-    vae.set_attn_processor(_Products())
+def use_chunks(vae: nn.Module) -> None:
+    """Makes the VAE's attentions appear in its graphs as calls of the chunked function."""
+    vae.set_attn_processor(_Chunked())
 
 
 class Encoder(nn.Module):
@@ -105,6 +116,7 @@ def encoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=encoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
+        functions=(kernels.softmax_attention_function(),),
     )
 
 
@@ -119,4 +131,5 @@ def decoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=decoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
+        functions=(kernels.softmax_attention_function(),),
     )
