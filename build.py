@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from engines import cli as engine_commands
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.memory import peak_bytes
@@ -30,11 +31,12 @@ examples:
   python build.py bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+  python build.py engines BUNDLE --target sm_86,sm_89 --size 1920x1080
   python build.py demo
   python build.py eager clip.mp4 --sd SD --checkpoint model.pkl
 
-exit codes: 0 done, 2 option refused, 3 output not writable, 5 weights refused, 6 export failed,
-130 interrupted
+exit codes: 0 done, 2 option refused, 3 output not writable, 4 bundle refused, 5 weights refused, 6 export
+failed, 9 verification failed, 10 engine cannot be built, 130 interrupted
 """
 
 
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_bundle(commands)
+    engine_commands.add_commands(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
     demo.add_argument("--frames", type=int, default=4, help="frames to restore (default: 4)")
@@ -132,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "full-size": _full_size,
         "eager": _eager,
     }
+    commands |= dict.fromkeys(("engines", "cache", "diff", "doctor"), engine_commands.run)
     with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
         outcome.code = commands[options.command](options)
     return outcome.code

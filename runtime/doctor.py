@@ -11,13 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runtime import engine_check, gpu
 from runtime.bundle import Bundle
 from runtime.errors import VsrError
 from runtime.host import available_cores
+from runtime.manifest import Engine
 from runtime.restorer import choose_backend
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _OTHER = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "cuda-python", "torch")
+
+
+@dataclass(frozen=True)
+class EngineVerdict:
+    """An engine of a bundle, and why it does not run here (None if it does)."""
+
+    file: str
+    why_not: str | None
 
 
 @dataclass
@@ -28,7 +38,9 @@ class Diagnosis:
     packages: dict[str, str | None] = field(default_factory=dict)
     backend: str | None = None
     backend_reason: str = ""
+    gpu: str = ""
     bundle: dict[str, object] | None = None
+    engines: list[EngineVerdict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -45,14 +57,32 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "pip uninstall both, then install one"
         )
+    here = gpu.detect()
+    found.gpu = str(here) if here is not None else f"none ({gpu.why_none()})"
     if bundle is not None:
         try:
             opened = Bundle.open(bundle)
             found.bundle = _describe(opened)
+            found.engines = judge_engines(opened)
             opened.check_hashes(progress)
         except VsrError as error:
             found.problems.append(str(error))
     return found
+
+
+def judge_engines(bundle: Bundle) -> list[EngineVerdict]:
+    """For each engine of a bundle, why it does not run on this machine; told from its first bytes."""
+    here = gpu.detect()
+    return [EngineVerdict(engine.file, _why_not(bundle, engine, here)) for engine in bundle.manifest.engines]
+
+
+def _why_not(bundle: Bundle, engine: Engine, here: gpu.Gpu | None) -> str | None:
+    installed = engine_check.installed_version(engine.backend)
+    if engine.backend != "onnxruntime":
+        return engine_check.why_not(bundle, engine, here, installed)
+    if installed != engine.version:
+        return f"it is ONNX Runtime {engine.version}'s, and {installed or 'none'} is installed"
+    return None
 
 
 def _describe(bundle: Bundle) -> dict[str, object]:

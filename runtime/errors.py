@@ -50,6 +50,18 @@ class DeviceError(VsrError):
     exit_code = 7
 
 
+class VerificationError(VsrError):
+    """Results differ more than the documented thresholds allow, or are not finite."""
+
+    exit_code = 9
+
+
+class EngineError(VsrError):
+    """An engine cannot be built, or does not fit this machine or library version."""
+
+    exit_code = 10
+
+
 class TruncatedInputError(InputError):
     """The clip ended in damaged data; what was readable has been restored.
 

@@ -53,9 +53,11 @@ class Network:
     Attributes:
         graphs: paths in the bundle by form. `native` is for compilers (native normalisation and
             attention nodes); `cpu`, where there is one, is the same network lowered for ONNX
-            Runtime's CPU provider. Both may share one file of external data.
+            Runtime's CPU provider. Both may share one file of external data. `fp16`, in a bundle whose
+            precision is `fp32`, is the native form in FP16, for compilers.
         nodes: nodes of the native graph, functions counted as one.
         parameters: numbers in its initialisers.
+        always_fp32: why it is FP32 in every bundle, None if it has an FP16 form.
     """
 
     inputs: tuple[Tensor, ...]
@@ -64,6 +66,13 @@ class Network:
     graphs: dict[str, str]
     nodes: int
     parameters: int
+    always_fp32: str | None = None
+
+    def graph(self, precision: str, bundle_precision: str) -> str | None:
+        """The native graph of that precision in a bundle of `bundle_precision`; None if there is none."""
+        if precision == bundle_precision or self.always_fp32 is not None:
+            return self.graphs["native"]
+        return self.graphs.get(precision)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,74 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Shapes of a network's input that an engine takes; all three alike for a static one."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compiled network.
+
+    Attributes:
+        network: which one.
+        backend: what compiled it and runs it.
+        version: of that library; engines run on this version only, unless `flags` say `compatible`.
+        target: folder it lies in: a compute capability (`sm_89`), `portable`, or what the CPU is called.
+        targets: the compute capabilities whose GPUs run it; empty for a CPU.
+        device: name of the only GPU that runs it, None for all of its targets.
+        precision: of the graph that it was compiled from.
+        profiles: input -> shapes; empty where any shape within the network's bounds is taken.
+        flags: builder options that make a difference.
+        file: the plan, or the optimised graph. Further files of it lie beside.
+        report: JSON about the build.
+        key: address in the build cache, a hash over all that made it.
+    """
+
+    network: str
+    backend: Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
+    version: str
+    target: str
+    targets: tuple[str, ...]
+    device: str | None
+    precision: Literal["fp32", "fp16"]
+    profiles: dict[str, Profile]
+    flags: tuple[str, ...]
+    file: str
+    report: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that the bundle was made from."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the `fp16` graphs were made.
+
+    Attributes:
+        clip: whose frames went through the FP32 networks.
+        frames: how many.
+        limit: share of FP16's range; what went above it stays in FP32.
+        file: JSON with the largest value of every tensor, and the nodes that stay in FP32.
+    """
+
+    clip: Source
+    frames: int
+    limit: float
+    file: str
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size and SHA-256 of a file of the bundle."""
 
@@ -106,15 +183,6 @@ class Prompt:
 
     text: str
     file: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file that the bundle was made from."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -161,6 +229,8 @@ class Manifest:
         files: every file of the bundle but the manifest.
         kernels: launch metadata of the attention's GPU kernel, a file for each target; PTX and cubin lie
             beside it. Empty where the bundle was built without.
+        engines: compiled networks, added by `build.py engines`.
+        calibration: of the `fp16` graphs, None where there are none.
     """
 
     family: str
@@ -180,6 +250,8 @@ class Manifest:
     files: dict[str, FileEntry]
     provenance: Provenance
     kernels: tuple[str, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    calibration: Calibration | None = None
     schema_version: int = SCHEMA_VERSION
 
     def write(self, bundle: Path) -> None:
@@ -309,6 +381,8 @@ def _check(manifest: Manifest) -> None:
     referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
     referenced += [
         *manifest.kernels,
+        *(path for engine in manifest.engines for path in (engine.file, engine.report)),
+        *([manifest.calibration.file] if manifest.calibration else []),
         manifest.prompt.file,
         *(file for file in manifest.inputs.values() if file),
     ]
@@ -320,6 +394,9 @@ def _check(manifest: Manifest) -> None:
             raise _MisfitError(f"{path!r} is used but not among the files")
     for name, network in manifest.networks.items():
         _check_network(name, network)
+    for engine in manifest.engines:
+        if engine.network not in manifest.networks:
+            raise _MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
     for name in ("scale", "window", "frame_multiple", "minimum_side", "latent_scale"):
         if getattr(manifest, name) < 1:
             raise _MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")

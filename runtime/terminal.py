@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from runtime.doctor import Diagnosis
+from runtime.doctor import Diagnosis, EngineVerdict
 from runtime.errors import TruncatedInputError, VsrError
 from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
@@ -159,14 +159,39 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
         table.add_row(name, value)
     for name, version in found.packages.items():
         table.add_row(name, version or "[dim]not installed")
+    table.add_row("GPU", escape(found.gpu))
     table.add_row("backend of `auto`", f"{found.backend or 'none'}: {found.backend_reason}")
     console.print(table)
     if found.bundle is not None:
         _print_bundle(console, found.bundle)
+    if found.engines:
+        print_verdicts(console, found.engines)
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     if not found.problems:
         console.print("[green]everything is in order[/]")
+
+
+def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
+    """Which engines of a bundle run here, those of one folder and one reason together."""
+    if not engines:
+        console.print(
+            "the bundle has no engines; build them with: python build.py engines BUNDLE", highlight=False
+        )
+        return
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for engine in engines:
+        folder, _, name = engine.file.removeprefix("engines/").partition("/")
+        groups.setdefault((folder, engine.why_not), []).append(name)
+    table = Table(title="engines of the bundle", title_justify="left")
+    for column in ("for", "engines", "run here"):
+        table.add_column(column, overflow="fold")
+    for (folder, why_not), names in groups.items():
+        verdict = "[green]yes" if why_not is None else f"no: {escape(why_not)}"
+        table.add_row(
+            folder, f"{len(names)}: {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}", verdict
+        )
+    console.print(table)
 
 
 def _print_bundle(console: Console, bundle: dict[str, object]) -> None:

@@ -43,6 +43,7 @@ def small() -> dict[str, Any]:
                 "graphs": {"native": "onnx/net.onnx"},
                 "nodes": 1,
                 "parameters": 0,
+                "always_fp32": "a reason",
             }
         },
         "stages": [
@@ -61,6 +62,23 @@ def small() -> dict[str, Any]:
         "option_defaults": {},
         "prompt": {"text": "a", "file": "prompt.npy"},
         "kernels": [],
+        "engines": [
+            {
+                "network": "net",
+                "backend": "tensorrt_rtx",
+                "version": "1.7.1.116",
+                "target": "sm_89",
+                "targets": ["sm_89"],
+                "device": None,
+                "precision": "fp32",
+                "profiles": {"x": dict.fromkeys(("min", "opt", "max"), [1, 3, 8, 1])},
+                "flags": [],
+                "file": "onnx/net.onnx",
+                "report": "prompt.npy",
+                "key": "00",
+            }
+        ],
+        "calibration": {"clip": source, "frames": 1, "limit": 0.25, "file": "prompt.npy"},
         "files": {
             "onnx/net.onnx": {
                 "bytes": 3,

@@ -1,0 +1,292 @@
+"""One network to one engine, with TensorRT or TensorRT-RTX: the same code for both.
+
+Runs in a process of its own (`engines.worker`): the compiler may crash, has to be stopped at any moment, and
+its peak of memory is worth knowing.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.build_log import BuildLog, make_logger
+from engines.library import Library
+from runtime.errors import EngineError, OutputError
+from runtime.manifest import Profile
+
+# Flags of a build that make another engine. Their names are part of the cache's key and of the manifest.
+STRIP = "strip"
+COMPATIBLE = "compatible"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be compiled, how, and for what.
+
+    Attributes:
+        network: its name.
+        graph: the ONNX file; its weights lie beside it.
+        capabilities: compute capabilities to build for; those of the GPU in the machine for TensorRT.
+        portable: TensorRT only: for this generation of GPUs and later ones.
+        profiles: shapes of each input.
+        flags: of `STRIP` (no weights inside; refitted from the ONNX file) and `COMPATIBLE` (runs on later
+            versions of the library).
+        workspace: largest scratch memory in bytes, None for no limit.
+        plugin: target whose kernel GatedTopKAttention takes as a plugin, None to compile its function.
+        timing_cache: file that keeps what TensorRT measured, None without.
+        attentions: names of the Attention nodes, to be counted.
+    """
+
+    network: str
+    graph: Path
+    capabilities: tuple[str, ...]
+    profiles: dict[str, Profile]
+    portable: bool = False
+    flags: tuple[str, ...] = ()
+    workspace: int | None = None
+    plugin: str | None = None
+    timing_cache: Path | None = None
+    attentions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What came out.
+
+    Attributes:
+        bytes: of the plan.
+        seconds: for parsing and building.
+        layers: of the engine by kind.
+        activations, weights: bytes on the GPU.
+        fused: attentions that one kernel computes.
+        split: the others, with the number of their layers.
+        outputs: name -> shape at the best sizes, as the parser has it.
+        warnings: of the compiler, the first ones.
+    """
+
+    bytes: int
+    seconds: float
+    layers: dict[str, int]
+    activations: int | None
+    weights: int | None
+    fused: int
+    split: dict[str, int]
+    outputs: dict[str, tuple[int, ...]]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Called as a build proceeds; `phase` returns False to stop it."""
+
+    phase: Callable[[str, int, int], bool] = lambda name, done, total: True
+    error: Callable[[str], None] = lambda text: None
+
+
+def compile_network(library: Library, order: Order, out: Path, listener: Listener | None = None) -> Facts:
+    """Compiles one network and writes its plan to `out`.
+
+    Raises:
+        EngineError: the compiler refuses it; the message holds its own reasons.
+        OutputError: the plan cannot be written, e.g. because the disk is full.
+    """
+    listener = listener or Listener()
+    module, log = library.module, BuildLog()
+    started = time.perf_counter()
+    logger = make_logger(module, log, listener.error)
+    if order.plugin is not None:
+        from kernels import tensorrt_plugin
+
+        tensorrt_plugin.register(order.plugin)
+    builder = module.Builder(logger)
+    network = builder.create_network(library.network_flags())
+    parser = module.OnnxParser(network, logger)
+    listener.phase("parsing the graph", 0, 1)
+    if not parser.parse_from_file(str(order.graph)):
+        said = "; ".join(dict.fromkeys(parser.get_error(i).desc() for i in range(parser.num_errors)))
+        raise EngineError(
+            f"{library.title} does not parse {order.network} ({order.graph.name}): {said or log.reasons()}"
+        )
+    config = _config(library, builder, network, order)
+    monitor = _monitor(module, listener)
+    config.progress_monitor = monitor
+    timings = _load_timings(config, order.timing_cache)
+    written = _write(library, builder, network, config, out, log, order, monitor)
+    if order.timing_cache is not None and timings is not None:
+        _save_timings(config, order.timing_cache)
+    if order.workspace is not None and (log.activations or 0) > order.workspace:
+        raise EngineError(
+            f"{order.network} needs {_gb(log.activations)} of scratch memory at these shapes, more than --workspace "
+            f"allows ({_gb(order.workspace)}). Raise it, or choose a smaller --size, --tile, --vae-tile or --batch."
+        )
+    fused, split = log.attentions(order.attentions)
+    kinds: dict[str, int] = {}
+    for layer in log.layers:
+        kinds[layer.kind] = kinds.get(layer.kind, 0) + 1
+    outputs = (network.get_output(index) for index in range(network.num_outputs))
+    return Facts(
+        bytes=written,
+        seconds=time.perf_counter() - started,
+        layers=kinds,
+        activations=log.activations,
+        weights=log.weights,
+        fused=fused,
+        split=split,
+        outputs={tensor.name: tuple(tensor.shape) for tensor in outputs},
+        warnings=log.warnings,
+    )
+
+
+def _config(library: Library, builder: Any, network: Any, order: Order) -> Any:
+    module, config = library.module, builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        shapes = order.profiles[name]
+        profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+    config.add_optimization_profile(profile)
+    config.profiling_verbosity = (
+        module.ProfilingVerbosity.DETAILED
+    )  # names of layers, for reports and profilers
+    if library.targets:
+        config.num_compute_capabilities = len(order.capabilities)
+        for index, name in enumerate(order.capabilities):
+            kind = getattr(module.ComputeCapability, name.replace("sm_", "SM"))
+            config.set_compute_capability(kind, index)
+    elif order.portable:
+        config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
+    if order.workspace is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, order.workspace)
+    if STRIP in order.flags:
+        config.set_flag(library.builder_flag("STRIP_PLAN"))
+        config.set_flag(library.builder_flag("REFIT_IDENTICAL"))
+    if COMPATIBLE in order.flags:
+        config.set_flag(library.builder_flag("VERSION_COMPATIBLE"))
+    return config
+
+
+def _monitor(module: Any, listener: Listener) -> Any:
+    """TensorRT nests its phases; only the innermost one that is at work is told."""
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+            self.cancelled = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
+            self._tell(phase_name, 0)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.totals.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return self._tell(phase_name, step + 1)
+
+        def _tell(self, name: str, done: int) -> bool:
+            if not self.cancelled:
+                self.cancelled = not listener.phase(name, done, self.totals.get(name, 0))
+            return not self.cancelled
+
+    return Monitor()
+
+
+def _write(
+    library: Library,
+    builder: Any,
+    network: Any,
+    config: Any,
+    out: Path,
+    log: BuildLog,
+    order: Order,
+    monitor: Any,
+) -> int:
+    """Builds, and writes the plan as it comes: a plan of 2 GB is not kept in memory besides."""
+    with out.open("wb") as file:
+        stream = _stream(library.module, file)
+        if hasattr(builder, "build_serialized_network_to_stream") and stream is not None:
+            done = builder.build_serialized_network_to_stream(network, config, stream)
+            failure = stream.failure
+        else:
+            plan = builder.build_serialized_network(network, config)
+            done, failure = plan is not None, None
+            if plan is not None:
+                try:
+                    file.write(plan)
+                except OSError as error:
+                    failure = error
+        if failure is not None:
+            raise write_error(order.network, failure)
+        if not done:
+            if monitor.cancelled:
+                raise EngineError(f"the build of {order.network} was stopped.")
+            raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(order.network, error) from error
+        return file.tell()
+
+
+def _stream(module: Any, file: io.BufferedWriter) -> Any:
+    if not hasattr(module, "IStreamWriter"):
+        return None
+
+    class Writer(module.IStreamWriter):
+        def __init__(self) -> None:
+            module.IStreamWriter.__init__(self)
+            self.failure: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:  # it cannot pass through the compiler
+                self.failure = error
+                return 0
+
+    return Writer()
+
+
+def write_error(network: str, error: OSError) -> OutputError:
+    """A plan that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"the disk is full: the engine of {network} was not written. Free some space (python build.py cache "
+            "prune --limit GB), or choose another --cache-dir."
+        )
+    return OutputError(f"the engine of {network} cannot be written: {error.strerror or error}.")
+
+
+def _load_timings(config: Any, path: Path | None) -> Any:
+    if path is None or not hasattr(config, "create_timing_cache"):
+        return None
+    content = path.read_bytes() if path.exists() else b""
+    timings = config.create_timing_cache(content)
+    config.set_timing_cache(timings, ignore_mismatch=False)
+    return timings
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    """Joins what others have measured meanwhile, under a lock."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        ours = config.get_timing_cache()
+        if path.exists():
+            ours.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(ours.serialize())
+        temporary.replace(path)
+
+
+def _gb(size: int | None) -> str:
+    return f"{(size or 0) / 1e9:.2f} GB"

@@ -1,0 +1,348 @@
+"""The commands of `build.py` about engines: engines, cache, diff, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from engines.library import Backend
+from runtime.errors import InputError
+
+_BACKENDS: dict[str, Backend] = {
+    "tensorrt-rtx": "tensorrt_rtx",
+    "tensorrt": "tensorrt",
+    "onnxruntime": "onnxruntime",
+}
+DEFAULT_SIZE = "1280x720"
+_EXAMPLES = """\
+examples:
+  python build.py engines BUNDLE                                # RTX GPUs of every generation, 1280x720
+  python build.py engines BUNDLE --target sm_86,sm_89 --size 1280x720 --size 1920x1080
+  python build.py engines BUNDLE --target sm_89 --dynamic       # one engine a network for all sizes
+  python build.py engines BUNDLE --backend tensorrt             # for the GPU in this machine
+  python build.py engines BUNDLE --dry-run                      # what would be built, and why
+
+--size is the size of the restored picture, four times the clip's. Engines are kept in a cache that all bundles
+share, so what was built once is copied.
+"""
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds the commands to the command line's grammar."""
+    _add_engines(commands)
+    _add_cache(commands)
+    diff = commands.add_parser(
+        "diff",
+        help="compare the engines of two bundles",
+        description="Compares the reports of engines that both bundles have: layers, bytes, memory, seconds, "
+        "attentions. Exit code 0 whether they differ or not.",
+    )
+    diff.add_argument("before", type=Path, metavar="A")
+    diff.add_argument("after", type=Path, metavar="B")
+    diff.add_argument("--json", action="store_true", help="print the changes as JSON")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what can be built here, and which engines of a bundle run here",
+        description="Names the compilers that are installed, the GPU, the targets that can be built for, and, of a "
+        "bundle, each engine with the reason why it does not run here.",
+    )
+    doctor.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_engines(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "engines",
+        help="compile a bundle's networks for GPUs",
+        description="Compiles the networks of a bundle and adds the engines to it: for RTX GPUs of any generation, "
+        "on a machine without one (tensorrt-rtx), for the GPU in the machine (tensorrt), or optimised graphs for this "
+        "CPU (onnxruntime). What is valid is reused.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="made by build.py bundle")
+    add(
+        "--backend", choices=tuple(_BACKENDS), default="tensorrt-rtx", help="compiler (default: tensorrt-rtx)"
+    )
+    add(
+        "--target",
+        action="append",
+        default=[],
+        metavar="T",
+        help="sm_75, sm_80, sm_86, sm_89, sm_120, sm_121, portable (one engine for all from sm_80 on) or this-gpu; "
+        "several with commas (default: portable, with tensorrt this-gpu)",
+    )
+    add(
+        "--size",
+        action="append",
+        default=[],
+        metavar="WxH",
+        help=f"size of the restored picture; several with commas (default: {DEFAULT_SIZE})",
+    )
+    add(
+        "--tile",
+        type=int,
+        default=96,
+        metavar="N",
+        help="side of a tile in latents for flow, retrieval, UNet (default: 96)",
+    )
+    add("--vae-tile", type=int, metavar="N", help="the same limit for the VAE (default: 136)")
+    add("--batch", type=int, default=1, metavar="N", help="most tiles in one call (default: 1)")
+    add("--dynamic", action="store_true", help="one engine a network for every size up to the largest --size")
+    add("--precision", choices=("fp16", "fp32"), help="of the graphs to compile (default: fp16)")
+    add(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one; may be given several times",
+    )
+    add(
+        "--workspace",
+        type=float,
+        metavar="GB",
+        help="refuse engines that need more scratch memory on the GPU",
+    )
+    add(
+        "--strip",
+        action="store_true",
+        help="tensorrt: leave the weights out, to be refitted from the bundle's ONNX",
+    )
+    add("--compatible", action="store_true", help="tensorrt: engines that later versions run too")
+    add("--jobs", type=int, metavar="N", help="builds at once (default: as many as cores and memory allow)")
+    add("--force", action="store_true", help="build even what is there")
+    add("--dry-run", action="store_true", help="say what would be built and why; build nothing")
+    _add_cache_options(command)
+    add("--json", action="store_true", help="print the engines with their reports as JSON")
+
+
+def _add_cache(commands: argparse._SubParsersAction) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="list, prune or explain the cache of engines",
+        description="Engines are kept by what made them, and shared by all bundles.",
+    )
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the engines in the cache, the last used first")
+    prune = actions.add_parser("prune", help="remove the least recently used engines")
+    prune.add_argument(
+        "--limit", type=float, required=True, metavar="GB", help="what may remain; 0 empties the cache"
+    )
+    explain = actions.add_parser("explain", help="what made an engine, or in what two differ")
+    explain.add_argument("key", metavar="KEY", help="the beginning of its key, as `list` shows it")
+    explain.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
+    for action in (listing, prune, explain):
+        _add_cache_options(action)
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_cache_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: the platform's cache folder")
+    command.add_argument(
+        "--cache-limit",
+        type=float,
+        default=50.0,
+        metavar="GB",
+        help="the least recently used go above it (default: 50)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs one of these commands; returns its exit code."""
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "engines": _engines,
+        "cache": _cache,
+        "diff": _diff,
+        "doctor": _doctor,
+    }
+    return commands[options.command](options)
+
+
+def _engines(options: argparse.Namespace) -> int:
+    from engines import onnxruntime_builds, plan, shapes
+    from engines.build import build_engines
+    from engines.builder import COMPATIBLE, STRIP
+    from engines.display import Builds, print_engines, print_plan
+    from engines.library import load
+    from engines.targets import parse
+    from runtime.bundle import Bundle
+
+    _check_numbers(options)
+    console = Console(stderr=True)
+    bundle = Bundle.open(options.bundle)
+    cache = _open_cache(options)
+    backend = _BACKENDS[options.backend]
+    flags = tuple(name for name, given in ((STRIP, options.strip), (COMPATIBLE, options.compatible)) if given)
+    if backend == "onnxruntime":
+        _refuse_onnxruntime(options, bundle.manifest.precision)
+        items = onnxruntime_builds.plan(
+            bundle, plan.Request((), (), networks=tuple(options.network), force=options.force), cache
+        )
+    else:
+        library = load(backend)
+        sizes = [part for text in options.size for part in text.split(",")]
+        if not sizes and not options.dynamic:
+            sizes = [DEFAULT_SIZE]
+        request = plan.Request(
+            targets=tuple(parse(options.target, library)),
+            sizes=tuple(shapes.parse_size(text, bundle.manifest) for text in sizes),
+            layout=shapes.Layout(
+                options.tile, options.vae_tile or shapes.VAE_TILE, options.batch, options.dynamic
+            ),
+            precision=options.precision or "fp16",
+            networks=tuple(options.network),
+            flags=flags,
+            workspace=None if options.workspace is None else int(options.workspace * 1e9),
+            force=options.force,
+        )
+        plan.refuse_mixed(flags)
+        with console.status("reading the graphs…"):
+            items = plan.plan(bundle, request, library, cache)
+    if options.dry_run:
+        print_plan(console, items)
+        if options.json:
+            _print_json([plan.as_json(item) for item in items])
+        return 0
+    jobs, memory = options.jobs or (os.cpu_count() or 1), _memory()
+    with Builds(console, items, cache, jobs, memory) as builds:
+        built = build_engines(bundle, items, backend, cache, jobs, memory, builds.progress)
+    print_engines(console, options.bundle, built, builds.seconds)
+    if options.json:
+        engines = [
+            {"origin": b.origin, "file": b.engine.file, "key": b.item.key, "report": b.report} for b in built
+        ]
+        _print_json({"bundle": str(options.bundle), "seconds": builds.seconds, "engines": engines})
+    return 0
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name in ("tile", "vae_tile", "batch", "jobs", "workspace"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
+    if options.cache_limit < 0:
+        raise InputError(f"--cache-limit is {options.cache_limit}; expected 0 or more.")
+
+
+def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
+    """An optimised graph takes every size on this CPU: what says otherwise would do nothing."""
+    given = {
+        "--target": options.target,
+        "--size": options.size,
+        "--vae-tile": options.vae_tile,
+        "--dynamic": options.dynamic,
+        "--workspace": options.workspace,
+        "--strip": options.strip,
+        "--compatible": options.compatible,
+        "--precision": options.precision and options.precision != precision,
+        "--batch": options.batch != 1,
+        "--tile": options.tile != 96,
+    }
+    for name, value in given.items():
+        if value:
+            raise InputError(
+                f"{name} has no meaning with --backend onnxruntime, whose graphs are for this CPU, of any size, in the "
+                f"bundle's own precision ({precision}); leave it out."
+            )
+
+
+def _memory() -> int:
+    """Bytes that builds may take: nine tenths of what is free now."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 * 9 // 10
+    except OSError:
+        pass
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 8_000_000_000
+
+
+def _open_cache(options: argparse.Namespace) -> Any:
+    from engines.cache import Cache
+
+    return Cache(options.cache_dir, int(options.cache_limit * 1e9))
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from engines import cache as caches
+    from engines.display import print_entries, print_parts
+
+    console = Console()
+    cache = _open_cache(options)
+    if options.action == "list":
+        entries = cache.entries()
+        _show(
+            options,
+            [caches.as_json(entry) for entry in entries],
+            lambda: print_entries(console, cache, entries),
+        )
+    elif options.action == "prune":
+        if options.limit < 0:
+            raise InputError(f"--limit is {options.limit}; expected 0 or more.")
+        gone = cache.prune(int(options.limit * 1e9))
+        freed = sum(entry.bytes for entry in gone)
+        text = f"removed {len(gone)} engines, {freed / 1e9:.2f} GB, from {cache.folder}"
+        _show(
+            options,
+            {"removed": [entry.key for entry in gone], "bytes": freed},
+            lambda: console.print(escape(text)),
+        )
+    else:
+        entry = caches.lookup(cache, options.key)
+        if options.other is None:
+            _show(options, caches.as_json(entry), lambda: print_parts(console, entry))
+        else:
+            found = caches.differences(entry.parts, caches.lookup(cache, options.other).parts)
+            text = "\n".join(found) or "they do not differ"
+            _show(options, found, lambda: console.print(escape(text), highlight=False))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from engines import build_report as report
+    from engines.display import print_changes
+
+    before, after = report.read_all(options.before), report.read_all(options.after)
+    changes = report.compare(before, after)
+    lost, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
+    data = {
+        "changes": [dataclasses.asdict(change) for change in changes],
+        "only_before": lost,
+        "only_after": new,
+    }
+    _show(options, data, lambda: print_changes(Console(), changes, lost, new))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from engines.display import print_findings
+    from engines.doctor import examine
+
+    findings = examine(options.bundle)
+    _show(options, findings.as_json(), lambda: print_findings(Console(), findings))
+    return 0
+
+
+def _show(
+    options: argparse.Namespace, data: Sequence[Any] | dict[str, Any], human: Callable[[], None]
+) -> None:
+    if options.json:
+        _print_json(data)
+    else:
+        human()
+
+
+def _print_json(data: Sequence[Any] | dict[str, Any]) -> None:
+    print(json.dumps(data, indent=1))  # noqa: T201

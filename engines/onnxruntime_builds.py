@@ -1,0 +1,85 @@
+"""`build.py engines --backend onnxruntime`: graphs that ONNX Runtime has optimised for this kind of CPU."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from engines.builder import Facts, Order
+from engines.cache import SCHEMA_VERSION, Cache, key_of
+from engines.plan import Item, Request, inspect, memory_estimate, networks_of, state_of
+from engines.targets import Target
+from runtime.bundle import Bundle
+
+
+def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
+    """Lists the graphs to be optimised: the CPU's form of each network, in the bundle's own precision."""
+    import onnxruntime
+
+    from engines.onnxruntime_backend import cpu_target
+
+    target = Target(cpu_target(), ())
+    manifest = bundle.manifest
+    items = []
+    for name in networks_of(bundle, request):
+        graphs = manifest.networks[name].graphs
+        graph = inspect(bundle, graphs.get("cpu", graphs["native"]))
+        parts: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "network": name,
+            "graph": graph.sha256,
+            "weights": graph.data_sha256,
+            "precision": manifest.precision,
+            "backend": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "target": target.name,
+            "flags": [],
+        }
+        folder, stem = f"engines/onnxruntime-{target.name}", f"{name}.{manifest.precision}"
+        state, why = state_of(bundle, cache, parts, f"{folder}/{stem}.onnx", request.force)
+        items.append(
+            Item(
+                order=Order(name, graph.path, (), {}),
+                target=target,
+                precision=manifest.precision,
+                shape="any",
+                parts=parts,
+                key=key_of(parts),
+                folder=folder,
+                name=stem,
+                file=f"{stem}.onnx",
+                weights=graph.bytes,
+                memory=memory_estimate(graph.bytes),
+                state=state,
+                why=why,
+            )
+        )
+    return items
+
+
+def optimise(order: Order, out: Path) -> Facts:
+    """Optimises one graph into `out`.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph.
+        OutputError: the disk is full.
+    """
+    import onnx
+
+    from engines.onnxruntime_backend import save_optimised
+
+    started = time.perf_counter()
+    files = save_optimised(order.graph, out)
+    model = onnx.load(out, load_external_data=False)
+    return Facts(
+        bytes=sum(path.stat().st_size for path in files),
+        seconds=time.perf_counter() - started,
+        layers=dict(Counter(node.op_type for node in model.graph.node)),
+        activations=None,
+        weights=None,
+        fused=0,
+        split={},
+        outputs={},
+    )

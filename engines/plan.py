@@ -1,0 +1,342 @@
+"""Which engines a request needs, what makes each of them, and where it is already: bundle, cache, or nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx.external_data_helper
+
+from engines import shapes
+from engines.builder import COMPATIBLE, STRIP, Order
+from engines.cache import SCHEMA_VERSION, Cache, differences, key_of
+from engines.library import Library
+from engines.targets import PORTABLE, Target
+from kernels import DOMAIN, OPERATORS
+from kernels.gpu.build import compile_kernel
+from kernels.gpu.build import is_available as can_compile_kernels
+from kernels.gpu.targets import TARGETS as KERNEL_TARGETS
+from runtime.bundle import Bundle
+from runtime.errors import BundleError, EngineError, InputError
+from runtime.manifest import Profile, is_inside
+
+Precision = Literal["fp32", "fp16"]
+FORCED = "--force"  # why an engine is built that is there
+
+# Peak memory of a build: the compiler itself, and copies of the weights that it makes. Measured with
+# TensorRT-RTX 1.7.1 on networks of 0.01 to 1.7 GB of weights; `engines` prints the estimate beside the peak.
+BASE_MEMORY = 900_000_000
+WEIGHT_COPIES = 3.2
+
+
+def memory_estimate(weights: int) -> int:
+    """Bytes that building a network of so many bytes of weights takes at most."""
+    return BASE_MEMORY + int(WEIGHT_COPIES * weights)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `build.py engines` was asked for.
+
+    Attributes:
+        targets: what for.
+        sizes: of restored pictures.
+        layout: tiles, batch, static or dynamic.
+        precision: of the graphs.
+        networks: only these; empty for all that stages run.
+        flags: of `engines.builder.STRIP` and `COMPATIBLE`.
+        workspace: largest scratch memory of an engine in bytes, None for no limit.
+        force: build even what is there.
+    """
+
+    targets: tuple[Target, ...]
+    sizes: tuple[shapes.Size, ...]
+    layout: shapes.Layout = field(default_factory=shapes.Layout)
+    precision: Precision = "fp16"
+    networks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    workspace: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One engine of a request.
+
+    Attributes:
+        order: for the compiler.
+        target: what for.
+        precision: of its graph.
+        shape: in words, e.g. `n1-h96-w96`.
+        parts: of the cache's key.
+        key: the cache's.
+        folder: where it goes in the bundle.
+        name: of its file, without suffix.
+        file: its file's name.
+        weights: bytes of its graph and weights.
+        memory: estimated peak of building it, bytes.
+        state: `bundle` and `cache` say where it is; `build` that it must be built.
+        why: in words.
+    """
+
+    order: Order
+    target: Target
+    precision: Precision
+    shape: str
+    parts: dict[str, Any]
+    key: str
+    folder: str
+    name: str
+    file: str
+    weights: int
+    memory: int
+    state: Literal["bundle", "cache", "build"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file as the compiler will see it.
+
+    Attributes:
+        path: of the file.
+        sha256: its hash.
+        data_sha256: file of weights -> hash.
+        bytes: of all these.
+        attentions: names of its Attention nodes.
+        has_operator: whether it calls GatedTopKAttention.
+    """
+
+    path: Path
+    sha256: str
+    data_sha256: dict[str, str]
+    bytes: int
+    attentions: tuple[str, ...]
+    has_operator: bool
+
+
+def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> list[Item]:
+    """Lists the engines, in the order of targets and networks.
+
+    Raises:
+        InputError: no such network, sizes that do not fit.
+        EngineError: the bundle lacks the precision, or the flags cannot be had here.
+        BundleError: a graph was changed.
+    """
+    _check_flags(request, library)
+    items = []
+    graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
+    for target in request.targets:
+        for name, graph in graphs.items():
+            for ranges, profile in shapes.profiles(bundle.manifest, name, request.sizes, request.layout):
+                items.append(_item(bundle, request, library, cache, target, name, graph, ranges, profile))
+    return items
+
+
+def _check_flags(request: Request, library: Library) -> None:
+    if request.flags and not library.needs_gpu:
+        flag = request.flags[0]
+        raise EngineError(
+            f"--{flag} needs --backend tensorrt on a machine with a GPU: {library.title} {library.version} "
+            + (
+                "asks for a GPU to build weight-stripped plans."
+                if flag == STRIP
+                else "has no plans that run on other versions."
+            )
+        )
+
+
+def networks_of(bundle: Bundle, request: Request) -> tuple[str, ...]:
+    """The networks that a request names, all that stages run if it names none.
+
+    Raises:
+        InputError: a name that is none of them.
+    """
+    known = shapes.networks(bundle.manifest)
+    for name in request.networks:
+        if name not in known:
+            raise InputError(f"--network {name}: no stage runs it; expected one of {', '.join(known)}.")
+    return tuple(name for name in known if not request.networks or name in request.networks)
+
+
+def _graph(bundle: Bundle, name: str, precision: Precision) -> Graph:
+    manifest = bundle.manifest
+    file = manifest.networks[name].graph(precision, manifest.precision)
+    if file is None:
+        other = "fp32" if precision == "fp16" else "fp16"
+        mend = (
+            f"Add them with: python build.py calibrate {bundle.path} --clip VIDEO; or compile in FP32: --precision "
+            "fp32."
+            if precision == "fp16"
+            else "Build the bundle with --precision fp32, or compile in FP16: --precision fp16."
+        )
+        raise EngineError(
+            f"{bundle.path} has {other.upper()} graphs only, and --precision is {precision}. {mend}"
+        )
+    return inspect(bundle, file)
+
+
+def inspect(bundle: Bundle, file: str) -> Graph:
+    """Reads a graph, without its weights, and makes sure that both are as they were written.
+
+    Raises:
+        BundleError: they are not, or the weights lie elsewhere.
+    """
+    path = bundle.file(file)
+    model = onnx.load(path, load_external_data=False)
+    folder = Path(file).parent
+    data: dict[str, str] = {}
+    for location in sorted(set(_external(model))):
+        beside = (folder / location).as_posix()
+        if not is_inside(beside) or beside not in bundle.manifest.files:
+            raise BundleError(
+                f"{bundle.path}: {file} reads its weights from {location}, which is not the bundle's."
+            )
+        data[location] = _same(bundle, beside)
+    size = sum(bundle.manifest.files[name].bytes for name in (file, *((folder / d).as_posix() for d in data)))
+    operators = {(DOMAIN, operator) for operator in OPERATORS.values()}
+    return Graph(
+        path=path,
+        sha256=_same(bundle, file),
+        data_sha256=data,
+        bytes=size,
+        attentions=tuple(n.name for n in model.graph.node if n.op_type == "Attention" and not n.domain),
+        has_operator=any((node.domain, node.op_type) in operators for node in model.graph.node),
+    )
+
+
+def _external(model: onnx.ModelProto) -> Iterator[str]:
+    for tensor in model.graph.initializer:
+        if onnx.external_data_helper.uses_external_data(tensor):
+            yield from (entry.value for entry in tensor.external_data if entry.key == "location")
+
+
+def _same(bundle: Bundle, name: str) -> str:
+    """The file's SHA-256 as it is now, which must be the manifest's: what is compiled is what was checked."""
+    with bundle.file(name).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != bundle.manifest.files[name].sha256:
+        raise BundleError(
+            f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "
+            "again, or build it anew with build.py bundle."
+        )
+    return digest
+
+
+def _item(
+    bundle: Bundle,
+    request: Request,
+    library: Library,
+    cache: Cache,
+    target: Target,
+    name: str,
+    graph: Graph,
+    ranges: Mapping[str, shapes.Range],
+    profile: dict[str, Profile],
+) -> Item:
+    shape = shapes.describe(ranges)
+    plugin = _plugin(library, target) if graph.has_operator else None
+    parts = {
+        "schema_version": SCHEMA_VERSION,
+        "network": name,
+        "graph": graph.sha256,
+        "weights": graph.data_sha256,
+        "precision": request.precision,
+        "shapes": {tensor: [list(p.min), list(p.opt), list(p.max)] for tensor, p in sorted(profile.items())},
+        "backend": library.backend,
+        "version": library.version,
+        "target": target.name,
+        "capabilities": list(target.capabilities),
+        "device": target.device,
+        "driver": target.driver,
+        "flags": sorted(request.flags),
+        "workspace": request.workspace,
+        "plugin": None if plugin is None else hashlib.sha256(compile_kernel(plugin).ptx.encode()).hexdigest(),
+    }
+    folder = f"engines/{library.backend}-{target.name}"
+    stem = ".".join([name, request.precision, shape, *sorted(request.flags)])
+    order = Order(
+        network=name,
+        graph=graph.path,
+        capabilities=target.capabilities,
+        profiles=profile,
+        portable=target.name == PORTABLE,
+        flags=request.flags,
+        workspace=request.workspace,
+        plugin=plugin,
+        timing_cache=cache.timing_file(f"{library.backend}-{library.version}-{target.name}")
+        if library.needs_gpu
+        else None,
+        attentions=graph.attentions,
+    )
+    file = f"{stem}.engine"
+    state, why = state_of(bundle, cache, parts, f"{folder}/{file}", request.force)
+    return Item(
+        order=order,
+        target=target,
+        precision=request.precision,
+        shape=shape,
+        parts=parts,
+        key=key_of(parts),
+        folder=folder,
+        name=stem,
+        file=file,
+        weights=graph.bytes,
+        memory=memory_estimate(graph.bytes),
+        state=state,
+        why=why,
+    )
+
+
+def _plugin(library: Library, target: Target) -> str | None:
+    """The target whose kernel becomes a plugin: TensorRT only, where Triton can compile it."""
+    if library.backend != "tensorrt" or not can_compile_kernels():
+        return None
+    (capability, *_) = target.capabilities
+    return capability if capability in KERNEL_TARGETS else None
+
+
+def state_of(
+    bundle: Bundle, cache: Cache, parts: dict[str, Any], file: str, force: bool
+) -> tuple[Literal["bundle", "cache", "build"], str]:
+    """Where the engine is that these parts make, or why it must be built."""
+    key = key_of(parts)
+    if force:
+        return "build", FORCED
+    if any(engine.key == key and engine.file == file for engine in bundle.manifest.engines):
+        return "bundle", "as it should be"
+    if cache.find(key) is not None:
+        return "cache", "built before from the same"
+    nearest = cache.nearest(parts)
+    if nearest is None:
+        return "build", "never built"
+    return "build", "; ".join(differences(parts, nearest.parts)[:3])
+
+
+def refuse_mixed(flags: tuple[str, ...]) -> None:
+    """Refuses flags that exclude each other.
+
+    Raises:
+        InputError: naming them.
+    """
+    if STRIP in flags and COMPATIBLE in flags:
+        raise InputError(
+            "--strip and --compatible exclude each other: a stripped plan is refitted by its own version."
+        )
+
+
+def as_json(item: Item) -> dict[str, Any]:
+    """For `--dry-run --json`."""
+    return {
+        "target": item.target.name,
+        "engine": f"{item.folder}/{item.file}",
+        "state": item.state,
+        "why": item.why,
+        "estimated_memory": item.memory,
+        "key": item.key,
+        "parts": item.parts,
+    }

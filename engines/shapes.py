@@ -1,0 +1,200 @@
+"""From sizes of pictures to the shapes that engines are built for.
+
+Static by default: one engine a network and size, the fastest. Networks that work on tiles have the tile's
+shape, so one engine serves every size that is cut into such tiles. Everything comes from the manifest: the
+stages, what is tiled, and the bounds of the symbolic sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from runtime import tiling
+from runtime.errors import InputError
+from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
+
+Range = tuple[int, int, int]
+"""Least, best and largest value of a symbolic size."""
+
+# The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
+# 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
+VAE_TILE = 136
+LARGEST = (3840, 2160)  # of a dynamic engine, where no --size says otherwise
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height of the restored picture, in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How pictures are cut, and how many tiles go through at once.
+
+    Attributes:
+        tile: side of a tile in latents for flow, retrieval and UNet.
+        vae_tile: the same limit for the VAE.
+        batch: largest number of tiles in one call.
+        dynamic: one engine a network for all sizes, instead of one for each.
+    """
+
+    tile: int = 96
+    vae_tile: int = VAE_TILE
+    batch: int = 1
+    dynamic: bool = False
+
+
+def parse_size(text: str, manifest: Manifest) -> Size:
+    """Reads `--size`, e.g. 1280x720.
+
+    Raises:
+        InputError: not a size, or none that this bundle restores to.
+    """
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if match is None:
+        raise InputError(f"--size {text}: expected WIDTHxHEIGHT of the restored picture, e.g. 1280x720.")
+    size = Size(int(match[1]), int(match[2]))
+    scale = manifest.scale
+    if size.width % scale or size.height % scale or not size.width or not size.height:
+        near = Size(*(max(1, round(side / scale)) * scale for side in (size.width, size.height)))
+        raise InputError(
+            f"--size {text}: the restored picture is {scale} times the clip, so both sides are multiples of {scale}, "
+            f"e.g. {near}."
+        )
+    _check_bounds(size, manifest)
+    return size
+
+
+def _check_bounds(size: Size, manifest: Manifest) -> None:
+    for stage in manifest.stages:
+        for name, bound in manifest.networks[stage.network].bounds.items():
+            if stage.tiling is None and (value := _whole(size, manifest).get(name)) and value > bound.max:
+                raise InputError(
+                    f"--size {size}: {name} of {stage.network} would be {value}; this bundle's networks end at "
+                    f"{bound.max}."
+                )
+
+
+def networks(manifest: Manifest) -> tuple[str, ...]:
+    """The networks that stages run, variants included, in order."""
+    names = (name for stage in manifest.stages for name in (stage.network, *stage.variants.values()))
+    return tuple(dict.fromkeys(names))
+
+
+def profiles(
+    manifest: Manifest, name: str, sizes: Sequence[Size], layout: Layout
+) -> list[tuple[dict[str, Range], dict[str, Profile]]]:
+    """The different shapes that a network needs, each as ranges of its symbolic sizes and as a profile.
+
+    Raises:
+        InputError: a tile or batch outside the network's bounds.
+    """
+    network = manifest.networks[name]
+    stages = [s for s in manifest.stages if name in (s.network, *s.variants.values())]
+    if not stages:
+        raise InputError(f"no stage runs {name!r}; expected one of {', '.join(networks(manifest))}.")
+    ranges = [_ranges(manifest, stages[0], size, layout) for size in sizes]
+    if layout.dynamic:
+        ranges = [_joined(manifest, stages[0], network, ranges, layout)]
+    different = {tuple(sorted(_used(network, found).items())): _used(network, found) for found in ranges}
+    for found in different.values():
+        _check(name, network.bounds, found)
+    return [(found, _profile(network, found)) for found in different.values()]
+
+
+def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
+    """The symbolic sizes of a whole frame: of the clip's picture, enlarged where it is too small, and latents."""
+    height, width = size.height // manifest.scale, size.width // manifest.scale
+    least = manifest.minimum_side
+    if min(height, width) < least:  # as runtime.restorer enlarges it
+        factor = least / min(height, width)
+        height, width = max(least, round(height * factor)), max(least, round(width * factor))
+    unit = manifest.frame_multiple
+
+    def latents(side: int) -> int:
+        return -(-side * manifest.scale // unit) * unit // manifest.latent_scale
+
+    return {"n": 1, "lr_h": height, "lr_w": width, "h": latents(height), "w": latents(width)}
+
+
+def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:
+    whole = _whole(size, manifest)
+    batch = (1, 1, 1)
+    if stage.tiling is not None:
+        latent = stage.tiling == "latent"
+        tile = layout.tile if latent else layout.vae_tile
+        bounds = manifest.networks[stage.network].bounds
+        longest = min(bounds[side].max for side in ("h", "w"))
+        piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=latent, longest=longest)[0]
+        whole |= {"h": piece.height, "w": piece.width}
+        if latent and layout.batch > 1:
+            batch = (1, layout.batch, layout.batch)
+    return {name: (value, value, value) for name, value in whole.items()} | {"n": batch}
+
+
+def _joined(
+    manifest: Manifest, stage: Stage, network: Network, ranges: Sequence[dict[str, Range]], layout: Layout
+) -> dict[str, Range]:
+    """From the bounds' least to the largest of the sizes, at its best at the first of them."""
+    largest = [_ranges(manifest, stage, Size(*LARGEST), layout)] if not ranges else list(ranges)
+    tile = {None: None, "latent": layout.tile, "vae": layout.vae_tile}[stage.tiling]
+    joined = {"n": largest[0]["n"]}
+    for name in ("lr_h", "lr_w", "h", "w"):
+        if name not in network.bounds:
+            continue
+        high = max(found[name][2] for found in largest)
+        if tile is not None:
+            high = max(high, min(tile, network.bounds[name].max))
+        joined[name] = (network.bounds[name].min, largest[0][name][1], high)
+    return joined
+
+
+def _used(network: Network, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Those that the network's inputs have."""
+    symbols = {dimension(size)[1] for tensor in network.inputs for size in tensor.shape}
+    return {name: found for name, found in ranges.items() if name in symbols}
+
+
+def _check(name: str, bounds: Mapping[str, Bound], ranges: Mapping[str, Range]) -> None:
+    for symbol, (low, _, high) in ranges.items():
+        bound = bounds[symbol]
+        if low < bound.min or high > bound.max or low % bound.multiple_of or high % bound.multiple_of:
+            hint = {"n": "--batch", "h": "--size or --tile", "w": "--size or --tile"}.get(symbol, "--size")
+            asked = f"{low}" if low == high else f"{low} to {high}"
+            raise InputError(
+                f"{name} would be built for {symbol} = {asked}; it takes {bound.min} "
+                f"to {bound.max} in steps of {bound.multiple_of}. Change {hint}."
+            )
+
+
+def _profile(network: Network, ranges: Mapping[str, Range]) -> dict[str, Profile]:
+    def shape(sizes: Iterable[int | str], which: int) -> tuple[int, ...]:
+        parts = (dimension(size) for size in sizes)
+        return tuple(factor * ranges[symbol][which] if symbol else factor for factor, symbol in parts)
+
+    return {t.name: Profile(*(shape(t.shape, which) for which in range(3))) for t in network.inputs}
+
+
+def describe(ranges: Mapping[str, Range]) -> str:
+    """For names of files and tables, e.g. `n1-96x96`, `n1..4-32..96x32..96`, `n1-lr270x480-136x240`."""
+    parts = []
+    for name, found in ranges.items():
+        pair = f"{name[:-1]}w"
+        if name.endswith("h") and pair in ranges:
+            parts.append(f"{name[:-1].rstrip('_')}{_between(found)}x{_between(ranges[pair])}")
+        elif not (name.endswith("w") and f"{name[:-1]}h" in ranges):
+            parts.append(f"{name}{_between(found)}")
+    return "-".join(parts)
+
+
+def _between(found: Range) -> str:
+    low, _, high = found
+    return str(low) if low == high else f"{low}..{high}"

@@ -1,0 +1,114 @@
+"""Does an engine run here? Told from the plan's header and the manifest, before anything is loaded, without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.bundle import Bundle
+from runtime.errors import EngineError
+from runtime.gpu import Gpu
+from runtime.manifest import Engine
+
+_HEADER = struct.Struct("<4s12xQ4B4x4xB")  # magic, bytes of the plan, version, capabilities
+_RTX_MAGIC = b"vtrt"
+# TensorRT-RTX writes the capabilities of a plan as bits. Found by building plans for each and comparing.
+_RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
+TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
+_REBUILD = "Build it anew: python build.py engines BUNDLE --force"
+_PACKAGES = {
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of a plan say.
+
+    Attributes:
+        version: of the library that built it.
+        bytes: of the whole plan; None where the header does not tell.
+        targets: compute capabilities whose GPUs run it; empty where the header does not tell.
+    """
+
+    version: str
+    bytes: int | None
+    targets: tuple[str, ...]
+
+
+def read_header(path: Path, backend: str) -> Header:
+    """Reads the header of a TensorRT or TensorRT-RTX plan.
+
+    Raises:
+        EngineError: not such a plan, or one that was cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(_HEADER.size)
+        size = path.stat().st_size
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(start) < _HEADER.size:
+        raise EngineError(f"{path} is no engine: it has only {size} bytes. {_REBUILD}")
+    magic, length, *version, bits = _HEADER.unpack(start)
+    named = ".".join(map(str, version))
+    if backend == "tensorrt":  # its header is not published, but for the version
+        return Header(named, None, ())
+    if magic != _RTX_MAGIC:
+        raise EngineError(f"{path} is no {TITLES[backend]} engine, or its beginning is damaged. {_REBUILD}")
+    if length != size:
+        raise EngineError(f"{path} is damaged: it should have {length} bytes, and has {size}. {_REBUILD}")
+    return Header(named, length, tuple(name for bit, name in _RTX_BITS.items() if bits & bit))
+
+
+def installed_version(backend: str) -> str | None:
+    """Version of the backend's library, None where it is not installed. Nothing is loaded."""
+    for package in _PACKAGES[backend]:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def why_not(bundle: Bundle, engine: Engine, gpu: Gpu | None, installed: str | None) -> str | None:
+    """Why an engine of TensorRT or TensorRT-RTX does not run here, None if it does.
+
+    Args:
+        bundle: that it is in.
+        engine: from its manifest.
+        gpu: in the machine.
+        installed: version of the engine's library, None if it is not there.
+    """
+    try:
+        header = read_header(bundle.file(engine.file), engine.backend)
+    except EngineError as error:
+        return str(error)
+    title = TITLES[engine.backend]
+    if installed is None:
+        extra = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}[engine.backend]
+        return f"{title} is not installed; install it with: pip install 'vsr-trt[{extra}]'"
+    if not _same_version(header.version, installed) and "compatible" not in engine.flags:
+        return (
+            f"it was built by {title} {header.version}, and {installed} is installed; build it anew, or install "
+            f"{title} {header.version}"
+        )
+    if gpu is None:
+        return "there is no GPU in this machine"
+    targets = header.targets or engine.targets
+    # a portable TensorRT plan also runs on later generations than the one that it names
+    if gpu.capability not in targets and (header.targets or engine.target != "portable"):
+        return f"it is for {', '.join(targets)}, and the GPU is {gpu}"
+    if engine.device is not None and engine.device != gpu.name:
+        return f"it was tuned on {engine.device}, and the GPU is {gpu}"
+    return None
+
+
+def _same_version(one: str, other: str) -> bool:
+    """Headers have four numbers of a byte each; packages may have suffixes."""
+    return one.split(".")[:3] == other.split(".")[:3]
