@@ -154,6 +154,8 @@ def _config(library: Library, builder: Any, network: Any, order: Order) -> Any:
     config.profiling_verbosity = (
         module.ProfilingVerbosity.DETAILED
     )  # names of layers, for reports and profilers
+    if hasattr(module.BuilderFlag, "TF32"):
+        config.clear_flag(module.BuilderFlag.TF32)  # it would cut FP32 products to 11 bits, islands' too
     if library.targets:
         config.num_compute_capabilities = len(order.capabilities)
         for index, name in enumerate(order.capabilities):

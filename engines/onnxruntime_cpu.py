@@ -6,7 +6,7 @@ provider those are slow, so they are rewritten; the weights are shared with the 
 | native node | here | why |
 |---|---|---|
 | Attention | com.microsoft.MultiHeadAttention | blocked: 2.5 times faster at 4096 positions, no score matrix |
-| ChunkedSoftmaxAttention (the VAE's) | the same | the same time, and smaller blocks |
+| SoftmaxAttention (the VAE's) | the same | the same time, and smaller blocks |
 | GroupNormalization | means and squares by row, then over rows | faster, and exact where one long sum is off by 1e-3 |
 | Conv, 3x3 and wide | Winograd's F(4x4,3x3), see `engines.winograd` | up to 1.9 times faster |
 | GatedTopKAttention, chunks written out | the same function as a Scan | any number of positions in chunks of one size |
@@ -39,7 +39,7 @@ def lower(native: Path) -> Path | None:
     changed = sum(
         (
             _replace_attentions(model.graph),
-            _replace_chunked(model),
+            _replace_softmax_attentions(model),
             _replace_group_normalisations(model.graph),
             winograd.replace_convolutions(model.graph),
             _replace_function(model),
@@ -76,8 +76,8 @@ def _replace_attentions(graph: ir.Graph) -> int:
     return changed
 
 
-def _replace_chunked(model: ir.Model) -> int:
-    """ChunkedSoftmaxAttention over (n,l,d) -> MultiHeadAttention of one head."""
+def _replace_softmax_attentions(model: ir.Model) -> int:
+    """SoftmaxAttention over (n,l,d) -> MultiHeadAttention of one head."""
     identifier = (kernels.DOMAIN, kernels.SOFTMAX_ATTENTION, "")
     calls = [node for node in model.graph if node.op_identifier() == identifier]
     for call in calls:

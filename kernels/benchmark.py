@@ -264,7 +264,7 @@ def plan_memory(sizes: Sequence[tuple[int, int]]) -> list[int | str]:
     found: list[int | str] = []
     for height, width in sizes:
         try:
-            found.append(activation_memory(folded, height, width, Chunking.unrolled()))
+            found.append(activation_memory(folded, height, width, Chunking.for_compilers(None)))
         except KernelError as error:
             found.append(f"not built: {error}")
     return found

@@ -4,7 +4,10 @@ The dense form needs all scores at once: 9 x 9216 x 9216 numbers at 96x96, 3 GB 
 here work through the queries in chunks, so that memory is bounded by the chunk:
 
 * `scan`: a Scan over chunks of a fixed number of queries, any size. For ONNX Runtime.
-* `unrolled`: a fixed number of chunks, written out. For TensorRT-RTX, which does not parse Scan.
+* `unrolled`: a fixed number of chunks, written out, for compilers: TensorRT-RTX does not parse Scan. The products
+  are written as multiply-adds and sums, which it fuses into one kernel a chunk that keeps no score in memory
+  (0.6 MB of scratch at 96x96, where matrix products take 200), which are FP32 whatever the tensor cores do, and which
+  Turing has too: TensorRT-RTX has no FP32 matrix product for it.
 """
 
 from __future__ import annotations
@@ -53,16 +56,22 @@ class Chunking:
         return Chunking("scan", queries)
 
     @staticmethod
-    def unrolled(chunks: int = 16) -> Chunking:
-        """`chunks` equal parts: 16 keep the scores of a 96x96 tile at 191 MB in FP32.
+    def for_compilers(k: int | None) -> Chunking:
+        """What compilers get: few chunks where they keep no scores, more with k, where they do: 16 hold those of a
+        96x96 tile at 191 MB in FP32."""
+        return Chunking.unrolled(4 if k is None else 16)
 
-        The last part takes what is left, so there must be at least chunks * (chunks - 1) positions:
-        16x16 for 16 chunks, a quarter of the smallest tile.
+    @staticmethod
+    def unrolled(chunks: int) -> Chunking:
+        """`chunks` equal parts. The last one takes what is left, so there must be at least chunks * (chunks - 1)
+        positions: 16x16 for 16 chunks, a quarter of the smallest tile.
         """
         return Chunking("unrolled", chunks)
 
 
-def attention_function(chunking: Chunking, k: int | None = None, dtype: DType = "fp32") -> onnx.FunctionProto:
+def attention_function(
+    chunking: Chunking, k: int | None = None, dtype: DType = "fp32", channels: int = 4
+) -> onnx.FunctionProto:
     """Writes the function's body.
 
     Inputs of the function: current (N,C,h,w), previous (N,C,h,w), M (heads,C+1,C+1), P (heads,C,C+1),
@@ -73,6 +82,7 @@ def attention_function(chunking: Chunking, k: int | None = None, dtype: DType = 
         k: positions retrieved for a query, None for all; a k above the number of positions
             means all of them. Scores that tie with the k-th are all kept.
         dtype: of the latents.
+        channels: C, which the unrolled form is written for.
 
     Raises:
         KernelError: k or the chunk below 1.
@@ -85,7 +95,8 @@ def attention_function(chunking: Chunking, k: int | None = None, dtype: DType = 
         raise KernelError(f"a chunk must have at least 1 element, not {chunking.size}")
     attributes = ", ".join(["k", *PLUGIN_ATTRIBUTES])
     cast = "Cast <to = 1>" if dtype == "fp16" else "Identity"
-    body = _PREPARE + (_scan(chunking.size, k) if chunking.form == "scan" else _unrolled(chunking.size, k))
+    scan = chunking.form == "scan"
+    body = _PREPARE + (_scan(chunking.size, k) if scan else _unrolled(chunking.size, k, channels + 1))
     text = f"""
         <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
         {OPERATORS[dtype]} <{attributes}> (current, previous, M, P, bias) => (fused) {{
@@ -140,12 +151,11 @@ _PREPARE = """
 """
 
 
-def _chunk(queries: str, out: str, k: int | None, tag: str = "") -> str:
-    """One chunk: (N, c, C+1) queries -> (N, c, C) update. Heads lie beside the queries as rows."""
+def _gate(k: int | None, tag: str = "") -> str:
+    """scores -> gated: those above zero; with k only those that are not below the k-th."""
     if k is None:
-        gate = f"gated{tag} = Relu (scores{tag})"
-    else:
-        gate = f"""wanted{tag} = Constant <value_ints = [{k}]> ()
+        return f"gated{tag} = Relu (scores{tag})"
+    return f"""wanted{tag} = Constant <value_ints = [{k}]> ()
             positions_shape{tag} = Shape <start = 2, end = 3> (key_columns)
             k_{tag} = Min (wanted{tag}, positions_shape{tag})
             best{tag}, best_at{tag} = TopK <axis = -1> (scores{tag}, k_{tag})
@@ -155,33 +165,80 @@ def _chunk(queries: str, out: str, k: int | None, tag: str = "") -> str:
             positive{tag} = Relu (scores{tag})
             none{tag} = Sub (kth{tag}, kth{tag})
             gated{tag} = Where (kept{tag}, positive{tag}, none{tag})"""
+
+
+def _product_chunk(queries: str, out: str, k: int | None) -> str:
+    """One chunk: (N, c, C+1) queries -> (N, c, C) update. Heads lie beside the queries as rows."""
     return f"""
-            mixed{tag} = MatMul ({queries}, M_flat)
-            mixed_rows{tag} = Reshape (mixed{tag}, per_head_shape)
-            scores{tag} = MatMul (mixed_rows{tag}, key_columns)
-            {gate}
-            retrieved{tag} = MatMul (gated{tag}, keys)
-            joined{tag} = Reshape (retrieved{tag}, joined_shape)
-            {out} = MatMul (joined{tag}, P_flat)
+            mixed = MatMul ({queries}, M_flat)
+            mixed_rows = Reshape (mixed, per_head_shape)
+            scores = MatMul (mixed_rows, key_columns)
+            {_gate(k)}
+            retrieved = MatMul (gated, keys)
+            joined = Reshape (retrieved, joined_shape)
+            {out} = MatMul (joined, P_flat)
     """
 
 
-def _unrolled(chunks: int, k: int | None) -> str:
-    names = [f"queries_{i}" for i in range(chunks)]
-    split = f"{', '.join(names)} = Split <axis = 1, num_outputs = {chunks}> (queries)"
-    body = _chunk(names[0], "update_0", k, "_0")
-    for i in range(1, chunks):
-        body += ordered_after(f"update_{i - 1}", names[i], f"ordered_{i}", f"_{i}")
-        body += _chunk(f"ordered_{i}", f"update_{i}", k, f"_{i}")
-    join = f"flat_update = Concat <axis = 1> ({', '.join(f'update_{i}' for i in range(chunks))})"
-    return f"{split}\n{body}\n{join}"
+def _sum_chunk(queries: str, out: str, k: int | None, tag: str, width: int) -> str:
+    """The same chunk, its products as `width` multiply-adds and sums over an axis."""
+
+    def names(what: str) -> list[str]:
+        return [f"{what}{i}{tag}" for i in range(width)]
+
+    def dot(left: list[str], right: list[str], what: str) -> str:
+        lines = [f"{what}_p{i}{tag} = Mul ({a}, {b})" for i, (a, b) in enumerate(zip(left, right, strict=True))]
+        total = f"{what}_p0{tag}"
+        for i in range(1, width):
+            name = f"{what}{tag}" if i == width - 1 else f"{what}_s{i}{tag}"
+            lines.append(f"{name} = Add ({total}, {what}_p{i}{tag})")
+            total = name
+        return "\n            ".join(lines)
+
+    rows = [f"M_row{i}" for i in range(width)]
+    keys = [f"key{i}" for i in range(width)]
+    retrieved = "\n            ".join(
+        f"weighted{i}{tag} = Mul (gated{tag}, {key})\n"
+        f"            sum{i}{tag} = ReduceSum <keepdims = 1> (weighted{i}{tag}, minus_one)"
+        for i, key in enumerate(keys)
+    )
+    return f"""
+            {", ".join(names("query"))} = Split <axis = 2, num_outputs = {width}> ({queries})
+            {dot(names("query"), rows, "mixed")}
+            mixed_rows{tag} = Reshape (mixed{tag}, per_head_shape)
+            {", ".join(names("mixed_row"))} = Split <axis = 2, num_outputs = {width}> (mixed_rows{tag})
+            {dot(names("mixed_row"), keys, "scores")}
+            {_gate(k, tag)}
+            {retrieved}
+            retrieved{tag} = Concat <axis = -1> ({", ".join(names("sum"))})
+            joined{tag} = Reshape (retrieved{tag}, joined_shape)
+            joined_columns{tag} = Unsqueeze (joined{tag}, minus_one)
+            projected{tag} = Mul (joined_columns{tag}, P_flat)
+            {out} = ReduceSum <keepdims = 0> (projected{tag}, two)
+    """
+
+
+def _unrolled(chunks: int, k: int | None, width: int) -> str:
+    parts = [f"queries_{i}" for i in range(chunks)]
+    results = [f"update_{i}" for i in range(chunks)]
+    body = f"""
+            {", ".join(f"M_row{i}" for i in range(width))} = Split <axis = 0, num_outputs = {width}> (M_flat)
+            {", ".join(f"key{i}" for i in range(width))} = Split <axis = 1, num_outputs = {width}> (key_columns)
+            {", ".join(parts)} = Split <axis = 1, num_outputs = {chunks}> (queries)
+    """
+    for i in range(chunks):
+        queries = parts[i]
+        if k is not None and i:  # only then are there scores in memory
+            queries = f"ordered_{i}"
+            body += ordered_after(results[i - 1], parts[i], queries, f"_{i}")
+        body += _sum_chunk(queries, results[i], k, f"_{i}", width)
+    return f"{body}\n            flat_update = Concat <axis = 1> ({', '.join(results)})"
 
 
 def ordered_after(update: str, queries: str, out: str, tag: str) -> str:
     """Nodes that make `out`: `queries` (N,c,C), unchanged, but only when `update` (N,c,C) is done.
 
-    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does: 6 GB for
-    the retrieval at 96x96. This adds 0 times whether any number of `update` is positive, which no NaN gets
+    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does. This adds 0 times whether any number of `update` is positive, which no NaN gets
     through. `tag` ends the names of the values in between.
     """
     return f"""
@@ -212,7 +269,7 @@ def _scan(size: int, k: int | None) -> str:
             by_chunk = Reshape (padded, chunked_shape)
             updates = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
                 body = one_chunk (float[n, c, i] chunk_queries) => (float[n, c, o] chunk_update) {{
-                    {_chunk("chunk_queries", "chunk_update", k)}
+                    {_product_chunk("chunk_queries", "chunk_update", k)}
                 }}> (by_chunk)
             unchunked_shape = Concat <axis = 0> (zero, minus_one, channels)
             padded_update = Reshape (updates, unchunked_shape)
@@ -245,7 +302,7 @@ def attention_model(
     )
     return helper.make_model(
         graph,
-        functions=[attention_function(chunking, k, dtype)],
+        functions=[attention_function(chunking, k, dtype, folded.P.shape[1])],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
         ir_version=10,
     )

@@ -18,8 +18,9 @@ def activation_memory(
     chunking: Chunking,
     k: int | None = None,
     dtype: DType = "fp32",
+    capability: str = "SM89",
 ) -> int:
-    """Builds a plan of the operator alone for sm_89, and reads off its activation memory in bytes.
+    """Builds a plan of the operator alone, and reads off its activation memory in bytes.
 
     Raises:
         KernelError: TensorRT-RTX is not installed or refuses the graph; the message is its own.
@@ -53,7 +54,7 @@ def activation_memory(
         profile.set_shape(network.get_input(index).name, shape, shape, shape)
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     plan = builder.build_serialized_network(network, config)
     errors = [text for severity, text in lines if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)]
     if plan is None:

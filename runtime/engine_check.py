@@ -13,7 +13,7 @@ from runtime.errors import EngineError
 from runtime.gpu import Gpu
 from runtime.manifest import Engine
 
-_HEADER = struct.Struct("<4s12xQ4B4x4xB")  # magic, bytes of the plan, version, capabilities
+_HEADER = struct.Struct("<4s12xQ4B4xI")  # magic, bytes of the plan, version, magic again, capabilities
 _RTX_MAGIC = b"vtrt"
 # TensorRT-RTX writes the capabilities of a plan as bits. Found by building plans for each and comparing.
 _RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}

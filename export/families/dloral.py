@@ -107,7 +107,7 @@ class DLoRAL:
             return text_encoder.spec(self.base.text_encoder())
         if name in ("vae_encoder", "vae_decoder"):
             model = self.base.vae()
-            vae.use_chunks(model)
+            vae.use_one_head(model)
             return vae.encoder_spec(model) if name == "vae_encoder" else vae.decoder_spec(model)
         if name == "spynet":
             return spynet.spec(self.checkpoint.cfr)

@@ -101,5 +101,5 @@ def spec(weights: Mapping[str, Tensor], top_k: int | None) -> NetworkSpec:
         traced={"n": 2, "h": 72, "w": 64},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 3, "h": 40, "w": 32}),
         always_fp32="the gate compares scores with a threshold, and sums run over thousands of positions",
-        functions=(kernels.attention_function(kernels.Chunking.unrolled(), top_k),),
+        functions=(kernels.attention_function(kernels.Chunking.for_compilers(top_k), top_k),),
     )

@@ -1,13 +1,13 @@
 """vae_encoder and vae_decoder: Stable Diffusion's autoencoder, 8 pixels a latent each way.
 
 The middle block's attention has one head of 512 channels, for which no compiler has a fused kernel: it is a
-node `vsr_trt::ChunkedSoftmaxAttention`, a local function that writes its products out in chunks of the queries
-(see `kernels.softmax_attention`). The query is scaled before the product; FP16 would overflow after it.
+node `vsr_trt::SoftmaxAttention`, a local function that writes its products out in chunks of the queries (see
+`kernels.softmax_attention`). The query is scaled before the product; FP16 would overflow after it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ import kernels
 from export.network import Input, NetworkSpec, Output
 from runtime.manifest import Bound
 
+if TYPE_CHECKING:
+    import onnx
+
 PIXELS = 8  # of the picture for one latent, each way
 _BOUNDS = {"n": Bound(1, 32), "h": Bound(32, 2048, 8), "w": Bound(32, 2048, 8)}
 
 
-class _Chunked:
+class _OneHead:
     """Attention processor for diffusers: the function's node in the graph, its products in torch."""
 
     def __call__(
@@ -51,9 +54,9 @@ class _Chunked:
         return hidden_states + update
 
 
-def use_chunks(vae: nn.Module) -> None:
-    """Makes the VAE's attentions appear in its graphs as calls of the chunked function."""
-    vae.set_attn_processor(_Chunked())
+def use_one_head(vae: nn.Module) -> None:
+    """Makes the VAE's attentions appear in its graphs as calls of the local function."""
+    vae.set_attn_processor(_OneHead())
 
 
 class Encoder(nn.Module):
@@ -87,6 +90,10 @@ class Decoder(nn.Module):
         return self.decoder(latent)
 
 
+def _attention(vae: Any) -> onnx.FunctionProto:
+    return kernels.softmax_attention_function(vae.config.block_out_channels[-1])
+
+
 def _smooth(n: int, channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """A smooth random field with some noise: nearer to pictures than noise alone."""
     coarse = torch.randn(n, channels, height // 8, width // 8, generator=generator)
@@ -116,7 +123,7 @@ def encoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=encoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
-        functions=(kernels.softmax_attention_function(),),
+        functions=(_attention(vae),),
     )
 
 
@@ -131,5 +138,5 @@ def decoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=decoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
-        functions=(kernels.softmax_attention_function(),),
+        functions=(_attention(vae),),
     )

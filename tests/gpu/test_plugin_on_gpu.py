@@ -101,7 +101,7 @@ def test_plugin_and_function_agree(tmp_path: Path, dtype: DType, k: int | None) 
     scalar = {"fp32": np.float32, "fp16": np.float16}[dtype]
     folded = random_constants(rng, heads=9, width=64) if k is None else exact_constants(2)
     plans = [
-        build(attention_model(folded, Chunking.unrolled(), k, dtype), plugin=plugin)
+        build(attention_model(folded, Chunking.for_compilers(k), k, dtype), plugin=plugin)
         for plugin in (True, False)
     ]
     for n, h, w in (*SIZES, (1, 33, 47)):
