@@ -69,7 +69,14 @@ class BuildLog:
         """The errors in one line, without the frames that TensorRT puts around them."""
         said = [line.strip() for text in self.errors for line in text.splitlines() if line.strip()]
         useful = [line for line in said if "node ---" not in line and not line.startswith("Node name:")]
-        return "; ".join(dict.fromkeys(useful)) or "it gave no reason"
+        # every error without a GPU is followed by one that says so
+        caused = [line for line in useful if "catchCudaError" not in line]
+        return "; ".join(dict.fromkeys(caused or useful)) or "it gave no reason"
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the compiler found the memory pool's limit too small."""
+        return any("OutOfMemory" in text for text in self.errors)
 
     def attentions(self, nodes: Iterable[str]) -> tuple[int, dict[str, int]]:
         """How many of these ONNX nodes one kernel computes, and the others with their number of layers.

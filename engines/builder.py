@@ -109,7 +109,10 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
     parser = module.OnnxParser(network, logger)
     listener.phase("parsing the graph", 0, 1)
     if not parser.parse_from_file(str(order.graph)):
-        said = "; ".join(dict.fromkeys(parser.get_error(i).desc() for i in range(parser.num_errors)))
+        errors = (parser.get_error(index) for index in range(parser.num_errors))
+        said = "; ".join(
+            dict.fromkeys(f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors)
+        )
         raise EngineError(
             f"{library.title} does not parse {order.network} ({order.graph.name}): {said or log.reasons()}"
         )
@@ -121,10 +124,7 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
     if order.timing_cache is not None and timings is not None:
         _save_timings(config, order.timing_cache)
     if order.workspace is not None and (log.activations or 0) > order.workspace:
-        raise EngineError(
-            f"{order.network} needs {_gb(log.activations)} of scratch memory at these shapes, more than --workspace "
-            f"allows ({_gb(order.workspace)}). Raise it, or choose a smaller --size, --tile, --vae-tile or --batch."
-        )
+        raise _too_large(order)
     fused, split = log.attentions(order.attentions)
     kinds: dict[str, int] = {}
     for layer in log.layers:
@@ -229,6 +229,8 @@ def _write(
         if not done:
             if monitor.cancelled:
                 raise EngineError(f"the build of {order.network} was stopped.")
+            if order.workspace is not None and log.out_of_memory:
+                raise _too_large(order)
             raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
         try:
             file.flush()
@@ -290,5 +292,10 @@ def _save_timings(config: Any, path: Path) -> None:
         temporary.replace(path)
 
 
-def _gb(size: int | None) -> str:
-    return f"{(size or 0) / 1e9:.2f} GB"
+def _too_large(order: Order) -> EngineError:
+    assert order.workspace is not None
+    shapes = ", ".join(f"{name} {profile.max}" for name, profile in order.profiles.items())
+    return EngineError(
+        f"{order.network} needs more scratch memory than --workspace allows ({order.workspace / 1e9:g} GB) for {shapes}"
+        ". Raise it, or choose a smaller --size, --tile, --vae-tile or --batch."
+    )

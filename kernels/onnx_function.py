@@ -187,7 +187,8 @@ def _sum_chunk(queries: str, out: str, k: int | None, tag: str, width: int) -> s
         return [f"{what}{i}{tag}" for i in range(width)]
 
     def dot(left: list[str], right: list[str], what: str) -> str:
-        lines = [f"{what}_p{i}{tag} = Mul ({a}, {b})" for i, (a, b) in enumerate(zip(left, right, strict=True))]
+        pairs = enumerate(zip(left, right, strict=True))
+        lines = [f"{what}_p{i}{tag} = Mul ({a}, {b})" for i, (a, b) in pairs]
         total = f"{what}_p0{tag}"
         for i in range(1, width):
             name = f"{what}{tag}" if i == width - 1 else f"{what}_s{i}{tag}"

@@ -99,7 +99,13 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add("--codec", help="h264, hevc, av1, vp9, ffv1 or prores (default: the container's)")
     add("--crf", type=int, help="quality of the output video: lower is better and larger")
     add("--fps", type=float, metavar="F", help="of a video made of a folder of pictures (default: 25)")
-    add("--threads", type=int, metavar="N", help="of the CPU backend (default: all cores)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
+    add(
+        "--engine-cache",
+        type=Path,
+        metavar="DIR",
+        help="where GPU backends keep what they compile (default: the user's cache folder)",
+    )
     add("--check", action="store_true", help="compare every file of the bundle with its hash first")
     add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     add("--json", action="store_true", help="print the report as JSON on standard output")

@@ -14,12 +14,22 @@ from pathlib import Path
 from runtime import engine_check, gpu
 from runtime.bundle import Bundle
 from runtime.errors import VsrError
-from runtime.host import available_cores
+from runtime.host import available_cores, choose
 from runtime.manifest import Engine
+from runtime.processor import cpu_target
 from runtime.restorer import choose_backend
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
-_OTHER = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "cuda-python", "torch")
+_OTHER = (
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu12",
+    "cuda-python",
+    "torch",
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +90,10 @@ def _why_not(bundle: Bundle, engine: Engine, here: gpu.Gpu | None) -> str | None
     installed = engine_check.installed_version(engine.backend)
     if engine.backend != "onnxruntime":
         return engine_check.why_not(bundle, engine, here, installed)
-    if installed != engine.version:
-        return f"it is ONNX Runtime {engine.version}'s, and {installed or 'none'} is installed"
-    return None
+    if installed is None:
+        return "ONNX Runtime is not installed; install it with: pip install 'vsr-trt[cpu]'"
+    found = choose([engine], engine.network, cpu_target(), installed, bundle.manifest.precision)
+    return None if found.engine is not None else found.passed_over[0]
 
 
 def _describe(bundle: Bundle) -> dict[str, object]:

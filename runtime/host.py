@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, InputError
+from runtime.manifest import Engine
+from runtime.processor import cpu_target
+
+_log = logging.getLogger(__name__)
 
 FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
 # A network with fewer is no network but arithmetic: it asks for much scratch, often, in few sizes.
 _PARAMETERS = 10_000
+_BACKEND = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` found: the engine to take, or None, and why each other one of the network is not it."""
+
+    engine: Engine | None
+    passed_over: tuple[str, ...]
+
+
+def choose(engines: Iterable[Engine], network: str, target: str, version: str, precision: str) -> Choice:
+    """The optimised graph of a network that may be run here.
+
+    Args:
+        engines: of the bundle, for any backend.
+        network: its name.
+        target: of this CPU, see `runtime.processor`.
+        version: of ONNX Runtime. Another version may lack a kernel that the graph names.
+        precision: of the bundle, so that results are the same with an engine and without.
+    """
+    taken, reasons = None, []
+    for engine in engines:
+        if engine.backend != _BACKEND or engine.network != network:
+            continue
+        if engine.target != target:
+            reasons.append(f"{engine.file} is for {engine.target}, this CPU is {target}")
+        elif engine.version != version:
+            reasons.append(f"{engine.file} is for ONNX Runtime {engine.version}, installed is {version}")
+        elif engine.precision != precision:
+            reasons.append(f"{engine.file} is {engine.precision}, the bundle is {precision}")
+        elif taken is None:
+            taken = engine
+    return Choice(taken, tuple(reasons))
 
 
 class HostDevice:
     """Loads a bundle's networks into ONNX Runtime and runs them on the CPU.
+
+    Where the bundle has a graph that was optimised for this CPU and this ONNX Runtime, that one is loaded as
+    it is; otherwise ONNX Runtime optimises the network's graph now, which gives the same results later.
 
     Args:
         bundle: where the graphs are.
@@ -39,9 +84,7 @@ class HostDevice:
             ) from error
         self._library = onnxruntime
         self._bundle = bundle
-        if threads is not None and threads < 1:
-            raise InputError(f"--threads is {threads}; expected 1 or more.")
-        self._threads = threads or available_cores()
+        self._threads = thread_count(threads)
         self._sessions: dict[str, Any] = {}
 
     def load(self, network: str) -> None:
@@ -52,21 +95,18 @@ class HostDevice:
         """
         if network in self._sessions:
             return
-        record = self._bundle.manifest.networks[network]
-        path = self._bundle.file(record.graphs.get(FORM, record.graphs["native"]))
-        arena = record.parameters < _PARAMETERS
-        try:
-            self._sessions[network] = self._library.InferenceSession(
-                path,
-                session_options(self._library, self._threads, arena=arena),
-                providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})],
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            if _is_memory(error):
-                raise DeviceError(f"there is not enough memory to load {path.name}.") from error
-            raise DeviceError(
-                f"ONNX Runtime {self._library.__version__} cannot load {path}: {_first_line(error)}"
-            ) from error
+        manifest = self._bundle.manifest
+        record = manifest.networks[network]
+        engine = self._engine(network)
+        path = self._bundle.file(engine.file if engine else record.graphs.get(FORM, record.graphs["native"]))
+        options = session_options(
+            self._library, self._threads, arena=record.parameters < _PARAMETERS, optimise=engine is None
+        )
+        providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
+        mend = ""
+        if engine:
+            mend = f" Make it anew with: python build.py engines {self._bundle.path} --backend onnxruntime --force"
+        self._sessions[network] = open_session(self._library, path, options, providers, mend)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a network; returns its outputs by name.
@@ -74,26 +114,23 @@ class HostDevice:
         Raises:
             DeviceError: it failed, most often for lack of memory.
         """
-        session = self._sessions[network]
         names = [tensor.name for tensor in self._bundle.manifest.networks[network].outputs]
-        try:
-            return dict(zip(names, session.run(names, inputs), strict=True))
-        except Exception as error:
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-            message = _first_line(error)
-            if _is_memory(error):
-                raise DeviceError(
-                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a "
-                    "smaller frame."
-                ) from error
-            raise DeviceError(f"{network} failed on {shapes}: {message}") from error
+        return run_session(self._sessions[network], network, names, inputs)
+
+    def _engine(self, network: str) -> Engine | None:
+        manifest, version = self._bundle.manifest, self._library.__version__
+        choice = choose(manifest.engines, network, cpu_target(), version, manifest.precision)
+        for reason in choice.passed_over:
+            _log.info("%s: %s", network, reason)
+        _log.info("%s: takes %s", network, choice.engine.file if choice.engine else "the network's graph")
+        return choice.engine
 
     def close(self) -> None:
         """Releases the networks."""
         self._sessions.clear()
 
 
-def session_options(library: Any, threads: int, *, arena: bool) -> Any:
+def session_options(library: Any, threads: int, *, arena: bool, optimise: bool = True) -> Any:
     """How ONNX Runtime runs a network here.
 
     Args:
@@ -103,14 +140,71 @@ def session_options(library: Any, threads: int, *, arena: bool) -> Any:
             heavy network would keep its own peak to itself. Without it, glibc cuts up and keeps the blocks
             of a network that asks for the same few over and over: the attention then takes 60 to 120 MB at
             a 96x96 tile, where the arena takes 20.
+        optimise: the graph on loading; not where it was optimised before it was saved.
     """
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = arena
     # Networks run one after another; an idle one's threads must not spin against the next one's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def open_session(library: Any, path: Path, options: Any, providers: list[Any] | None, mend: str = "") -> Any:
+    """Loads a graph.
+
+    Args:
+        library: the onnxruntime module.
+        path: of the graph.
+        options: its SessionOptions.
+        providers: names, or names with options; None where `options` hold devices.
+        mend: ends the message of an error.
+
+    Raises:
+        DeviceError: ONNX Runtime refuses the graph, or there is not enough memory.
+    """
+    try:
+        # Without fallback: Python's wrapper would take the CPU instead of a provider that fails, and say it once.
+        return library.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        if _is_memory(error):
+            raise DeviceError(f"there is not enough memory to load {path.name}.") from error
+        raise DeviceError(
+            f"ONNX Runtime {library.__version__} cannot load {path}: {_first_line(error).rstrip('.')}.{mend}"
+        ) from error
+
+
+def run_session(
+    session: Any, network: str, outputs: list[str], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Runs a network's session; returns the outputs by name.
+
+    Raises:
+        DeviceError: it failed, most often for lack of memory.
+    """
+    try:
+        return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+        if _is_memory(error):
+            raise DeviceError(
+                f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a smaller frame."
+            ) from error
+        raise DeviceError(f"{network} failed on {shapes}: {_first_line(error)}") from error
+
+
+def thread_count(threads: int | None) -> int:
+    """The threads to use: as asked, or one for each core.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads is {threads}; expected 1 or more.")
+    return threads or available_cores()
 
 
 def available_cores() -> int:

@@ -26,7 +26,7 @@ class Job:
         input: a video, a folder of pictures, or one picture.
         output: a video file, a folder (no suffix), or a .png for a single picture.
         bundle: directory made by `build.py bundle`.
-        color, tile, overlap, vae_tile, threads, backend, check: see `Restorer`.
+        color, tile, overlap, vae_tile, threads, backend, engine_cache, check: see `Restorer`.
         start: seconds to skip at the beginning.
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
@@ -43,6 +43,7 @@ class Job:
     overlap: int = Options.overlap
     vae_tile: int = Options.vae_tile
     threads: int | None = None
+    engine_cache: Path | None = None
     check: bool = False
     start: float = 0.0
     frames: int | None = None
@@ -140,6 +141,7 @@ def _restorer(job: Job) -> Restorer:
         overlap=job.overlap,
         vae_tile=job.vae_tile,
         threads=job.threads,
+        engine_cache=job.engine_cache,
         check=job.check,
     )
 

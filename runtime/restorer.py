@@ -16,12 +16,14 @@ from runtime.bundle import Bundle
 from runtime.errors import BundleError, DeviceError, InputError
 from runtime.host import HostDevice
 from runtime.manifest import Manifest, dimension
-from runtime.pipeline import Clock, Options, Pipeline
+from runtime.pipeline import Clock, Device, Options, Pipeline
+from runtime.provider_device import ProviderDevice
+from runtime.providers import PROVIDERS
 from runtime.resample import resize_bicubic
 
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
-BACKENDS = ("auto", "onnxruntime-cpu")
+BACKENDS = ("auto", HostDevice.name, *PROVIDERS)
 
 
 class Restorer:
@@ -38,7 +40,8 @@ class Restorer:
         tile: side of a tile in latents (8 pixels of the result) for frames larger than that.
         overlap: of neighbouring tiles, in latents.
         vae_tile: the same limit for the VAE.
-        threads: of the CPU backend; None for all cores that the process may use.
+        threads: of the CPU; None for all cores that the process may use.
+        engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
         check: compare every file's SHA-256 with the manifest before use.
 
     Raises:
@@ -60,6 +63,7 @@ class Restorer:
         overlap: int = Options.overlap,
         vae_tile: int = Options.vae_tile,
         threads: int | None = None,
+        engine_cache: str | Path | None = None,
         check: bool = False,
     ) -> None:
         opened = Bundle.open(bundle, check=check)
@@ -73,7 +77,7 @@ class Restorer:
         self._size: tuple[int, ...] | None = None
         self._clip = 0
         self._timings: deque[Clock] = deque(maxlen=_KEPT_TIMINGS)
-        self._device = HostDevice(opened, threads)
+        self._device = _device(self.backend, opened, threads, engine_cache)
         try:
             self._pipeline: Pipeline | None = Pipeline(
                 self.manifest, self._device, options, _constants(opened)
@@ -205,8 +209,16 @@ def choose_backend(backend: str) -> tuple[str, str]:
     if backend not in BACKENDS:
         raise InputError(f"there is no backend {backend!r}; expected one of {', '.join(BACKENDS)}.")
     if backend == "auto":
-        return "onnxruntime-cpu", "the only backend of this version; it runs on every machine"
+        return HostDevice.name, "it runs on every machine; the others are taken when asked for"
     return backend, "as asked"
+
+
+def _device(backend: str, bundle: Bundle, threads: int | None, engine_cache: str | Path | None) -> Device:
+    if backend in PROVIDERS:
+        return ProviderDevice(bundle, backend, threads, None if engine_cache is None else Path(engine_cache))
+    if engine_cache is not None:
+        raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
+    return HostDevice(bundle, threads)
 
 
 def _largest_side(manifest: Manifest) -> int:

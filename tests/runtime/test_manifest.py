@@ -71,7 +71,7 @@ def small() -> dict[str, Any]:
                 "targets": ["sm_89"],
                 "device": None,
                 "precision": "fp32",
-                "profiles": {"x": dict.fromkeys(("min", "opt", "max"), [1, 3, 8, 1])},
+                "profiles": {"x": {key: [1, 3, 8, 1] for key in ("min", "opt", "max")}},
                 "flags": [],
                 "file": "onnx/net.onnx",
                 "report": "prompt.npy",

@@ -1,0 +1,209 @@
+"""Real engines by TensorRT-RTX, without a GPU: every network, static and dynamic, every target."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from building import build, copy_of, rtx, run
+
+import build as build_script
+from engines import build_report, shapes
+from engines.builder import Order
+from engines.cache import Cache
+from engines.jobs import Job, Pool
+from engines.library import load
+from runtime import engine_check
+from runtime.bundle import Bundle
+from runtime.errors import EngineError
+from runtime.manifest import Manifest, Profile, dimension
+
+pytestmark = [rtx, pytest.mark.usefixtures("one_thread")]
+NETWORKS = {
+    "preprocess", "vae_encoder", "spynet", "cfr", "unet", "vae_decoder",
+    "postprocess_adain", "postprocess_wavelet", "postprocess_none",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def built(golden_bundle_fp16: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's engines for sm_89 and portable, one size, in a bundle."""
+    bundle = copy_of(golden_bundle_fp16, tmp_path_factory.mktemp("built"))
+    build(bundle, cache, ("sm_89", "portable"))
+    return bundle
+
+
+def check_outputs(manifest: Manifest, report: dict, profile: dict[str, Profile]) -> None:
+    """Shapes that the parser found, held against the manifest's symbolic ones at the profile's sizes."""
+    network = manifest.networks[report["network"]]
+    assert set(report["outputs"]) == {tensor.name for tensor in network.outputs}
+    sizes: dict[str, tuple[int, int]] = {}
+    for tensor in network.inputs:
+        for size, low, high in zip(
+            tensor.shape, profile[tensor.name].min, profile[tensor.name].max, strict=True
+        ):
+            factor, symbol = dimension(size)
+            if symbol:
+                sizes[symbol] = (low // factor, high // factor)
+    for tensor in network.outputs:
+        for size, found in zip(tensor.shape, report["outputs"][tensor.name], strict=True):
+            factor, symbol = dimension(size)
+            low, high = sizes.get(symbol, (None, None)) if symbol else (1, 1)
+            # a size that is computed, or that the profile leaves open, the parser does not know
+            assert found == -1 or low is None or found in (factor * low, factor * high)
+
+
+def test_every_network_becomes_an_engine_that_the_manifest_names(built: Path) -> None:
+    bundle = Bundle.open(built, check=True)  # every byte is the manifest's
+    for target in ("sm_89", "portable"):
+        engines = [engine for engine in bundle.manifest.engines if engine.target == target]
+        assert {engine.network for engine in engines} == NETWORKS
+        for engine in engines:
+            report = json.loads(bundle.file(engine.report).read_text())
+            assert report["bytes"] == bundle.file(engine.file).stat().st_size
+            assert report["layers"] > 0
+            assert report["activations"] > 0
+            assert report["seconds"] > 0
+            assert 0 < report["peak_memory"] < report["estimated_memory"]
+            check_outputs(bundle.manifest, report, engine.profiles)
+            assert engine.precision == "fp16"
+
+
+def test_the_unets_attentions_are_counted(built: Path) -> None:
+    reports = build_report.read_all(built)
+    report = reports["tensorrt_rtx-sm_89/unet.fp16.n1-64x64"]
+    assert report["attentions"] == 8
+    # heads of 8 channels are narrower than any fused kernel: some are split, and said to be
+    assert report["fused_attentions"] + report["split_attentions"] == 8
+    assert report["split_attentions"] == len(report["split"]) > 0
+    assert all(layers > 1 for layers in report["split"].values())
+
+
+def test_headers_name_version_size_and_targets(built: Path) -> None:
+    bundle = Bundle.open(built)
+    for engine in bundle.manifest.engines:
+        header = engine_check.read_header(bundle.file(engine.file), engine.backend)
+        assert header.version == load("tensorrt_rtx").version == engine.version
+        assert header.bytes == bundle.file(engine.file).stat().st_size
+        assert set(header.targets) == set(engine.targets)
+
+
+def test_what_is_there_is_not_built_again(
+    built: Path, cache: Cache, golden_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in built.rglob("*.engine")}
+    assert {one.origin for one in build(built, cache, ("sm_89", "portable"))} == {"bundle"}
+    assert {path: path.stat().st_mtime_ns for path in built.rglob("*.engine")} == before
+    other = copy_of(golden_bundle_fp16, tmp_path)  # another bundle of the same graphs
+    assert {one.origin for one in build(other, cache)} == {"cache"}
+    assert len(Bundle.open(other, check=True).manifest.engines) == len(NETWORKS)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_86", "sm_120", "sm_121"])
+def test_every_target_has_its_engines(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, target: str
+) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    made = build(bundle, cache, (target,))
+    assert {one.engine.network for one in made} == NETWORKS
+    for one in made:
+        header = engine_check.read_header(bundle / one.engine.file, "tensorrt_rtx")
+        assert header.targets == (target,)
+
+
+def test_dynamic_engines_with_a_batch_of_tiles(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
+) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    layout = shapes.Layout(batch=3, dynamic=True)
+    made = build(bundle, cache, sizes=("512x512", "1280x720"), layout=layout)
+    assert {one.engine.network for one in made} == NETWORKS  # one each, for both sizes
+    manifest = Manifest.read(bundle)
+    for one in made:
+        check_outputs(manifest, one.report, one.engine.profiles)
+    (unet,) = (one.engine for one in made if one.engine.network == "unet")
+    assert unet.profiles["fused"] == Profile((1, 4, 32, 32), (3, 4, 64, 64), (3, 4, 96, 96))
+
+
+def test_an_fp32_bundle_compiles_in_fp32(golden_bundle: Path, cache: Cache, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle, tmp_path)
+    (made,) = build(bundle, cache, networks=("unet",), precision="fp32")
+    assert made.engine.precision == "fp32"
+    with pytest.raises(
+        EngineError, match=r"has FP32 graphs only, and --precision is fp16.*build.py calibrate"
+    ):
+        build(bundle, cache, networks=("unet",))
+
+
+def test_an_fp16_bundle_has_no_fp32_to_compile(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
+) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    with pytest.raises(EngineError, match=r"has FP16 graphs only, and --precision is fp32"):
+        build(bundle, cache, networks=("unet",), precision="fp32")
+
+
+def test_the_vaes_attention_does_not_keep_its_scores(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
+) -> None:
+    """At 1920x1080 in one piece the scores alone would take 32640^2 numbers: 2.1 GB in FP16, 4.3 in FP32."""
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    layout = shapes.Layout(vae_tile=2048)
+    (made,) = build(bundle, cache, sizes=("1920x1080",), networks=("vae_decoder",), layout=layout)
+    assert made.engine.profiles["latent"].opt == (1, 4, 136, 240)
+    assert made.report["activations"] < 32640**2 * 2 / 2
+
+
+def test_two_builds_are_compared(
+    built: Path, cache: Cache, golden_bundle_fp16: Path, tmp_path: Path, capsys
+) -> None:
+    other = copy_of(golden_bundle_fp16, tmp_path)
+    build(other, cache, networks=("unet",))
+    report = next((other / "engines" / "tensorrt_rtx-sm_89").glob("unet*.json"))
+    data = json.loads(report.read_text())
+    report.write_text(json.dumps(data | {"layers": data["layers"] + 1, "bytes": data["bytes"] * 2}))
+    manifest = Manifest.read(other)
+    name = report.relative_to(other).as_posix()
+    entry = dataclasses.replace(manifest.files[name], bytes=report.stat().st_size)
+    dataclasses.replace(manifest, files=manifest.files | {name: entry}).write(other)
+
+    assert build_script.main(["diff", str(built), str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(change["figure"], change["after"]) for change in found["changes"]] == [
+        ("layers", data["layers"] + 1),
+        ("bytes", data["bytes"] * 2),
+    ]
+    assert found["only_after"] == []
+    assert len(found["only_before"]) == 2 * len(NETWORKS) - 1
+    assert build_script.main(["diff", str(built), str(golden_bundle_fp16)]) == 2
+    assert "has no engines" in capsys.readouterr().err
+
+
+def test_onnxruntime_graphs_enter_the_bundle(golden_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle, tmp_path)
+    done = run(bundle, "--backend", "onnxruntime", "--network", "unet", "--json", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    (engine,) = Bundle.open(bundle, check=True).manifest.engines
+    assert (engine.backend, engine.network) == ("onnxruntime", "unet")
+    assert engine.target.startswith("cpu-")
+    assert json.loads(done.stdout)["engines"][0]["report"]["layers"] > 0
+    refused = run(bundle, "--backend", "onnxruntime", "--size", "512x512", cache=tmp_path / "cache")
+    assert refused.returncode == 2
+    assert "--size has no meaning with --backend onnxruntime" in refused.stderr
+
+
+def test_the_compilers_outputs_are_those_of_the_graph(built: Path, tmp_path: Path) -> None:
+    """A static engine's outputs have sizes, all of them, where the graph fixes them."""
+    report = build_report.read_all(built)["tensorrt_rtx-sm_89/vae_decoder.fp16.n1-64x64"]
+    assert [size for size in report["outputs"]["image"] if size != -1] != []
+    order = Order("unet", built / "onnx" / "unet.onnx", ("sm_89",), {}, attentions=())
+    pool = Pool("tensorrt_rtx", 1, 1)
+    (result,) = pool.run([Job(order, tmp_path / "plan", 1)])
+    assert result.done is None  # no profile for its inputs

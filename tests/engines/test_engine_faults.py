@@ -1,0 +1,377 @@
+"""Builds that are refused, fail, are stopped or killed: what is said, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building import MEMORY, build, command, copy_of, rtx, run, small_graph
+
+from engines import cache as caches
+from engines.build import Progress
+from engines.builder import Order
+from engines.cache import Cache
+from engines.jobs import Job, Pool, Result
+from engines.worker import Phase
+from runtime.bundle import Bundle
+from runtime.errors import BundleError, EngineError, OutputError
+from runtime.manifest import Manifest, Profile
+
+pytestmark = rtx
+SHAPE = Profile((4, 4), (4, 4), (4, 4))
+
+
+def order(graph: Path, **changed: object) -> Order:
+    values = {"network": "small", "graph": graph, "capabilities": ("sm_89",), "profiles": {"x": SHAPE}}
+    return Order(**(values | changed))  # type: ignore[arg-type]
+
+
+def compile_one(order: Order, out: Path) -> Result:
+    (result,) = Pool("tensorrt_rtx", 1, MEMORY).run([Job(order, out, 1)])
+    return result
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# -- what the compiler refuses ---------------------------------------------------------------------------
+
+
+def test_a_small_graph_compiles(tmp_path: Path) -> None:
+    result = compile_one(order(small_graph(tmp_path / "g.onnx")), tmp_path / "plan")
+    assert result.error is None
+    assert result.done is not None
+    assert result.done.facts.bytes == (tmp_path / "plan").stat().st_size
+    assert result.done.facts.outputs == {"y": (4, 4)}
+    assert result.done.peak is not None
+
+
+def test_the_parsers_words_are_in_the_error(tmp_path: Path) -> None:
+    graph = small_graph(tmp_path / "g.onnx", op_type="NoSuchOperator", domain="nobody")
+    result = compile_one(order(graph), tmp_path / "plan")
+    assert isinstance(result.error, EngineError)
+    assert "TensorRT-RTX does not parse small (g.onnx): node last (NoSuchOperator): " in str(result.error)
+
+
+def test_a_build_that_gives_no_plan_gives_its_reasons(tmp_path: Path) -> None:
+    """Weight-stripped plans need a GPU; the builder says so in its log, and returns nothing."""
+    result = compile_one(order(small_graph(tmp_path / "g.onnx"), flags=("strip",)), tmp_path / "plan")
+    assert isinstance(result.error, EngineError)
+    assert re.search(r"cannot build small: .*(CUDA|driver)", str(result.error), re.DOTALL)
+
+
+def test_a_graph_that_is_no_onnx(tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(b"nothing of the kind")
+    result = compile_one(order(tmp_path / "g.onnx"), tmp_path / "plan")
+    assert isinstance(result.error, EngineError)
+    assert "does not parse small" in str(result.error)
+
+
+def test_too_little_workspace_is_refused(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    with pytest.raises(
+        EngineError, match=r"vae_decoder needs more .* --workspace allows \(0\.01 GB\) for latent \(1, 4,"
+    ):
+        build(bundle, Cache(tmp_path / "cache"), networks=("vae_decoder",), workspace=10_000_000)
+    assert Bundle.open(bundle, check=True).manifest.engines == ()
+
+
+def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    notes: list[str] = []
+    progress = Progress(note=notes.append)
+    with pytest.raises(EngineError, match="vae_decoder needs"):
+        build(
+            bundle, Cache(tmp_path / "cache"), networks=("vae_decoder", "preprocess"), workspace=30_000_000,
+            progress=progress,
+        )  # fmt: skip
+    assert {engine.network for engine in Manifest.read(bundle).engines} == {"preprocess"}
+    assert any("vae_decoder" in note and "failed" in note for note in notes)
+
+
+# -- bad requests ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--target", "sm_xx"], 2, r"--target sm_xx: there is no such target; expected one of sm_75"),
+        (["--target", "sm_90"], 10, r"has no target sm_90; it builds for sm_75.*--backend tensorrt"),
+        (["--target", "this-gpu"], 10, r"there is no GPU in this machine"),
+        (["--size", "big"], 2, r"--size big: expected WIDTHxHEIGHT"),
+        (["--size", "1281x720"], 2, r"multiples of 4"),
+        (["--tile", "100", "--size", "1920x1080"], 2, r"steps of 8"),
+        (["--batch", "0"], 2, r"--batch is 0; expected more than 0"),
+        (["--workspace", "-1"], 2, r"--workspace is -1\.0"),
+        (["--network", "nothing"], 2, r"--network nothing: no stage runs it; expected one of preprocess"),
+        (["--strip"], 10, r"--strip needs --backend tensorrt on a machine with a GPU"),
+        (["--compatible"], 10, r"--compatible needs --backend tensorrt"),
+        (["--precision", "fp32"], 10, r"has FP16 graphs only"),
+        (["--backend", "tensorrt"], 10, r"TensorRT cannot be loaded.*pip install 'vsr-trt\[gpu\]'"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    golden_bundle_fp16: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    before = (golden_bundle_fp16 / "bundle.json").read_bytes()
+    done = run(golden_bundle_fp16, *arguments, cache=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert re.search(said, done.stderr.replace("\n", " ")), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (golden_bundle_fp16 / "bundle.json").read_bytes() == before
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    done = run(tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 4
+    assert "is not a bundle" in done.stderr
+
+
+def test_an_unwritable_cache_is_refused(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(golden_bundle_fp16, cache=tmp_path / "file" / "cache")
+    assert done.returncode == 3
+    assert "cannot be written" in done.stderr
+    assert "--cache-dir" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["onnx/unet.onnx", "onnx/unet.onnx.data"])
+def test_a_changed_graph_is_not_compiled(golden_bundle_fp16: Path, tmp_path: Path, file: str) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    content = bytearray((bundle / file).read_bytes())
+    content[-10] ^= 1
+    (bundle / file).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{file} was changed"):
+        build(bundle, Cache(tmp_path / "cache"), networks=("unet",))
+    assert list((tmp_path / "cache" / "engines").iterdir()) == []
+
+
+def test_a_dry_run_says_why_and_builds_nothing(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    cache = tmp_path / "cache"
+    arguments = (bundle, "--network", "preprocess", "--target", "sm_89", "--dry-run", "--json", "--size")
+    (item,) = json.loads(run(*arguments, "512x512", cache=cache).stdout)
+    assert (item["state"], item["why"]) == ("build", "never built")
+    assert Manifest.read(bundle).engines == ()
+
+    build(bundle, Cache(cache), networks=("preprocess",))
+    (item,) = json.loads(run(*arguments, "512x512", cache=cache).stdout)
+    assert item["state"] == "bundle"
+    (item,) = json.loads(run(*arguments, "640x512", cache=cache).stdout)
+    assert item["state"] == "build"
+    assert "shapes: " in item["why"]
+    assert "[1, 128, 160, 3]" in item["why"]
+    assert "instead of" in item["why"]
+
+
+# -- stopped, killed, full -------------------------------------------------------------------------------
+
+
+def started(process: subprocess.Popen[str]) -> None:
+    """Waits until the first build has begun."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "begun" in line:
+            return
+    raise AssertionError("it ended before it began")
+
+
+def children_of(pid: int) -> list[int]:
+    """The compilers' processes; Python's own helper for semaphores is none of them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if not entry.name.isdigit() or b"spawn_main" not in (entry / "cmdline").read_bytes():
+                continue
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def whole(cache: Path) -> None:
+    """Every engine in the cache is complete, and nothing is under way."""
+    for entry in Cache(cache).entries():
+        for name, expected in entry.files.items():
+            assert caches._sha256(entry.folder / name) == expected
+    assert {path.name for path in (cache / "engines").glob("*/*/*") if path.suffix == ".tmp"} == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_within_two_seconds_and_leaves_the_cache_whole(
+    golden_bundle_fp16: Path, tmp_path: Path, number: int
+) -> None:
+    bundle, cache = copy_of(golden_bundle_fp16, tmp_path), tmp_path / "cache"
+    arguments = command(bundle, "--target", "sm_80,sm_86,sm_89", "--size", "512x512", cache=cache)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started(process)
+    builders = children_of(process.pid)
+    assert builders
+    sent = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: every process of the group
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in builders)
+    assert list((cache / "tmp").iterdir()) == []
+    whole(cache)
+    Bundle.open(bundle, check=True)
+    assert list(bundle.rglob("*.tmp")) == []
+
+
+def test_a_killed_build_leaves_nothing_that_looks_whole(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle, cache = copy_of(golden_bundle_fp16, tmp_path), tmp_path / "cache"
+    process = subprocess.Popen(
+        command(bundle, "--network", "unet", "--size", "512x512", cache=cache),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started(process)
+    builders = children_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in builders):  # the compiler dies with its parent
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert Cache(cache).entries() == []
+    Bundle.open(bundle, check=True)
+    assert [one.origin for one in build(bundle, Cache(cache), ("portable",), networks=("unet",))] == ["built"]
+
+
+def test_a_compiler_that_dies_is_named_with_its_signal(tmp_path: Path) -> None:
+    def kill(job: Job, phase: Phase) -> None:
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGSEGV)
+
+    pool = Pool("tensorrt_rtx", 1, MEMORY, kill)
+    (result,) = pool.run([Job(order(small_graph(tmp_path / "g.onnx", weights=4)), tmp_path / "plan", 1)])
+    assert isinstance(result.error, EngineError)
+    assert "the compiler died while it built small (signal SIGSEGV)" in str(result.error)
+
+
+def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    processes = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        bundle = copy_of(golden_bundle_fp16, tmp_path / name)
+        arguments = command(bundle, "--target", "sm_89", "--size", "512x512", "--json", cache=cache)
+        processes.append(
+            subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    origins: dict[str, list[str]] = {}
+    for output, _ in outputs:
+        for engine in json.loads(output)["engines"]:
+            origins.setdefault(engine["key"], []).append(engine["origin"])
+    assert len(origins) == 9
+    assert all(sorted(found) == ["built", "cache"] for found in origins.values()), origins
+    assert "another process is building" in outputs[0][1] + outputs[1][1]
+
+
+def test_the_disk_fills_up_in_the_middle_of_a_plan(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    with small_disk(tmp_path, "2m") as disk:
+        with pytest.raises(
+            OutputError, match=r"the disk is full: the engine of unet was not written.*cache prune"
+        ):
+            build(bundle, Cache(disk), networks=("unet",))
+        assert list((disk / "tmp").iterdir()) == []
+        assert Cache(disk).entries() == []
+    assert Bundle.open(bundle, check=True).manifest.engines == ()
+
+
+def test_the_disk_fills_up_while_an_engine_enters_the_bundle(
+    golden_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    size = sum(path.stat().st_size for path in golden_bundle_fp16.rglob("*") if path.is_file())
+    with small_disk(tmp_path, str(size + 3_000_000)) as disk:
+        bundle = copy_of(golden_bundle_fp16, disk)
+        before = (bundle / "bundle.json").read_bytes()
+        with pytest.raises(
+            OutputError, match=r"the disk is full: the engine was not added .*It is in the cache"
+        ):
+            build(bundle, Cache(tmp_path / "cache"), networks=("unet",))
+        assert (bundle / "bundle.json").read_bytes() == before
+        Bundle.open(bundle, check=True)
+        assert list(bundle.rglob("*.tmp")) == []
+    assert len(Cache(tmp_path / "cache").entries()) == 1
+
+
+def test_a_damaged_engine_in_the_cache_is_built_anew(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    cache, notes = Cache(tmp_path / "cache"), []
+    (tmp_path / "one").mkdir()
+    build(copy_of(golden_bundle_fp16, tmp_path / "one"), cache, networks=("preprocess",))
+    (entry,) = cache.entries()
+    engine = entry.folder / next(iter(entry.files))
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    engine.write_bytes(content)
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    made = build(bundle, cache, networks=("preprocess",), progress=Progress(note=notes.append))
+    assert [one.origin for one in made] == ["built"]
+    assert any("was damaged" in note for note in notes)
+    Bundle.open(bundle, check=True)
+
+
+# -- bounds ----------------------------------------------------------------------------------------------
+
+
+def test_builds_run_within_the_memory_and_number_that_are_given(tmp_path: Path) -> None:
+    graph = small_graph(tmp_path / "g.onnx")
+    most = 0
+
+    def watch(job: Job, phase: Phase) -> None:
+        nonlocal most
+        most = max(
+            most, sum(child.name.startswith("SpawnProcess") for child in multiprocessing.active_children())
+        )
+
+    for limit, memory, expected in ((1, 100, 1), (3, 10, 1), (2, 100, 2)):
+        most = 0
+        jobs = [Job(order(graph), tmp_path / str(index), 10) for index in range(4)]
+        results = list(Pool("tensorrt_rtx", limit, memory, watch).run(jobs))
+        assert all(result.error is None for result in results)
+        assert most == expected
+
+
+def test_a_build_larger_than_the_memory_still_runs_alone(tmp_path: Path) -> None:
+    pool = Pool("tensorrt_rtx", 2, 1)
+    (result,) = pool.run([Job(order(small_graph(tmp_path / "g.onnx")), tmp_path / "plan", 10**15)])
+    assert result.error is None
+
+
+def test_help_teaches() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[2] / "build.py"), "engines", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for word in ("--target", "portable", "this-gpu", "--size", "--dry-run", "examples:", "four times"):
+        assert word in done.stdout
