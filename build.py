@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines import cli as engine_commands
+from engines import cli_verify
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.memory import peak_bytes
@@ -25,18 +26,21 @@ if TYPE_CHECKING:
     from export.bundle import BundleRequest
     from export.network import Exported
     from runtime.manifest import Manifest
+    from runtime.pipeline import Device
 
 _EXAMPLES = """\
 examples:
   python build.py bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
   python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+  python build.py calibrate BUNDLE --clip clip.mp4
+  python build.py verify BUNDLE
   python build.py engines BUNDLE --target sm_86,sm_89 --size 1920x1080
   python build.py demo
   python build.py eager clip.mp4 --sd SD --checkpoint model.pkl
 
 exit codes: 0 done, 2 option refused, 3 output not writable, 4 bundle refused, 5 weights refused, 6 export
-failed, 9 verification failed, 10 engine cannot be built, 130 interrupted
+failed, 7 a network failed while running, 9 verification failed, 10 engine cannot be built, 130 interrupted
 """
 
 
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_bundle(commands)
+    cli_verify.add_commands(commands)
     engine_commands.add_commands(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
@@ -131,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "bundle": _bundle,
+        "calibrate": _calibrate,
+        "verify": _verify,
         "demo": _demo,
         "full-size": _full_size,
         "eager": _eager,
@@ -250,6 +257,21 @@ def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dic
             for result in exported
         ],
     }
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from export import half
+
+    return cli_verify.calibrate(options, half.write)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    def open_torch(manifest: Manifest, sd: Path, checkpoint: Path) -> Device:
+        from export import torch_device
+
+        return torch_device.open_device(manifest, sd, checkpoint)
+
+    return cli_verify.verify(options, open_torch)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,5 +1,8 @@
 """FP16 storage and arithmetic, with islands that stay in FP32.
 
+Attention, one node, is FP16 outside: TensorRT's fused kernels keep scores and softmax in FP32 registers, and its
+parser refuses the attribute `softmax_precision`.
+
 Works on the FP32 export, node by node: a node computes in FP16 unless it belongs to an island, and a
 cast stands where the two meet. Weights are converted when they are written, so that a UNet of 3.5 GB
 is never in memory twice. Inputs and outputs of the network keep their types.
@@ -8,12 +11,15 @@ is never in memory twice. Inputs and outputs of the network keep their types.
 |---|---|
 | Softmax | exponentials and sums of thousands of terms |
 | statistics of GroupNormalization, LayerNormalization | sums over whole feature maps (`stash_type`) |
-| softmax inside Attention | the same (`softmax_precision`) |
 | what is left to do before an output (scaling, the final subtraction) | the input it meets there is FP32 |
 | networks with `always_fp32` | each spec gives its reason |
+| what the caller names | measured beyond a share of FP16's range, see `build.py calibrate` |
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -22,15 +28,47 @@ import onnx_ir.passes.common as passes
 from export.graphs import drop_unused_initializers
 from runtime.errors import ExportError
 
-_ISLANDS = frozenset({"Softmax", "ReduceSum", "ReduceMean", "Exp", "Pow", "Sqrt", "GridSample", "Cast"})
+_SUMS = "exponentials, or sums of many terms"
+_ISLANDS = {
+    "Softmax": _SUMS,
+    "ReduceSum": _SUMS,
+    "ReduceMean": _SUMS,
+    "Exp": _SUMS,
+    "Pow": "squares leave FP16's range soon",
+    "Sqrt": "follows a variance",
+    "GridSample": "coordinates need more than 11 bits",
+    "Cast": "the graph asks for a type",
+}
 _TAIL = frozenset({"Add", "Sub", "Mul", "Div", "Slice"})  # elementwise, cheap next to an output
 _SIZES = {"Resize": (1, 2)}  # inputs that are sizes or factors and have a type of their own
 _SMALL = 1 << 16  # bytes up to which a weight is converted at once
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-def convert(model: ir.Model) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """A node that stays in FP32: its name (its first result's where it has none), its type, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a graph's float nodes: how many compute in FP16, and the others, in graph order."""
+
+    halves: int
+    kept: tuple[Kept, ...]
+
+
+def convert(model: ir.Model, keep: Mapping[str, str] | None = None) -> Conversion:
     """Converts a graph in place.
+
+    Args:
+        model: an FP32 graph.
+        keep: names of nodes and of values, each with a reason. Besides the islands above, a node stays in
+            FP32 if it has such a name, or reads or writes a value that has.
 
     Raises:
         ExportError: a weight does not fit FP16's range; a large one's is found when the graph is written.
@@ -39,12 +77,13 @@ def convert(model: ir.Model) -> None:
     graph = model.graph
     tail = _output_tail(graph)
     casts = _Casts(graph)
+    halves, kept = 0, []
     for node in list(graph):
         floats = [i for i, value in enumerate(node.inputs) if _is_float(value)]
         if node.op_type == "Shape" or not (floats or any(_is_float(output) for output in node.outputs)):
             continue
-        single = node.op_type in _ISLANDS or node in tail or not any(map(_is_float, node.outputs))
-        target = ir.DataType.FLOAT if single or not floats else ir.DataType.FLOAT16
+        reason = _why_single(node, tail, bool(floats), keep or {})
+        target = ir.DataType.FLOAT16 if reason is None else ir.DataType.FLOAT
         for index in floats:
             if index not in _SIZES.get(node.op_type, ()):
                 node.replace_input_with(index, casts.to(node.inputs[index], target, node))
@@ -52,10 +91,31 @@ def convert(model: ir.Model) -> None:
             for output in node.outputs:
                 if output.dtype == ir.DataType.FLOAT:
                     output.dtype = ir.DataType.FLOAT16
-        if node.op_type == "Attention":
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
+            halves += 1
+        elif reason is not None and node.op_type != "Cast":
+            kept.append(Kept(_name(node), node.op_type, reason))
     _restore_outputs(graph, casts)
     drop_unused_initializers(model)
+    return Conversion(halves, tuple(kept))
+
+
+def _why_single(node: ir.Node, tail: set[ir.Node], floats: bool, keep: Mapping[str, str]) -> str | None:
+    """Why a node computes in FP32, None if it does not."""
+    if node.op_type in _ISLANDS:
+        return _ISLANDS[node.op_type]
+    if node in tail:
+        return "the last steps before an output, which is FP32"
+    if not any(map(_is_float, node.outputs)):
+        return "its result is no float"
+    if not floats:
+        return "made of integers"
+    values = (*node.inputs, *node.outputs)
+    names = [_name(node), *(str(value.name) for value in values if value is not None)]
+    return next((keep[name] for name in names if name in keep), None)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or str(node.outputs[0].name)
 
 
 class _Casts:

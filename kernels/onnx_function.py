@@ -239,8 +239,9 @@ def _unrolled(chunks: int, k: int | None, width: int) -> str:
 def ordered_after(update: str, queries: str, out: str, tag: str) -> str:
     """Nodes that make `out`: `queries` (N,c,C), unchanged, but only when `update` (N,c,C) is done.
 
-    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does. This adds 0 times whether any number of `update` is positive, which no NaN gets
-    through. `tag` ends the names of the values in between.
+    A compiler is free to compute all chunks' scores before it uses the first, and TensorRT-RTX does. This adds 0
+    times whether any number of `update` is positive, which no NaN gets through. `tag` ends the names of the values
+    in between.
     """
     return f"""
             update_axes{tag} = Constant <value_ints = [1, 2]> ()

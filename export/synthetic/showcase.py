@@ -29,6 +29,7 @@ _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
 _FRAME_FLOP = 4.43e12
 _START = 6.5  # seconds; a street with fine detail
 _SIDE = 128  # of the pictures that full-size networks restore
+_TARGET, _SIZE = "sm_89", "1920x1080"  # of the engines that are compiled at full size
 
 
 def real_clip() -> Path:
@@ -95,7 +96,7 @@ def full_size(
     Args:
         build_script: path of build.py.
         out: folder for everything that is made, about 15 GB.
-        frames: of 128x128, restored to 512x512.
+        frames: of 128x128, restored to 512x512. The first one calibrates the FP16 graphs that are compiled.
         torch_frames: as many of them are restored in plain torch as well, to compare; 0 for none.
         precision: of the bundle.
         keep: leave weights and bundle there afterwards; the report and the frames stay anyway.
@@ -130,10 +131,11 @@ def full_size(
             eager = _run(
                 [build_script, "eager", clip, *sources, "--frames", min(frames, torch_frames)], capture=True
             )
+        engines = _full_size_engines(build_script, bundle, clip, out / "cache", precision, console)
     finally:
         if not keep:
-            shutil.rmtree(weights, ignore_errors=True)
-            shutil.rmtree(bundle, ignore_errors=True)
+            for folder in (weights, bundle, out / "cache"):
+                shutil.rmtree(folder, ignore_errors=True)
     report = {
         "machine": _machine(doctor),
         "matmul_flops": _matmul_rate(),
@@ -141,11 +143,27 @@ def full_size(
         "build": built,
         "run": ran,
         "torch": eager,
+        "engines": engines,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print_full_size(report, console)
     console.print(f"report: {out / 'report.json'}")
     return 0
+
+
+def _full_size_engines(
+    build_script: Path, bundle: Path, clip: Path, cache: Path, precision: str, console: Console
+) -> Any:
+    """Every network compiled by TensorRT-RTX, which needs no GPU; None where it is not installed."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        console.print("TensorRT-RTX is not installed: no engines are compiled (pip install 'vsr-trt[rtx]')")
+        return None
+    if precision == "fp32":
+        console.rule("5. python build.py calibrate")
+        _run([build_script, "calibrate", bundle, "--clip", clip, "--frames", 1])
+    console.rule("6. python build.py engines")
+    options = ["--target", _TARGET, "--size", _SIZE, "--cache-dir", cache, "--json"]
+    return _run([build_script, "engines", bundle, *options], capture=True)
 
 
 def _print_full_size(report: dict[str, Any], console: Console) -> None:
@@ -168,6 +186,15 @@ def _print_full_size(report: dict[str, Any], console: Console) -> None:
         f"{built['peak_memory'] / 1e9:.1f} GB of memory; bundle {built['bytes'] / 1e9:.1f} GB\n"
         f"{report['machine']}"
     )
+    if report["engines"]:
+        reports = [engine["report"] for engine in report["engines"]["engines"]]
+        weights = sum(found["weights"] for found in reports)
+        scratch = max(found["activations"] for found in reports)
+        console.print(
+            f"{len(reports)} engines for {_TARGET}, {_SIZE}, FP16: {report['engines']['seconds']:.0f} s, "
+            f"{max(found['peak_memory'] for found in reports) / 1e9:.1f} GB of memory for the largest build; on a GPU "
+            f"{weights / 1e9:.2f} GB of weights and {scratch / 1e9:.2f} GB of activations (as the builder reports it)"
+        )
     rate = report["matmul_flops"]
     console.print(
         f"This machine multiplies FP32 matrices at {rate / 1e9:.0f} GFLOP/s. At that rate the "

@@ -92,11 +92,12 @@ def test_the_native_unet_keeps_attention_and_normalisation_as_single_nodes(golde
     assert native["Sin"] == native["Cos"] == native["Range"] == 0  # the timestep is folded
 
 
-def test_the_native_vae_has_its_attention_as_products(golden_bundle: Path) -> None:
+def test_the_native_vae_has_its_attention_as_a_local_function(golden_bundle: Path) -> None:
     for name in ("vae_encoder", "vae_decoder"):
         native = operators(golden_bundle, name)
-        assert native["Attention"] == 0
-        assert native["Softmax"] == 1
+        assert native["SoftmaxAttention"] == 1
+        assert native["Attention"] == native["Softmax"] == 0
+        assert [function.name for function in graph(golden_bundle, name).functions] == ["SoftmaxAttention"]
         assert native["GroupNormalization"] > 10
 
 

@@ -1,0 +1,188 @@
+"""Each engine of a bundle that this machine's GPU can run, against ONNX Runtime on the graph it was made from.
+
+An engine runs in a process of its own (`python -m engines.gpu_check`): Polygraphy takes either TensorRT or
+TensorRT-RTX for the whole life of a process, and a library that aborts takes the verification with it otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engines import instrument, library, ranges
+from engines.builder import COMPATIBLE, STRIP
+from engines.metrics import Difference, difference
+from engines.recording import Call, Calls
+from runtime import gpu
+from runtime.bundle import Bundle
+from runtime.errors import DeviceError, EngineError
+from runtime.manifest import Engine
+from runtime.pipeline import Buffers
+
+RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+_BACKENDS = ("tensorrt", "tensorrt_rtx")
+_SECONDS = 900  # TensorRT-RTX compiles kernels when a plan runs for the first time
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """An engine that was run: its file, and the difference from ONNX Runtime."""
+
+    file: str
+    backend: str
+    precision: str
+    difference: Difference
+
+
+def check(bundle: Bundle, calls: Calls) -> tuple[dict[str, tuple[EngineReport, ...]], str]:
+    """Runs the engines that fit the GPU on the recorded inputs.
+
+    Returns:
+        Reports by network, and a sentence on what was run or why nothing was.
+
+    Raises:
+        DeviceError: an engine that should run does not.
+    """
+    engines = [engine for engine in bundle.manifest.engines if engine.backend in _BACKENDS]
+    if not engines:
+        return {}, "not run (the bundle has no GPU engines)"
+    found = gpu.detect()
+    if found is None:
+        return {}, f"not run (no GPU: {gpu.why_none()})"
+    reports: dict[str, list[EngineReport]] = defaultdict(list)
+    skipped = []
+    for engine in engines:
+        fitting = [call for call in calls.get(engine.network, []) if takes(engine, call.inputs)]
+        if (reason := why_not(engine, found)) is not None:
+            skipped.append(f"{engine.file}: {reason}")
+        elif not fitting:
+            skipped.append(f"{engine.file}: made for other sizes than this clip's")
+        else:
+            reports[engine.network].append(_compare(bundle, engine, fitting))
+    count = sum(map(len, reports.values()))
+    said = f"{count} of {len(engines)} run on {found}"
+    return {name: tuple(of) for name, of in reports.items()}, "; ".join([said, *skipped])
+
+
+def why_not(engine: Engine, found: gpu.Gpu) -> str | None:
+    """Why this machine does not run an engine, None if it does."""
+    if engine.device is not None and engine.device != found.name:
+        return f"built for {engine.device}"
+    if found.capability not in engine.targets:
+        return f"built for {', '.join(engine.targets)}"
+    if STRIP in engine.flags:
+        return "without its weights; it is refitted where it is used"
+    try:
+        installed = library.load("tensorrt_rtx" if engine.backend == "tensorrt_rtx" else "tensorrt").version
+    except EngineError as error:
+        return str(error)
+    if installed != engine.version and COMPATIBLE not in engine.flags:
+        return f"built with version {engine.version}, installed is {installed}"
+    return None
+
+
+def takes(engine: Engine, inputs: Buffers) -> bool:
+    """Whether the engine's profiles admit these shapes."""
+    for name, profile in engine.profiles.items():
+        shape = inputs[name].shape
+        bounds = zip(profile.min, shape, profile.max, strict=True)
+        if len(shape) != len(profile.min) or any(not least <= size <= most for least, size, most in bounds):
+            return False
+    return True
+
+
+def _compare(bundle: Bundle, engine: Engine, calls: Sequence[Call]) -> EngineReport:
+    network = bundle.manifest.networks[engine.network]
+    graph = network.graph(engine.precision, bundle.manifest.precision) or network.graphs["native"]
+    path = bundle.file(graph)
+    names = [tensor.name for tensor in network.outputs]
+    with ranges.refused(path):
+        session = ranges.open_session(instrument.prepare(path))
+        references = [dict(zip(names, session.run(names, call.inputs), strict=True)) for call in calls]
+    del session
+    results = run_apart(bundle.file(engine.file), engine.backend, [call.inputs for call in calls])
+    return EngineReport(engine.file, engine.backend, engine.precision, difference(results, references))
+
+
+def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffers]:
+    """Runs an engine in a process of its own.
+
+    Raises:
+        DeviceError: with the library's first error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+        np.savez(inputs, **_flat(feeds))  # type: ignore[arg-type]
+        command = [sys.executable, "-m", "engines.gpu_check", str(plan.absolute()), str(inputs), str(outputs)]
+        root = str(Path(__file__).parent.parent)
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx")), "PYTHONPATH": paths}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(f"the engine {plan} did not finish in {_SECONDS} s; build it anew.") from error
+        if done.returncode != 0:
+            raise DeviceError(
+                f"the engine {plan} does not run ({backend}, exit code {done.returncode}): "
+                f"{_reason(done.stdout + done.stderr)}. Build it anew for this machine: python build.py engines"
+            )
+        with np.load(outputs) as arrays:
+            return _nested(dict(arrays), len(feeds))
+
+
+def _reason(log: str) -> str:
+    """The library's own first error, else Polygraphy's, else the last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
+    for mark in ("[E] ", "[!] "):
+        if found := [line.removeprefix(mark) for line in lines if line.startswith(mark)]:
+            return found[0].rstrip(".")
+    return lines[-1].rstrip(".")
+
+
+def _flat(feeds: Sequence[Buffers]) -> Buffers:
+    return {f"{index}/{name}": array for index, feed in enumerate(feeds) for name, array in feed.items()}
+
+
+def _nested(arrays: Buffers, count: int) -> list[Buffers]:
+    nested: list[Buffers] = [{} for _ in range(count)]
+    for key, array in arrays.items():
+        index, _, name = key.partition("/")
+        nested[int(index)][name] = array
+    return nested
+
+
+def _run_here(plan: Path, inputs: Path, outputs: Path) -> None:
+    """The other process: runs a plan on every set of inputs, and writes the outputs."""
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    with np.load(inputs) as arrays:
+        flat = dict(arrays)
+    feeds = _nested(flat, 1 + max(int(key.partition("/")[0]) for key in flat))
+    with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
+        # its results lie in buffers that the next run writes again
+        results = [{name: np.array(array) for name, array in runner.infer(feed).items()} for feed in feeds]
+    np.savez(outputs, **_flat(results))  # type: ignore[arg-type]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m engines.gpu_check", description=__doc__)
+    for name in ("plan", "inputs", "outputs"):
+        parser.add_argument(name, type=Path)
+    options = parser.parse_args()
+    _run_here(options.plan, options.inputs, options.outputs)
+
+
+if __name__ == "__main__":
+    _main()

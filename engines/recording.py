@@ -1,0 +1,207 @@
+"""Real frames through a bundle's whole chain, with every network's inputs and outputs kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines import instrument, ranges
+from runtime import media
+from runtime.bundle import Bundle
+from runtime.errors import BundleError, InputError
+from runtime.host import HostDevice
+from runtime.manifest import Source
+from runtime.pipeline import Buffers, Device, Options, Pipeline
+from runtime.resample import resize_bicubic
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames to measure with.
+
+    Attributes:
+        path: the video, folder of pictures or picture that they are from.
+        start: seconds skipped.
+        frames: (H,W,3) uint8, as decoded.
+        source: name, bytes and hash of the file; of a folder, of its pictures together.
+    """
+
+    path: Path
+    start: float
+    frames: tuple[np.ndarray, ...]
+    source: Source
+
+    @property
+    def count(self) -> str:
+        """How many frames, in words."""
+        return "1 frame" if len(self.frames) == 1 else f"{len(self.frames)} frames"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a network: inputs and outputs by name."""
+
+    inputs: Buffers
+    outputs: Buffers
+
+
+Calls = dict[str, list[Call]]
+
+
+def read_clip(path: Path, frames: int, start: float = 0.0) -> Clip:
+    """Reads the first frames of a clip; fewer where it has fewer.
+
+    Raises:
+        InputError: fewer than one frame asked for, or the clip cannot be read.
+    """
+    if frames < 1:
+        raise InputError(f"--frames is {frames}; expected 1 or more.")
+    with media.open_source(path, start=start, frames=frames) as source:
+        pictures = tuple(frame.rgb for frame in itertools.islice(source, frames))
+        files = list(source.files)
+    return Clip(path, start, pictures, file_source(path.name, files))
+
+
+def file_source(name: str, files: Sequence[Path]) -> Source:
+    """Bytes and SHA-256 of files, one after another."""
+    digest, size = hashlib.sha256(), 0
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+    return Source(name, size, digest.hexdigest())
+
+
+class Recorder:
+    """A device that keeps what goes into and comes out of another one. Arrays are kept, not copied.
+
+    Attributes:
+        calls: of each network, in order.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.name = device.name
+        self.calls: Calls = defaultdict(list)
+        self._device = device
+
+    def load(self, network: str) -> None:
+        """Loads it in the other device."""
+        self._device.load(network)
+
+    def run(self, network: str, inputs: Buffers) -> Buffers:
+        """Runs it there, and keeps the call."""
+        outputs = self._device.run(network, inputs)
+        self.calls[network].append(Call(inputs, outputs))
+        return outputs
+
+    def close(self) -> None:
+        """Closes the other device; what was kept stays."""
+        self._device.close()
+
+
+class HalfDevice:
+    """Runs a bundle's FP16 graphs on the CPU, rounding to FP16 where a GPU would (see `engines.instrument`).
+
+    Networks that are FP32 in every bundle run as they do in the runtime.
+    """
+
+    name = "fp16-emulated"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._host = HostDevice(bundle, threads)
+        self._sessions: dict[str, Any] = {}
+
+    def load(self, network: str) -> None:
+        """Loads a network, once."""
+        record = self._bundle.manifest.networks[network]
+        if record.always_fp32 is not None:
+            self._host.load(network)
+        elif network not in self._sessions:
+            graph = record.graph("fp16", self._bundle.manifest.precision)
+            assert graph is not None  # whoever makes this device has looked
+            path = self._bundle.file(graph)
+            with ranges.refused(path):
+                self._sessions[network] = ranges.open_session(instrument.prepare(path), self._threads)
+
+    def run(self, network: str, inputs: Buffers) -> Buffers:
+        """Runs a network; returns its outputs by name."""
+        if network not in self._sessions:
+            return self._host.run(network, inputs)
+        record = self._bundle.manifest.networks[network]
+        names = [tensor.name for tensor in record.outputs]
+        with ranges.refused(self._bundle.path / record.graphs["native"]):
+            return dict(zip(names, self._sessions[network].run(names, inputs), strict=True))
+
+    def close(self) -> None:
+        """Releases the networks."""
+        self._sessions.clear()
+        self._host.close()
+
+
+def run_chain(
+    bundle: Bundle, device: Device, frames: Sequence[np.ndarray], step: Callable[[], None] = lambda: None
+) -> list[np.ndarray]:
+    """Restores frames with the default options, and closes the device.
+
+    Frames smaller than the networks take are enlarged, as the runtime does; results are not reduced again.
+
+    Args:
+        bundle: whose stages are followed.
+        device: runs the networks.
+        frames: (H,W,3) uint8.
+        step: called after each frame.
+
+    Returns:
+        (4H,4W,3) uint8, for each frame.
+    """
+    try:
+        pipeline = Pipeline(bundle.manifest, device, Options({}), _constants(bundle))
+        results = []
+        for frame in frames:
+            results.append(pipeline.run(_enlarged(frame, bundle.manifest.minimum_side))[0])
+            step()
+        return results
+    finally:
+        device.close()
+
+
+def _enlarged(frame: np.ndarray, least: int) -> np.ndarray:
+    height, width = frame.shape[:2]
+    if min(height, width) >= least:
+        return np.ascontiguousarray(frame)
+    factor = least / min(height, width)
+    return resize_bicubic(frame, max(least, round(height * factor)), max(least, round(width * factor)))
+
+
+def _constants(bundle: Bundle) -> Buffers:
+    constants = {}
+    for name, file in bundle.manifest.inputs.items():
+        if file is not None:
+            try:
+                constants[name] = np.load(bundle.file(file), allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise BundleError(
+                    f"{bundle.path}: {file} cannot be read: {error}. Build the bundle anew."
+                ) from error
+    return constants
+
+
+def stage_networks(bundle: Bundle) -> list[str]:
+    """The networks that `run_chain` runs, in the order of the stages."""
+    manifest = bundle.manifest
+    names = [
+        stage.network if stage.option is None else stage.variants[manifest.option_defaults[stage.option]]
+        for stage in manifest.stages
+    ]
+    return list(dict.fromkeys(names))
