@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines import cli as engine_commands
-from engines import cli_verify
+from engines.accuracy import cli as accuracy_commands
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.memory import peak_bytes
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_bundle(commands)
-    cli_verify.add_commands(commands)
+    accuracy_commands.add_commands(commands)
     engine_commands.add_commands(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
@@ -262,7 +262,7 @@ def _as_json(out: Path, manifest: Manifest, exported: Sequence[Exported]) -> dic
 def _calibrate(options: argparse.Namespace) -> int:
     from export import half
 
-    return cli_verify.calibrate(options, half.write)
+    return accuracy_commands.calibrate(options, half.write)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -271,7 +271,7 @@ def _verify(options: argparse.Namespace) -> int:
 
         return torch_device.open_device(manifest, sd, checkpoint)
 
-    return cli_verify.verify(options, open_torch)
+    return accuracy_commands.verify(options, open_torch)
 
 
 def _demo(options: argparse.Namespace) -> int:

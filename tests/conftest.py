@@ -98,5 +98,8 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast files first, the ones that build bundles after them; GPU tests are skipped where there is no GPU."""
     skip_without_gpu(items)
-    slow = ("test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install")
+    slow = (
+        "test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install", "test_shapes",
+        "test_engine_builds", "test_engine_faults", "test_verify",
+    )  # fmt: skip
     items.sort(key=lambda item: any(name in item.nodeid for name in slow))

@@ -9,11 +9,11 @@ from typing import Literal
 import pytest
 from tiny_bundle import hashes, write_bundle, write_clip
 
+from engines.accuracy.calibrate import Request, calibrate
+from engines.accuracy.recording import read_clip
+from engines.accuracy.verify import verify
 from engines.builder import Order, compile_network
-from engines.calibrate import Request, calibrate
 from engines.library import load
-from engines.recording import read_clip
-from engines.verify import verify
 from export import half
 from runtime import gpu
 from runtime.bundle import Bundle

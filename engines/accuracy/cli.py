@@ -19,9 +19,9 @@ from runtime.bundle import Bundle
 from runtime.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
-    from engines.calibrate import Writer
-    from engines.calibration import Calibrated
-    from engines.verify import OpenTorch
+    from engines.accuracy.calibrate import Writer
+    from engines.accuracy.calibration import Calibrated
+    from engines.accuracy.verify import OpenTorch
 
 _THRESHOLDS = "docs/precision.md says what is compared, and has the thresholds. Exit code 9: one was passed."
 
@@ -92,9 +92,9 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
 
 def calibrate(options: argparse.Namespace, writer: Writer) -> int:
     """Runs `calibrate`; `writer` makes FP16 graphs (`export.half.write`). Returns the exit code."""
-    from engines import calibrate as work
-    from engines.calibration import network_json
-    from engines.recording import read_clip
+    from engines.accuracy import calibrate as work
+    from engines.accuracy.calibration import network_json
+    from engines.accuracy.recording import read_clip
 
     console = Console(stderr=True)
     work.check(options.bundle, options.limit, options.overwrite)
@@ -111,7 +111,7 @@ def calibrate(options: argparse.Namespace, writer: Writer) -> int:
 
 
 def _print_calibrated(console: Console, bundle: Path, done: Sequence[Calibrated], frames: str) -> None:
-    from engines.calibration import FILE
+    from engines.accuracy.calibration import FILE
 
     table = Table(title=escape(str(bundle)), title_justify="left")
     for column in ("network", "nodes FP16", "FP32", "largest tensor", "max|x|", "share", "error"):
@@ -142,9 +142,9 @@ def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     Raises:
         VerificationError: a threshold was passed; tables and files are there all the same.
     """
-    from engines import gate, report
-    from engines import verify as work
-    from engines.recording import read_clip
+    from engines.accuracy import gate, report
+    from engines.accuracy import verify as work
+    from engines.accuracy.recording import read_clip
 
     console = Console(stderr=True)
     if (options.sd is None) != (options.checkpoint is None):

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from engines import gate, gpu_check
-from engines.gpu_check import EngineReport
-from engines.metrics import Difference, difference, psnr
-from engines.ranges import Measured, Range, measure
-from engines.recording import (
+from engines.accuracy import gate, gpu_check
+from engines.accuracy.gpu_check import EngineReport
+from engines.accuracy.metrics import Difference, difference, psnr
+from engines.accuracy.ranges import Measured, Range, measure
+from engines.accuracy.recording import (
     Calls,
     Clip,
     HalfDevice,

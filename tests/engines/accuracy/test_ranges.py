@@ -16,8 +16,8 @@ import onnx_ir as ir
 import pytest
 from tiny_bundle import parse
 
-from engines.metrics import Difference, difference, psnr
-from engines.ranges import Range, above, measure
+from engines.accuracy.metrics import Difference, difference, psnr
+from engines.accuracy.ranges import Range, above, measure
 from export.half import write
 from runtime.errors import DeviceError
 
@@ -160,7 +160,7 @@ _MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from engines.ranges import measure
+from engines.accuracy.ranges import measure
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 path = Path(sys.argv[1])
 measure(path, [{"x": np.ones(8, np.float32)}], 1)

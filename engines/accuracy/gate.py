@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import VerificationError
 
 if TYPE_CHECKING:
-    from engines.verify import Chain, NetworkReport
+    from engines.accuracy.verify import Chain, NetworkReport
 
 # A network's outputs; errors in units of the reference's largest value.
 HALF_ERROR = 2e-2  # FP16 from FP32 or torch, 99.9 % of the numbers

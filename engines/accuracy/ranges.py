@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from engines import instrument
+from engines.accuracy import instrument
 from runtime.errors import DeviceError
 from runtime.host import available_cores, session_options
 from runtime.pipeline import Buffers
@@ -26,7 +26,7 @@ class Range:
     """What was seen of a tensor.
 
     Attributes:
-        tensor, node, op_type, half: see `engines.instrument.Probe`.
+        tensor, node, op_type, half: see `engines.accuracy.instrument.Probe`.
         largest: max|x| over all runs, NaN passed over; inf where one was seen.
         finite: whether there was neither NaN nor Inf.
     """
@@ -63,7 +63,7 @@ def measure(
     threads: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Runs a graph on each of the inputs, FP16 emulated (see `engines.instrument`).
+    """Runs a graph on each of the inputs, FP16 emulated (see `engines.accuracy.instrument`).
 
     Args:
         path: native graph, FP32 or FP16; its inputs and outputs are not FP16.

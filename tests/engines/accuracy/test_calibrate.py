@@ -16,9 +16,9 @@ import pytest
 from tiny_bundle import frames, hashes, read_json, tree, write_bundle, write_clip
 
 import build
-from engines import additions
-from engines.calibrate import MAX_ERROR, Request, calibrate
-from engines.recording import read_clip
+from engines.accuracy import additions
+from engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
+from engines.accuracy.recording import read_clip
 from export import half, network
 from export.precision import Conversion, convert
 from runtime.bundle import Bundle

@@ -18,11 +18,11 @@ from PIL import Image
 from tiny_bundle import hashes, read_json, tree, write_bundle, write_clip
 
 import build
-from engines import gate, gpu_check, report
-from engines.calibrate import Request, calibrate
-from engines.metrics import Difference
-from engines.recording import read_clip
-from engines.verify import NetworkReport, verify
+from engines.accuracy import gate, gpu_check, report
+from engines.accuracy.calibrate import Request, calibrate
+from engines.accuracy.metrics import Difference
+from engines.accuracy.recording import read_clip
+from engines.accuracy.verify import NetworkReport, verify
 from export import half, torch_device
 from runtime.bundle import Bundle
 from runtime.errors import CheckpointError, DeviceError

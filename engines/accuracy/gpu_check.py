@@ -1,6 +1,6 @@
 """Each engine of a bundle that this machine's GPU can run, against ONNX Runtime on the graph it was made from.
 
-An engine runs in a process of its own (`python -m engines.gpu_check`): Polygraphy takes either TensorRT or
+An engine runs in a process of its own (`python -m engines.accuracy.gpu_check`): Polygraphy takes either TensorRT or
 TensorRT-RTX for the whole life of a process, and a library that aborts takes the verification with it otherwise.
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import instrument, library, ranges
+from engines import library
+from engines.accuracy import instrument, ranges
+from engines.accuracy.metrics import Difference, difference
+from engines.accuracy.recording import Call, Calls
 from engines.builder import COMPATIBLE, STRIP
-from engines.metrics import Difference, difference
-from engines.recording import Call, Calls
 from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, EngineError
@@ -122,7 +123,14 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         np.savez(inputs, **_flat(feeds))  # type: ignore[arg-type]
-        command = [sys.executable, "-m", "engines.gpu_check", str(plan.absolute()), str(inputs), str(outputs)]
+        command = [
+            sys.executable,
+            "-m",
+            "engines.accuracy.gpu_check",
+            str(plan.absolute()),
+            str(inputs),
+            str(outputs),
+        ]
         root = str(Path(__file__).parent.parent)
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx")), "PYTHONPATH": paths}
@@ -177,7 +185,7 @@ def _run_here(plan: Path, inputs: Path, outputs: Path) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m engines.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m engines.accuracy.gpu_check", description=__doc__)
     for name in ("plan", "inputs", "outputs"):
         parser.add_argument(name, type=Path)
     options = parser.parse_args()

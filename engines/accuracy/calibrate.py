@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import additions
-from engines.calibration import (
+from engines.accuracy import additions
+from engines.accuracy.calibration import (
     FILE,
     Calibrated,
     Conversion,
@@ -19,9 +19,9 @@ from engines.calibration import (
     with_halves,
     without_halves,
 )
-from engines.metrics import difference
-from engines.ranges import Measured, above, measure
-from engines.recording import Call, Clip, Recorder, run_chain, stage_networks
+from engines.accuracy.metrics import difference
+from engines.accuracy.ranges import Measured, above, measure
+from engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, InputError, VerificationError
 from runtime.host import HostDevice

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engines.metrics import Difference
-from engines.ranges import Range
-from engines.recording import Clip
+from engines.accuracy.metrics import Difference
+from engines.accuracy.ranges import Range
+from engines.accuracy.recording import Clip
 from runtime.manifest import Calibration, Manifest
 
 FILE = "onnx/calibration.json"

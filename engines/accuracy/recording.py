@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import instrument, ranges
+from engines.accuracy import instrument, ranges
 from runtime import media
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, InputError
@@ -110,7 +110,7 @@ class Recorder:
 
 
 class HalfDevice:
-    """Runs a bundle's FP16 graphs on the CPU, rounding to FP16 where a GPU would (see `engines.instrument`).
+    """Runs a bundle's FP16 graphs on the CPU, rounding to FP16 where a GPU would (see `engines.accuracy.instrument`).
 
     Networks that are FP32 in every bundle run as they do in the runtime.
     """
