@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from engines import additions
 from engines import build_report as reports
-from engines.cache import Cache, Entry, default_folder
+from engines.cache import Cache, Entry
 from engines.jobs import Job, Pool, Result
 from engines.library import Backend
 from engines.plan import FORCED, Item
 from engines.worker import Phase
 from runtime.bundle import Bundle
 from runtime.errors import EngineError, OutputError
-from runtime.manifest import Engine, FileEntry, Manifest
+from runtime.manifest import Engine, Manifest
 
 Origin = Literal["bundle", "cache", "built"]
 
@@ -210,8 +208,6 @@ def add_to_bundle(bundle: Bundle, item: Item, entry: Entry) -> Engine:
     Raises:
         OutputError: the bundle cannot be written.
     """
-    names = {file: f"{item.folder}/{file}" for file in entry.files}
-    report = f"{item.folder}/{item.name}.json"
     engine = Engine(
         network=item.order.network,
         backend=item.parts["backend"],
@@ -223,64 +219,40 @@ def add_to_bundle(bundle: Bundle, item: Item, entry: Entry) -> Engine:
         profiles=item.order.profiles,
         flags=tuple(item.parts["flags"]),
         file=f"{item.folder}/{item.file}",
-        report=report,
+        report=f"{item.folder}/{item.name}.json",
         key=item.key,
+        platform=item.parts.get("platform"),
     )
     try:
-        (bundle.path / item.folder).mkdir(parents=True, exist_ok=True)
-        files = {}
-        for file, name in names.items():
-            _copy(entry.folder / file, bundle.path / name)
-            files[name] = FileEntry((bundle.path / name).stat().st_size, entry.files[file])
-        text = json.dumps(entry.report, indent=1) + "\n"
-        _replace(bundle.path / report, text.encode())
-        files[report] = FileEntry(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
-        update_manifest(bundle.path, lambda manifest: _with_engine(manifest, engine, files))
-    except OSError as error:
-        raise _bundle_error(bundle.path, error) from error
+        with additions.staging(bundle.path, entry.bytes) as folder:
+            (folder / item.folder).mkdir(parents=True)
+            for file in entry.files:
+                shutil.copyfile(entry.folder / file, folder / item.folder / file)
+            text = json.dumps(entry.report, indent=1) + "\n"
+            (folder / engine.report).write_text(text, encoding="utf-8")
+            additions.sync(folder)
+            additions.commit(
+                bundle.path,
+                folder,
+                lambda manifest: _without(manifest, engine),
+                lambda manifest: dataclasses.replace(manifest, engines=(*manifest.engines, engine)),
+            )
+    except OutputError as error:
+        raise OutputError(f"{error} The engine is in the cache.") from error
     return engine
 
 
-def _with_engine(manifest: Manifest, engine: Engine, files: dict[str, FileEntry]) -> Manifest:
-    others = tuple(e for e in manifest.engines if e.file != engine.file)
-    return dataclasses.replace(manifest, engines=(*others, engine), files=manifest.files | files)
-
-
-def update_manifest(bundle: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
-    """Reads, changes and writes a bundle's manifest while no other process does."""
-    folder = default_folder() / "locks"  # not in the bundle, which is copied about
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()}.lock"):
-        manifest = change(Manifest.read(bundle))
-        manifest.write(bundle)
-    return manifest
-
-
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _bundle_error(path: Path, error: OSError) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"the disk is full: the engine was not added to {path}. It is in the cache; free some space."
-        )
-    return OutputError(
-        f"the engine cannot be added to {path}: {error.strerror or error}. It is in the cache."
+def _without(manifest: Manifest, engine: Engine) -> Manifest:
+    """The manifest without an engine of the same file, which another version or other weights made."""
+    old = [e for e in manifest.engines if e.file == engine.file]
+    gone = {
+        name
+        for e in old
+        for name in manifest.files
+        if name in (e.file, e.report) or name.startswith(f"{e.file}.")
+    }
+    return dataclasses.replace(
+        manifest,
+        engines=tuple(e for e in manifest.engines if e not in old),
+        files={name: found for name, found in manifest.files.items() if name not in gone},
     )

@@ -40,6 +40,8 @@ def of_build(item: Item, done: Done) -> dict[str, Any]:
         "shapes": item.shape,
         "backend": item.parts["backend"],
         "version": item.parts["version"],
+        "graph": item.parts["graph"],
+        "graph_weights": item.parts["weights"],
         "layers": sum(facts.layers.values()) or None,
         "layers_by_kind": facts.layers,
         "bytes": facts.bytes,

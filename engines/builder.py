@@ -6,9 +6,9 @@ its peak of memory is worth knowing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,9 +83,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Listener:
-    """Called as a build proceeds; `phase` returns False to stop it."""
+    """Called as a build proceeds: phase, steps of it that are done, and how many there are; and each error."""
 
-    phase: Callable[[str, int, int], bool] = lambda name, done, total: True
+    phase: Callable[[str, int, int], None] = lambda name, done, total: None
     error: Callable[[str], None] = lambda text: None
 
 
@@ -107,7 +107,7 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
     builder = module.Builder(logger)
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
-    listener.phase("parsing the graph", 0, 1)
+    listener.phase("parsing the graph", 0, 0)
     if not parser.parse_from_file(str(order.graph)):
         errors = (parser.get_error(index) for index in range(parser.num_errors))
         said = "; ".join(
@@ -117,12 +117,11 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
             f"{library.title} does not parse {order.network} ({order.graph.name}): {said or log.reasons()}"
         )
     config = _config(library, builder, network, order)
-    monitor = _monitor(module, listener)
-    config.progress_monitor = monitor
+    config.progress_monitor = _monitor(module, listener)
     timings = _load_timings(config, order.timing_cache)
-    written = _write(library, builder, network, config, out, log, order, monitor)
+    written = _write(library, builder, network, config, out, log, order)
     if order.timing_cache is not None and timings is not None:
-        _save_timings(config, order.timing_cache)
+        _save_timings(config, order.timing_cache, log)
     if order.workspace is not None and (log.activations or 0) > order.workspace:
         raise _too_large(order)
     fused, split = log.attentions(order.attentions)
@@ -180,64 +179,44 @@ def _monitor(module: Any, listener: Listener) -> Any:
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
-            self.cancelled = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.totals[phase_name] = num_steps
-            self._tell(phase_name, 0)
+            listener.phase(phase_name, 0, num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
             self.totals.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return self._tell(phase_name, step + 1)
-
-        def _tell(self, name: str, done: int) -> bool:
-            if not self.cancelled:
-                self.cancelled = not listener.phase(name, done, self.totals.get(name, 0))
-            return not self.cancelled
+            listener.phase(phase_name, step + 1, self.totals.get(phase_name, 0))
+            return True  # a build is stopped by ending its process
 
     return Monitor()
 
 
 def _write(
-    library: Library,
-    builder: Any,
-    network: Any,
-    config: Any,
-    out: Path,
-    log: BuildLog,
-    order: Order,
-    monitor: Any,
+    library: Library, builder: Any, network: Any, config: Any, out: Path, log: BuildLog, order: Order
 ) -> int:
     """Builds, and writes the plan as it comes: a plan of 2 GB is not kept in memory besides."""
-    with out.open("wb") as file:
-        stream = _stream(library.module, file)
-        if hasattr(builder, "build_serialized_network_to_stream") and stream is not None:
-            done = builder.build_serialized_network_to_stream(network, config, stream)
-            failure = stream.failure
-        else:
-            plan = builder.build_serialized_network(network, config)
-            done, failure = plan is not None, None
-            if plan is not None:
-                try:
+    try:
+        with out.open("wb") as file:
+            stream = _stream(library.module, file)
+            if hasattr(builder, "build_serialized_network_to_stream") and stream is not None:
+                done = builder.build_serialized_network_to_stream(network, config, stream)
+                if stream.failure is not None:
+                    raise stream.failure
+            else:
+                plan = builder.build_serialized_network(network, config)
+                done = plan is not None
+                if plan is not None:
                     file.write(plan)
-                except OSError as error:
-                    failure = error
-        if failure is not None:
-            raise write_error(order.network, failure)
-        if not done:
-            if monitor.cancelled:
-                raise EngineError(f"the build of {order.network} was stopped.")
-            if order.workspace is not None and log.out_of_memory:
-                raise _too_large(order)
-            raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
-        try:
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise write_error(order.network, error) from error
-        return file.tell()
+            if not done:
+                if order.workspace is not None and log.out_of_memory:
+                    raise _too_large(order)
+                raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
+            return file.tell()
+    except OSError as error:
+        raise write_error(order.network, error) from error
 
 
 def _stream(module: Any, file: io.BufferedWriter) -> Any:
@@ -270,26 +249,36 @@ def write_error(network: str, error: OSError) -> OutputError:
 
 
 def _load_timings(config: Any, path: Path | None) -> Any:
+    """What was measured before. It only saves time: without it, or if it does not fit, all is measured anew."""
     if path is None or not hasattr(config, "create_timing_cache"):
         return None
-    content = path.read_bytes() if path.exists() else b""
+    content = b""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
     timings = config.create_timing_cache(content)
-    config.set_timing_cache(timings, ignore_mismatch=False)
+    if not config.set_timing_cache(timings, ignore_mismatch=False):
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
     return timings
 
 
-def _save_timings(config: Any, path: Path) -> None:
-    """Joins what others have measured meanwhile, under a lock."""
+def _save_timings(config: Any, path: Path, log: BuildLog) -> None:
+    """Joins what others have measured meanwhile, under a lock. A failure costs time later, and no engine now."""
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        ours = config.get_timing_cache()
-        if path.exists():
-            ours.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(ours.serialize())
-        temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            ours = config.get_timing_cache()
+            if ours is None:
+                return
+            if path.exists():
+                ours.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(ours.serialize())
+            temporary.replace(path)
+    except OSError as error:
+        log.warnings.append(f"the timing cache {path} was not written: {error}")
 
 
 def _too_large(order: Order) -> EngineError:

@@ -5,7 +5,7 @@ CACHE/
   engines/ab/abcdef…/NAME        the engine, under the name that it has in bundles
                      entry.json  what made it (the parts of the key), its size and hash, the build's report
   locks/abcdef….lock             held while that engine is built
-  timing/…                       what TensorRT measured on this GPU
+  timing/…                       what TensorRT measured, a file for each card and driver
   tmp/                           builds under way
 ```
 
@@ -30,6 +30,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from engines.additions import sync
 from engines.builder import write_error
 from runtime.errors import EngineError, OutputError
 
@@ -177,6 +178,7 @@ class Cache:
         target = self._folder(key)
         try:
             (folder / ENTRY).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            sync(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():  # --force, or one that is damaged
                 shutil.rmtree(target)

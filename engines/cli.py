@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,7 +98,7 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
     )
     add("--vae-tile", type=int, metavar="N", help="the same limit for the VAE (default: 136)")
     add("--batch", type=int, default=1, metavar="N", help="most tiles in one call (default: 1)")
-    add("--dynamic", action="store_true", help="one engine a network for every size up to the largest --size")
+    add("--dynamic", action="store_true", help="one engine a network for all the sizes given")
     add("--precision", choices=("fp16", "fp32"), help="of the graphs to compile (default: fp16)")
     add(
         "--network",
@@ -120,7 +122,14 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
     add("--jobs", type=int, metavar="N", help="builds at once (default: as many as cores and memory allow)")
     add("--force", action="store_true", help="build even what is there")
     add("--dry-run", action="store_true", help="say what would be built and why; build nothing")
-    _add_cache_options(command)
+    _add_cache_dir(command)
+    add(
+        "--cache-limit",
+        type=float,
+        default=50.0,
+        metavar="GB",
+        help="the least recently used engines go above it (default: 50)",
+    )
     add("--json", action="store_true", help="print the engines with their reports as JSON")
 
 
@@ -140,19 +149,12 @@ def _add_cache(commands: argparse._SubParsersAction) -> None:
     explain.add_argument("key", metavar="KEY", help="the beginning of its key, as `list` shows it")
     explain.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
     for action in (listing, prune, explain):
-        _add_cache_options(action)
+        _add_cache_dir(action)
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_cache_options(command: argparse.ArgumentParser) -> None:
+def _add_cache_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: the platform's cache folder")
-    command.add_argument(
-        "--cache-limit",
-        type=float,
-        default=50.0,
-        metavar="GB",
-        help="the least recently used go above it (default: 50)",
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -174,6 +176,7 @@ def _engines(options: argparse.Namespace) -> int:
     from engines.library import load
     from engines.targets import parse
     from runtime.bundle import Bundle
+    from runtime.host import available_cores
 
     _check_numbers(options)
     console = Console(stderr=True)
@@ -211,7 +214,7 @@ def _engines(options: argparse.Namespace) -> int:
         if options.json:
             _print_json([plan.as_json(item) for item in items])
         return 0
-    jobs, memory = options.jobs or (os.cpu_count() or 1), _memory()
+    jobs, memory = options.jobs or available_cores(), _memory()
     with Builds(console, items, cache, jobs, memory) as builds:
         built = build_engines(bundle, items, backend, cache, jobs, memory, builds.progress)
     print_engines(console, options.bundle, built, builds.seconds)
@@ -226,10 +229,14 @@ def _engines(options: argparse.Namespace) -> int:
 def _check_numbers(options: argparse.Namespace) -> None:
     for name in ("tile", "vae_tile", "batch", "jobs", "workspace"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; expected more than 0.")
-    if options.cache_limit < 0:
-        raise InputError(f"--cache-limit is {options.cache_limit}; expected 0 or more.")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+
+
+def _bytes(option: str, gigabytes: float) -> int:
+    if not 0 <= gigabytes < math.inf:
+        raise InputError(f"{option} is {gigabytes}; expected a number of GB, 0 or more.")
+    return int(gigabytes * 1e9)
 
 
 def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
@@ -255,22 +262,27 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
 
 
 def _memory() -> int:
-    """Bytes that builds may take: nine tenths of what is free now."""
-    try:
+    """Bytes that builds may take: nine tenths of what is free now, on Linux; elsewhere half of what there is."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 * 9 // 10
-    except OSError:
-        pass
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 8_000_000_000
+                found.append(int(line.split()[1]) * 1024 * 9 // 10)
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" for none
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        found.append(
+            (limit - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))) * 9 // 10
+        )
+    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min(found, default=8_000_000_000)
 
 
 def _open_cache(options: argparse.Namespace) -> Any:
-    from engines.cache import Cache
+    from engines.cache import DEFAULT_LIMIT, Cache
 
-    return Cache(options.cache_dir, int(options.cache_limit * 1e9))
+    limit = getattr(options, "cache_limit", None)  # only where engines are added
+    return Cache(options.cache_dir, DEFAULT_LIMIT if limit is None else _bytes("--cache-limit", limit))
 
 
 def _cache(options: argparse.Namespace) -> int:
@@ -287,9 +299,7 @@ def _cache(options: argparse.Namespace) -> int:
             lambda: print_entries(console, cache, entries),
         )
     elif options.action == "prune":
-        if options.limit < 0:
-            raise InputError(f"--limit is {options.limit}; expected 0 or more.")
-        gone = cache.prune(int(options.limit * 1e9))
+        gone = cache.prune(_bytes("--limit", options.limit))
         freed = sum(entry.bytes for entry in gone)
         text = f"removed {len(gone)} engines, {freed / 1e9:.2f} GB, from {cache.folder}"
         _show(

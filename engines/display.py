@@ -180,7 +180,7 @@ def _figures(report: dict[str, Any]) -> list[str]:
         mega(report["activations"]),
         attentions,
         f"{report['seconds']:.1f}",
-        f"{peak / 1e9:.1f}" if peak else "-",
+        f"{peak / 1e9:.1f}/{report['estimated_memory'] / 1e9:.1f}" if peak else "-",
     ]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +23,10 @@ from kernels import DOMAIN, OPERATORS
 from kernels.gpu.build import compile_kernel
 from kernels.gpu.build import is_available as can_compile_kernels
 from kernels.gpu.targets import TARGETS as KERNEL_TARGETS
+from kernels.onnx_function import DType
+from runtime import gpu
 from runtime.bundle import Bundle
+from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
 from runtime.manifest import Profile, is_inside
 
@@ -108,7 +114,7 @@ class Graph:
         data_sha256: file of weights -> hash.
         bytes: of all these.
         attentions: names of its Attention nodes.
-        has_operator: whether it calls GatedTopKAttention.
+        operators: its calls of GatedTopKAttention: type of the latents, and whether only the k best count.
     """
 
     path: Path
@@ -116,7 +122,7 @@ class Graph:
     data_sha256: dict[str, str]
     bytes: int
     attentions: tuple[str, ...]
-    has_operator: bool
+    operators: tuple[tuple[DType, bool], ...]
 
 
 def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> list[Item]:
@@ -186,7 +192,7 @@ def inspect(bundle: Bundle, file: str) -> Graph:
     Raises:
         BundleError: they are not, or the weights lie elsewhere.
     """
-    path = bundle.file(file)
+    path, digest = bundle.file(file), _same(bundle, file)  # before anything reads what may be damaged
     model = onnx.load(path, load_external_data=False)
     folder = Path(file).parent
     data: dict[str, str] = {}
@@ -198,19 +204,27 @@ def inspect(bundle: Bundle, file: str) -> Graph:
             )
         data[location] = _same(bundle, beside)
     size = sum(bundle.manifest.files[name].bytes for name in (file, *((folder / d).as_posix() for d in data)))
-    operators = {(DOMAIN, operator) for operator in OPERATORS.values()}
+    types = {operator: dtype for dtype, operator in OPERATORS.items()}
+    calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in types]
     return Graph(
         path=path,
-        sha256=_same(bundle, file),
+        sha256=digest,
         data_sha256=data,
         bytes=size,
         attentions=tuple(n.name for n in model.graph.node if n.op_type == "Attention" and not n.domain),
-        has_operator=any((node.domain, node.op_type) in operators for node in model.graph.node),
+        operators=tuple((types[node.op_type], _k(node) > 0) for node in calls),
     )
 
 
+def _k(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "k"), 0)
+
+
 def _external(model: onnx.ModelProto) -> Iterator[str]:
-    for tensor in model.graph.initializer:
+    """Files that any tensor of the model lies in: an initializer, or an attribute of a node, in functions too."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    constants = (attribute.t for node in nodes for attribute in node.attribute if attribute.HasField("t"))
+    for tensor in itertools.chain(model.graph.initializer, constants):
         if onnx.external_data_helper.uses_external_data(tensor):
             yield from (entry.value for entry in tensor.external_data if entry.key == "location")
 
@@ -239,13 +253,17 @@ def _item(
     profile: dict[str, Profile],
 ) -> Item:
     shape = shapes.describe(ranges)
-    plugin = _plugin(library, target) if graph.has_operator else None
+    plugin = _plugin(library, target) if graph.operators else None
+    # a network that is FP32 in every bundle is one engine, whatever was asked for
+    precision: Precision = (
+        "fp32" if bundle.manifest.networks[name].always_fp32 is not None else request.precision
+    )
     parts = {
         "schema_version": SCHEMA_VERSION,
         "network": name,
         "graph": graph.sha256,
         "weights": graph.data_sha256,
-        "precision": request.precision,
+        "precision": precision,
         "shapes": {tensor: [list(p.min), list(p.opt), list(p.max)] for tensor, p in sorted(profile.items())},
         "backend": library.backend,
         "version": library.version,
@@ -255,10 +273,11 @@ def _item(
         "driver": target.driver,
         "flags": sorted(request.flags),
         "workspace": request.workspace,
-        "plugin": None if plugin is None else hashlib.sha256(compile_kernel(plugin).ptx.encode()).hexdigest(),
+        "plugin": None if plugin is None else _kernels(plugin, graph.operators),
+        "platform": this_platform() if library.needs_gpu else None,
     }
     folder = f"engines/{library.backend}-{target.name}"
-    stem = ".".join([name, request.precision, shape, *sorted(request.flags)])
+    stem = ".".join([name, precision, shape, *sorted(request.flags)])
     order = Order(
         network=name,
         graph=graph.path,
@@ -268,9 +287,7 @@ def _item(
         flags=request.flags,
         workspace=request.workspace,
         plugin=plugin,
-        timing_cache=cache.timing_file(f"{library.backend}-{library.version}-{target.name}")
-        if library.needs_gpu
-        else None,
+        timing_cache=_timing_file(library, target, cache),
         attentions=graph.attentions,
     )
     file = f"{stem}.engine"
@@ -278,7 +295,7 @@ def _item(
     return Item(
         order=order,
         target=target,
-        precision=request.precision,
+        precision=precision,
         shape=shape,
         parts=parts,
         key=key_of(parts),
@@ -290,6 +307,22 @@ def _item(
         state=state,
         why=why,
     )
+
+
+def _timing_file(library: Library, target: Target, cache: Cache) -> Path | None:
+    """What was measured on one card says nothing about another."""
+    here = gpu.detect()
+    if not library.needs_gpu or here is None:
+        return None
+    card = re.sub(r"\W+", "_", f"{here.name}-{here.capability}-{here.driver}")
+    return cache.timing_file(f"{library.backend}-{library.version}-{card}")
+
+
+@functools.cache
+def _kernels(target: str, operators: tuple[tuple[DType, bool], ...]) -> list[str]:
+    """Hashes of the PTX that the engine will carry."""
+    texts = (compile_kernel(target, dtype, top_k).ptx for dtype, top_k in operators)
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
 def _plugin(library: Library, target: Target) -> str | None:

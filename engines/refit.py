@@ -5,35 +5,51 @@ A fleet of GPUs then shares one file of weights: each card's stripped plans are 
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from engines import build_report
 from engines.build_log import BuildLog, make_logger
 from engines.library import Library
+from engines.plan import inspect
+from runtime.bundle import Bundle
 from runtime.errors import EngineError
+from runtime.manifest import Engine
 
 
-def refit(library: Library, plan: bytes, graph: Path) -> bytes:
+def refit(library: Library, bundle: Bundle, engine: Engine) -> bytes:
     """The whole plan. Needs a GPU that the plan is for.
 
     Args:
         library: that built the plan.
-        plan: a stripped one, from `build.py engines --strip`.
-        graph: the bundle's ONNX file; its weights lie beside it.
+        bundle: that holds the plan and the ONNX file.
+        engine: a stripped one, from `build.py engines --strip`.
 
     Raises:
-        EngineError: the plan does not run here, or the file's weights are not those it was built from.
+        EngineError: the plan does not run here, or the bundle's weights are not those it was built from, which
+            TensorRT itself would not notice.
     """
+    network = bundle.manifest.networks[engine.network]
+    file = network.graph(engine.precision, bundle.manifest.precision)
+    if file is None:
+        raise EngineError(
+            f"{bundle.path} has no {engine.precision} graph of {engine.network} to take weights from."
+        )
+    graph, report = inspect(bundle, file), build_report.read(bundle.file(engine.report))
+    if (graph.sha256, graph.data_sha256) != (report.get("graph"), report.get("graph_weights")):
+        raise EngineError(
+            f"{engine.file} was built from another {file}; its weights do not fit. Build it anew: python build.py "
+            f"engines {bundle.path} --backend tensorrt --strip"
+        )
     module, log = library.module, BuildLog()
     logger = make_logger(module, log)
-    engine = module.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise EngineError(
-            f"{library.title} {library.version} does not load the stripped plan: {log.reasons()}."
-        )
-    refitter = module.Refitter(engine, logger)
+    loaded = module.Runtime(logger).deserialize_cuda_engine(bundle.file(engine.file).read_bytes())
+    if loaded is None:
+        raise EngineError(f"{library.title} {library.version} does not load {engine.file}: {log.reasons()}.")
+    refitter = module.Refitter(loaded, logger)
     parser = module.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-        raise EngineError(f"the weights of {graph.name} do not fit the stripped plan: {log.reasons()}.")
-    config = engine.create_serialization_config()
+    if not parser.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
+        raise EngineError(f"{engine.file} cannot be refitted from {file}: {log.reasons()}.")
+    config = loaded.create_serialization_config()
     config.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)
-    return bytes(engine.serialize_with_config(config))
+    whole = loaded.serialize_with_config(config)
+    if whole is None:
+        raise EngineError(f"{engine.file} cannot be written with its weights: {log.reasons()}.")
+    return bytes(whole)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from runtime import tiling
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
+from runtime.pipeline import tile_range
 
 Range = tuple[int, int, int]
 """Least, best and largest value of a symbolic size."""
@@ -21,7 +22,6 @@ Range = tuple[int, int, int]
 # The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
 # 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
 VAE_TILE = 136
-LARGEST = (3840, 2160)  # of a dynamic engine, where no --size says otherwise
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Size:
         return f"{self.width}x{self.height}"
 
 
+# What a dynamic engine is for, where no --size says otherwise.
+USUAL = (Size(512, 512), Size(1280, 720), Size(1920, 1080), Size(3840, 2160))
+
+
 @dataclass(frozen=True)
 class Layout:
     """How pictures are cut, and how many tiles go through at once.
@@ -43,7 +47,7 @@ class Layout:
         tile: side of a tile in latents for flow, retrieval and UNet.
         vae_tile: the same limit for the VAE.
         batch: largest number of tiles in one call.
-        dynamic: one engine a network for all sizes, instead of one for each.
+        dynamic: one engine a network for all the sizes given, instead of one for each.
     """
 
     tile: int = 96
@@ -131,8 +135,7 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
     if stage.tiling is not None:
         latent = stage.tiling == "latent"
         tile = layout.tile if latent else layout.vae_tile
-        bounds = manifest.networks[stage.network].bounds
-        longest = min(bounds[side].max for side in ("h", "w"))
+        longest = tile_range(manifest, stage.tiling)[1]
         piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=latent, longest=longest)[0]
         whole |= {"h": piece.height, "w": piece.width}
         if latent and layout.batch > 1:
@@ -144,7 +147,7 @@ def _joined(
     manifest: Manifest, stage: Stage, network: Network, ranges: Sequence[dict[str, Range]], layout: Layout
 ) -> dict[str, Range]:
     """From the bounds' least to the largest of the sizes, at its best at the first of them."""
-    largest = [_ranges(manifest, stage, Size(*LARGEST), layout)] if not ranges else list(ranges)
+    largest = list(ranges) or [_ranges(manifest, stage, size, layout) for size in USUAL]
     tile = {None: None, "latent": layout.tile, "vae": layout.vae_tile}[stage.tiling]
     joined = {"n": largest[0]["n"]}
     for name in ("lr_h", "lr_w", "h", "w"):

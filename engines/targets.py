@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engines.library import Library
 from runtime import gpu
+from runtime.engine_check import OLDEST_PORTABLE, capability_number
 from runtime.errors import EngineError, InputError
 
 PORTABLE = "portable"
@@ -25,7 +26,7 @@ class Target:
         name: folder and column: `sm_89`, `portable`, or the GPU's capability for `this-gpu`.
         capabilities: compute capabilities whose GPUs run it, e.g. ("sm_80", "sm_86").
         device: name of the only GPU that runs it, None for all of the capabilities'.
-        driver: version of its driver, where the engine is tuned on it.
+        driver: newest CUDA version that its driver serves, where the engine is tuned on it.
     """
 
     name: str
@@ -73,9 +74,14 @@ def _parse(name: str, library: Library) -> Target:
 
 
 def _portable(library: Library) -> Target:
-    if not library.targets:  # TensorRT: tuned on this GPU, for its generation and later ones
+    if not library.targets:  # TensorRT: tuned on this GPU, for Ampere and newer ones
         here = _this_gpu(library)
-        return Target(PORTABLE, here.capabilities, None, here.driver)
+        if capability_number(here.name) < OLDEST_PORTABLE:
+            raise EngineError(
+                f"the GPU in this machine is {here.device} ({here.name}), and portable engines of {library.title} are "
+                f"for sm_{OLDEST_PORTABLE} and newer; build for it alone: --target {THIS_GPU}."
+            )
+        return Target(PORTABLE, (f"sm_{OLDEST_PORTABLE}",), None, here.driver)
     return Target(PORTABLE, tuple(name for name in library.targets if name not in _NOT_PORTABLE))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from engines import library
 from engines.builder import Facts, Listener, Order, compile_network
 from engines.onnxruntime_builds import optimise
-from runtime.errors import VsrError
+from runtime.errors import EngineError, VsrError
 from runtime.memory import peak_bytes
 
 _PERIOD = 0.1  # seconds between two reports of progress
@@ -55,26 +57,34 @@ Message = Phase | Complaint | Failed | Done
 def main(backend: library.Backend, order: Order, out: Path, pipe: Connection) -> None:
     """Entry of the process: compiles `order` into `out`; everything that happens goes into the pipe."""
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's business
     said, told = "", 0.0
+    sending = threading.Lock()  # compilers call back from threads of their own
 
-    def phase(name: str, done: int, total: int) -> bool:
+    def send(message: Message) -> None:
+        with sending:
+            pipe.send(message)
+
+    def phase(name: str, done: int, total: int) -> None:
         nonlocal said, told
         now = time.monotonic()
         if name != said or now - told >= _PERIOD:
             said, told = name, now
-            pipe.send(Phase(name, done, total))
-        return True
+            send(Phase(name, done, total))
 
     try:
         if backend == "onnxruntime":
-            phase("optimising the graph", 0, 1)
+            phase("optimising the graph", 0, 0)
             facts = optimise(order, out)
         else:
-            listener = Listener(phase, lambda text: pipe.send(Complaint(text)))
+            listener = Listener(phase, lambda text: send(Complaint(text)))
             facts = compile_network(library.load(backend), order, out, listener)
-        pipe.send(Done(facts, peak_bytes()))
+        send(Done(facts, peak_bytes()))
     except VsrError as error:
-        pipe.send(Failed(error))
+        send(Failed(error))
+    except Exception as error:  # compilers and their bindings raise many kinds
+        send(Failed(EngineError(f"{order.network} cannot be built: {type(error).__name__}: {error}")))
 
 
 def _die_with_parent(pipe: Connection) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import platform
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
-from runtime.gpu import Gpu
+from runtime.gpu import Gpu, why_none
 from runtime.manifest import Engine
 
 _HEADER = struct.Struct("<4s12xQ4B4xI")  # magic, bytes of the plan, version, magic again, capabilities
-_RTX_MAGIC = b"vtrt"
+_MAGIC = {"tensorrt_rtx": b"vtrt", "tensorrt": b"ftrt"}
 # TensorRT-RTX writes the capabilities of a plan as bits. Found by building plans for each and comparing.
 _RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
 TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
+OLDEST_PORTABLE = 80  # TensorRT's portable plans are for Ampere and newer
 _REBUILD = "Build it anew: python build.py engines BUNDLE --force"
 _PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
@@ -56,11 +58,11 @@ def read_header(path: Path, backend: str) -> Header:
     if len(start) < _HEADER.size:
         raise EngineError(f"{path} is no engine: it has only {size} bytes. {_REBUILD}")
     magic, length, *version, bits = _HEADER.unpack(start)
-    named = ".".join(map(str, version))
-    if backend == "tensorrt":  # its header is not published, but for the version
-        return Header(named, None, ())
-    if magic != _RTX_MAGIC:
+    if magic != _MAGIC[backend]:
         raise EngineError(f"{path} is no {TITLES[backend]} engine, or its beginning is damaged. {_REBUILD}")
+    named = ".".join(map(str, version))
+    if backend == "tensorrt":  # of the rest of its header only the version's place is documented
+        return Header(named, None, ())
     if length != size:
         raise EngineError(f"{path} is damaged: it should have {length} bytes, and has {size}. {_REBUILD}")
     return Header(named, length, tuple(name for bit, name in _RTX_BITS.items() if bits & bit))
@@ -93,22 +95,41 @@ def why_not(bundle: Bundle, engine: Engine, gpu: Gpu | None, installed: str | No
     if installed is None:
         extra = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}[engine.backend]
         return f"{title} is not installed; install it with: pip install 'vsr-trt[{extra}]'"
-    if not _same_version(header.version, installed) and "compatible" not in engine.flags:
+    if not _version_fits(header.version, installed, "compatible" in engine.flags):
         return (
             f"it was built by {title} {header.version}, and {installed} is installed; build it anew, or install "
             f"{title} {header.version}"
         )
+    if engine.platform not in (None, this_platform()):
+        return f"it is for {engine.platform}, and this machine is {this_platform()}"
+    if "strip" in engine.flags:
+        return "it has no weights; put them in with engines.refit"
     if gpu is None:
-        return "there is no GPU in this machine"
+        return f"there is no GPU in this machine ({why_none()})"
     targets = header.targets or engine.targets
-    # a portable TensorRT plan also runs on later generations than the one that it names
-    if gpu.capability not in targets and (header.targets or engine.target != "portable"):
+    if engine.backend == "tensorrt" and engine.target == "portable":
+        if capability_number(gpu.capability) < OLDEST_PORTABLE:
+            return f"it is for sm_{OLDEST_PORTABLE} and newer, and the GPU is {gpu}"
+    elif gpu.capability not in targets:
         return f"it is for {', '.join(targets)}, and the GPU is {gpu}"
     if engine.device is not None and engine.device != gpu.name:
         return f"it was tuned on {engine.device}, and the GPU is {gpu}"
     return None
 
 
-def _same_version(one: str, other: str) -> bool:
-    """Headers have four numbers of a byte each; packages may have suffixes."""
-    return one.split(".")[:3] == other.split(".")[:3]
+def this_platform() -> str:
+    """System and architecture, e.g. `linux-x86_64`: plans of TensorRT run on those that built them."""
+    return f"{sys.platform}-{platform.machine()}"
+
+
+def capability_number(name: str) -> int:
+    """sm_89 -> 89."""
+    return int(name.removeprefix("sm_"))
+
+
+def _version_fits(built: str, installed: str, compatible: bool) -> bool:
+    """The same release, or for compatible plans a later one of the same major version or of the next."""
+    one, other = ([int(part) for part in version.split(".")[:3]] for version in (built, installed))
+    if compatible:
+        return other >= one and other[0] - one[0] <= 1
+    return one == other

@@ -127,6 +127,7 @@ class Engine:
         file: the plan, or the optimised graph. Further files of it lie beside.
         report: JSON about the build.
         key: address in the build cache, a hash over all that made it.
+        platform: system and architecture that run it, None for all.
     """
 
     network: str
@@ -141,6 +142,7 @@ class Engine:
     file: str
     report: str
     key: str
+    platform: str | None = None
 
 
 @dataclass(frozen=True)

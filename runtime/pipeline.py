@@ -70,7 +70,7 @@ class Options:
                 raise InputError(f"--{name} is {value!r}; expected one of {', '.join(stages[0].variants)}.")
         unit = manifest.frame_multiple // manifest.latent_scale
         for kind, option, size in (("latent", "--tile", self.tile), ("vae", "--vae-tile", self.vae_tile)):
-            low, high = _tile_range(manifest, kind)
+            low, high = tile_range(manifest, kind)
             if size % unit or not low <= size <= high:
                 raise InputError(f"{option} is {size}; expected a multiple of {unit} from {low} to {high}.")
         if not 0 <= self.overlap <= self.tile // 2:
@@ -79,7 +79,7 @@ class Options:
             raise InputError(f"the VAE's overlap is {self.vae_overlap}; expected 0 to {self.vae_tile // 2}.")
 
 
-def _tile_range(manifest: Manifest, kind: str) -> tuple[int, int]:
+def tile_range(manifest: Manifest, kind: str) -> tuple[int, int]:
     """The sizes that all networks of that tiling accept."""
     bounds = [
         manifest.networks[stage.network].bounds[side]
@@ -165,7 +165,7 @@ class Pipeline:
         vae = stages[0].tiling == "vae"
         options = self._options
         tile, overlap = (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
-        longest = _tile_range(self._manifest, "vae" if vae else "latent")[1]
+        longest = tile_range(self._manifest, "vae" if vae else "latent")[1]
         tiles = tiling.plan(height, width, tile, overlap, square=not vae, longest=longest)
         if len(tiles) == 1:
             for stage in stages:

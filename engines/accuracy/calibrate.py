@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.accuracy import additions
+from engines import additions
 from engines.accuracy.calibration import (
     FILE,
     Calibrated,

@@ -18,14 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import library
 from engines.accuracy import instrument, ranges
 from engines.accuracy.metrics import Difference, difference
 from engines.accuracy.recording import Call, Calls
-from engines.builder import COMPATIBLE, STRIP
-from runtime import gpu
+from runtime import engine_check, gpu
 from runtime.bundle import Bundle
-from runtime.errors import DeviceError, EngineError
+from runtime.errors import DeviceError
 from runtime.manifest import Engine
 from runtime.pipeline import Buffers
 
@@ -63,7 +61,8 @@ def check(bundle: Bundle, calls: Calls) -> tuple[dict[str, tuple[EngineReport, .
     skipped = []
     for engine in engines:
         fitting = [call for call in calls.get(engine.network, []) if takes(engine, call.inputs)]
-        if (reason := why_not(engine, found)) is not None:
+        installed = engine_check.installed_version(engine.backend)
+        if (reason := engine_check.why_not(bundle, engine, found, installed)) is not None:
             skipped.append(f"{engine.file}: {reason}")
         elif not fitting:
             skipped.append(f"{engine.file}: made for other sizes than this clip's")
@@ -72,23 +71,6 @@ def check(bundle: Bundle, calls: Calls) -> tuple[dict[str, tuple[EngineReport, .
     count = sum(map(len, reports.values()))
     said = f"{count} of {len(engines)} run on {found}"
     return {name: tuple(of) for name, of in reports.items()}, "; ".join([said, *skipped])
-
-
-def why_not(engine: Engine, found: gpu.Gpu) -> str | None:
-    """Why this machine does not run an engine, None if it does."""
-    if engine.device is not None and engine.device != found.name:
-        return f"built for {engine.device}"
-    if found.capability not in engine.targets:
-        return f"built for {', '.join(engine.targets)}"
-    if STRIP in engine.flags:
-        return "without its weights; it is refitted where it is used"
-    try:
-        installed = library.load("tensorrt_rtx" if engine.backend == "tensorrt_rtx" else "tensorrt").version
-    except EngineError as error:
-        return str(error)
-    if installed != engine.version and COMPATIBLE not in engine.flags:
-        return f"built with version {engine.version}, installed is {installed}"
-    return None
 
 
 def takes(engine: Engine, inputs: Buffers) -> bool:
@@ -131,7 +113,7 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
             str(inputs),
             str(outputs),
         ]
-        root = str(Path(__file__).parent.parent)
+        root = str(Path(__file__).parents[2])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx")), "PYTHONPATH": paths}
         try:

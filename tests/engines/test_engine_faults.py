@@ -121,8 +121,10 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
         (["--size", "big"], 2, r"--size big: expected WIDTHxHEIGHT"),
         (["--size", "1281x720"], 2, r"multiples of 4"),
         (["--tile", "100", "--size", "1920x1080"], 2, r"steps of 8"),
-        (["--batch", "0"], 2, r"--batch is 0; expected more than 0"),
+        (["--batch", "0"], 2, r"--batch is 0; expected a number above 0"),
         (["--workspace", "-1"], 2, r"--workspace is -1\.0"),
+        (["--workspace", "nan"], 2, r"--workspace is nan"),
+        (["--cache-limit", "inf"], 2, r"--cache-limit is inf"),
         (["--network", "nothing"], 2, r"--network nothing: no stage runs it; expected one of preprocess"),
         (["--strip"], 10, r"--strip needs --backend tensorrt on a machine with a GPU"),
         (["--compatible"], 10, r"--compatible needs --backend tensorrt"),
@@ -308,6 +310,61 @@ def test_the_disk_fills_up_in_the_middle_of_a_plan(golden_bundle_fp16: Path, tmp
     assert Bundle.open(bundle, check=True).manifest.engines == ()
 
 
+def test_an_engine_that_is_replaced_is_never_half_there(
+    golden_bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up, or the process ends, at any moment while an engine of another build takes its place."""
+    bundle, cache = copy_of(golden_bundle_fp16, tmp_path), Cache(tmp_path / "cache")
+    build(bundle, cache, networks=("preprocess",))
+    before = (bundle / "bundle.json").read_bytes()
+    (old,) = Manifest.read(bundle).engines
+    write, calls = Manifest.write, []
+
+    for failing in (0, 1, 2):
+
+        def broken(manifest: Manifest, folder: Path, failing: int = failing) -> None:
+            calls.append(folder)
+            if len(calls) == failing + 1:
+                raise OSError(28, "No space left on device")
+            write(manifest, folder)
+
+        calls.clear()
+        monkeypatch.setattr(Manifest, "write", broken)
+        if failing < 2:
+            with pytest.raises(OutputError, match=r"the disk is full.*The engine is in the cache"):
+                build(bundle, cache, networks=("preprocess",), workspace=4_000_000_000)
+            assert Bundle.open(bundle, check=True).manifest.engines == (old,)
+            assert (bundle / "bundle.json").read_bytes() == before
+        else:
+            build(bundle, cache, networks=("preprocess",), workspace=4_000_000_000)
+            (new,) = Bundle.open(bundle, check=True).manifest.engines
+            assert (new.file, new.key == old.key) == (old.file, False)
+
+
+def test_many_engines_enter_one_bundle_at_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    networks = ("preprocess", "postprocess_none", "postprocess_adain")
+    processes = [
+        subprocess.Popen(
+            command(bundle, "--network", name, "--target", "sm_89", "--size", "512x512", cache=tmp_path / "cache"),
+            stderr=subprocess.PIPE, text=True,
+        )
+        for name in networks
+    ]  # fmt: skip
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert {engine.network for engine in Bundle.open(bundle, check=True).manifest.engines} == set(networks)
+
+
+def test_what_is_damaged_beyond_reading_is_named(golden_bundle_fp16: Path, tmp_path: Path) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    path = bundle / "onnx" / "unet.onnx"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(BundleError, match=r"onnx/unet\.onnx was changed"):
+        build(bundle, Cache(tmp_path / "cache"), networks=("unet",))
+
+
 def test_the_disk_fills_up_while_an_engine_enters_the_bundle(
     golden_bundle_fp16: Path, tmp_path: Path
 ) -> None:
@@ -315,9 +372,7 @@ def test_the_disk_fills_up_while_an_engine_enters_the_bundle(
     with small_disk(tmp_path, str(size + 3_000_000)) as disk:
         bundle = copy_of(golden_bundle_fp16, disk)
         before = (bundle / "bundle.json").read_bytes()
-        with pytest.raises(
-            OutputError, match=r"the disk is full: the engine was not added .*It is in the cache"
-        ):
+        with pytest.raises(OutputError, match=r"the disk is full: .*The engine is in the cache"):
             build(bundle, Cache(tmp_path / "cache"), networks=("unet",))
         assert (bundle / "bundle.json").read_bytes() == before
         Bundle.open(bundle, check=True)

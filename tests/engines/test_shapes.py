@@ -120,6 +120,15 @@ def test_dynamic_engines_reach_from_the_bounds_to_the_largest_size(manifest: Man
     assert profile["frame"].max == (1, 270, 480, 3)
     ((ranges, _),) = shapes.profiles(manifest, "preprocess", [], Layout(dynamic=True))
     assert ranges["lr_w"][2] == 3840 // 4
+    ((ranges, _),) = shapes.profiles(manifest, "vae_decoder", [], Layout(dynamic=True))
+    assert (ranges["h"][2], ranges["w"][2]) == (136, 160)  # 1280x720 goes through in one piece
+
+
+def test_sides_that_one_network_of_a_group_cannot_take_are_cut_for_all(manifest: Manifest) -> None:
+    """spynet takes 256 latents, the UNet 192: the runtime cuts both, and so are engines built."""
+    layout = Layout(tile=136)
+    assert shape_of(manifest, "spynet", "2048x512", layout) == [(1, 3, 64, 64)]
+    assert shape_of(manifest, "unet", "2048x512", layout) == [(1, 4, 64, 64)]
 
 
 @settings(deadline=None, max_examples=200)

@@ -62,7 +62,12 @@ def test_the_gpu_in_the_machine(machine: pytest.MonkeyPatch) -> None:
     expected = Target("sm_89", ("sm_89",), ADA.name, ADA.driver)
     assert targets.parse([], tensorrt()) == [expected]
     assert targets.parse(["sm_89"], tensorrt()) == [expected]
-    assert targets.parse(["portable"], tensorrt()) == [Target("portable", ("sm_89",), None, ADA.driver)]
+    assert targets.parse(["portable"], tensorrt()) == [Target("portable", ("sm_80",), None, ADA.driver)]
+    machine.setattr(gpu, "detect", lambda: Gpu("T4", "sm_75", 1, "13.0"))
+    with pytest.raises(
+        EngineError, match=r"T4 \(sm_75\), and portable engines of TensorRT are for sm_80 and newer"
+    ):
+        targets.parse(["portable"], tensorrt())
 
 
 @pytest.mark.parametrize("name", ["sm_9", "89", "ampere", "sm_89a", "SM89"])

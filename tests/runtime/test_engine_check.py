@@ -18,9 +18,11 @@ ADA = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 VERSION = "1.7.1.116"
 
 
-def plan(version: tuple[int, ...] = (1, 7, 1, 116), bits: int = 8, body: bytes = b"x" * 100) -> bytes:
+def plan(
+    version: tuple[int, ...] = (1, 7, 1, 116), bits: int = 8, body: bytes = b"x" * 100, magic: bytes = b"vtrt"
+) -> bytes:
     """The beginning of a TensorRT-RTX plan, as found in real ones (tests/engines compares them)."""
-    start = struct.pack("<4s12xQ4B4sI", b"vtrt", 36 + len(body), *version, b"vtrt", bits)
+    start = struct.pack("<4s12xQ4B4sI", magic, 36 + len(body), *version, magic, bits)
     assert len(start) == 36
     return start + body
 
@@ -124,21 +126,55 @@ def test_the_plan_is_believed_more_than_the_manifest(tmp_path: Path) -> None:
 
 
 def test_tensorrt_plans_are_tuned_on_one_card(tmp_path: Path) -> None:
-    content = plan(version=(11, 4, 0, 106))
+    content = plan(version=(11, 4, 0, 106), magic=b"ftrt")
     same = {"backend": "tensorrt", "version": "11.4.0.106", "device": ADA.name}
     assert verdict(tmp_path, content, installed="11.4.0.106", **same) is None
     other = verdict(tmp_path, content, installed="11.4.0.106", **(same | {"device": "NVIDIA L4"}))
     assert other == "it was tuned on NVIDIA L4, and the GPU is NVIDIA GeForce RTX 4090 (sm_89)"
-    newer = verdict(tmp_path, content, installed="11.5.0.1", **same)
-    assert newer is not None
-    assert "built by TensorRT 11.4.0.106" in newer
-    assert verdict(tmp_path, content, installed="11.5.0.1", **(same | {"flags": ("compatible",)})) is None
+    garbage = verdict(tmp_path, b"garbage" * 20, installed="11.4.0.106", **same)
+    assert garbage is not None
+    assert "is no TensorRT engine, or its beginning is damaged" in garbage
+
+
+@pytest.mark.parametrize(
+    ("installed", "flags", "runs"),
+    [
+        ("11.4.0.106", (), True),
+        ("11.5.0.1", (), False),
+        ("11.5.0.1", ("compatible",), True),
+        ("12.0.0.1", ("compatible",), True),
+        ("13.0.0.1", ("compatible",), False),
+        ("11.3.9.9", ("compatible",), False),
+        ("10.16.0.1", ("compatible",), False),
+    ],
+)
+def test_compatible_plans_run_on_later_versions_only(
+    tmp_path: Path, installed: str, flags: tuple[str, ...], runs: bool
+) -> None:
+    content = plan(version=(11, 4, 0, 106), magic=b"ftrt")
+    found = verdict(tmp_path, content, installed=installed, backend="tensorrt", flags=flags)
+    assert (found is None) == runs
+    assert found is None or f"built by TensorRT 11.4.0.106, and {installed} is installed" in found
+
+
+def test_plans_of_another_system_and_without_weights_do_not_run(tmp_path: Path) -> None:
+    content = plan(version=(11, 4, 0, 106), magic=b"ftrt")
+    values = {"backend": "tensorrt", "installed": "11.4.0.106"}
+    other = verdict(tmp_path, content, platform="plan9-vax", **values)
+    assert other is not None
+    assert other.startswith("it is for plan9-vax, and this machine is ")
+    assert verdict(tmp_path, content, platform=engine_check.this_platform(), **values) is None
+    stripped = verdict(tmp_path, content, flags=("strip",), **values)
+    assert stripped == "it has no weights; put them in with engines.refit"
 
 
 def test_portable_tensorrt_plans_run_on_later_generations(tmp_path: Path) -> None:
-    content = plan(version=(11, 4, 0, 106))
+    content = plan(version=(11, 4, 0, 106), magic=b"ftrt")
     values = {"backend": "tensorrt", "version": "11.4.0.106", "target": "portable", "targets": ("sm_80",)}
     assert verdict(tmp_path, content, installed="11.4.0.106", **values) is None
+    turing = Gpu("T4", "sm_75", 1, "13.0")
+    found = verdict(tmp_path, content, turing, installed="11.4.0.106", **values)
+    assert found == "it is for sm_80 and newer, and the GPU is T4 (sm_75)"
 
 
 def test_doctor_lists_every_engine_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +182,9 @@ def test_doctor_lists_every_engine_with_its_reason(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(gpu, "detect", lambda: None)
     monkeypatch.setattr(engine_check, "installed_version", lambda backend: VERSION)
     (one,) = doctor.judge_engines(found)
-    assert (one.file, one.why_not) == (engine.file, "there is no GPU in this machine")
+    assert one.file == engine.file
+    assert one.why_not is not None
+    assert one.why_not.startswith("there is no GPU in this machine")
     monkeypatch.setattr(gpu, "detect", lambda: ADA)
     (one,) = doctor.judge_engines(found)
     assert one.why_not is None

@@ -76,6 +76,7 @@ def small() -> dict[str, Any]:
                 "file": "onnx/net.onnx",
                 "report": "prompt.npy",
                 "key": "00",
+                "platform": None,
             }
         ],
         "calibration": {"clip": source, "frames": 1, "limit": 0.25, "file": "prompt.npy"},

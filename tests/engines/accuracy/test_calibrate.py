@@ -16,7 +16,7 @@ import pytest
 from tiny_bundle import frames, hashes, read_json, tree, write_bundle, write_clip
 
 import build
-from engines.accuracy import additions
+from engines import additions
 from engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
 from engines.accuracy.recording import read_clip
 from export import half, network

@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 from runtime.errors import OutputError
 from runtime.manifest import FileEntry, Manifest
@@ -59,7 +62,8 @@ def commit(
     """Moves the files of `folder` to the same places in the bundle, and changes the manifest.
 
     The manifest is valid at every moment: before a file is replaced, one that does not name it is written. So a
-    process that is killed on the way leaves a bundle without the additions; any error puts everything back.
+    process that is killed on the way leaves a bundle without the additions; any error puts everything back. Other
+    processes that add to the bundle wait meanwhile.
 
     Args:
         bundle: the directory.
@@ -70,6 +74,23 @@ def commit(
     Returns:
         The new manifest.
     """
+    with lock(bundle):
+        return _commit(bundle, folder, forget, change)
+
+
+def lock(bundle: Path) -> FileLock:
+    """Held while a bundle is changed. It lies in the system's temporary folder: every user of the machine finds it
+    there, and a bundle that is copied carries no lock."""
+    name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
+    return FileLock(Path(tempfile.gettempdir()) / f"vsr-trt-{name}.lock", mode=0o666)
+
+
+def _commit(
+    bundle: Path,
+    folder: Path,
+    forget: Callable[[Manifest], Manifest],
+    change: Callable[[Manifest], Manifest],
+) -> Manifest:
     before = Manifest.read(bundle)
     forgotten = forget(before)
     new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -98,6 +119,14 @@ def commit(
             before.write(bundle)
         raise
     return after
+
+
+def sync(folder: Path) -> None:
+    """Makes the disk hold every file of a folder before any of them is renamed into place."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:  # Windows syncs only what can be written
+                os.fsync(file.fileno())
 
 
 def _with_files(manifest: Manifest, entries: dict[str, FileEntry]) -> Manifest:
