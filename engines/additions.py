@@ -94,7 +94,7 @@ def _commit(
     before = Manifest.read(bundle)
     forgotten = forget(before)
     new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    entries = {name: FileEntry(path.stat().st_size, _sha256(path)) for name, path in new.items()}
+    entries = {name: FileEntry.of(path) for name, path in new.items()}
     after = change(_with_files(forgotten, entries))
     dropped = [name for name in before.files if name not in after.files]
     aside = folder / ".old"
@@ -131,8 +131,3 @@ def sync(folder: Path) -> None:
 
 def _with_files(manifest: Manifest, entries: dict[str, FileEntry]) -> Manifest:
     return dataclasses.replace(manifest, files=dict(sorted({**manifest.files, **entries}.items())))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

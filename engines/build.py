@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -23,7 +22,7 @@ from engines.plan import FORCED, Item
 from engines.worker import Phase
 from runtime.bundle import Bundle
 from runtime.errors import EngineError, OutputError
-from runtime.manifest import Engine, Manifest
+from runtime.manifest import Engine, Manifest, sha256
 
 Origin = Literal["bundle", "cache", "built"]
 
@@ -184,11 +183,10 @@ class _Run:
         if entry is None:
             return None
         for name, expected in entry.files.items():
-            with (entry.folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    self._progress.note(f"the cached engine {item.name} was damaged; it is built anew")
-                    self._cache.remove(entry)
-                    return None
+            if sha256(entry.folder / name) != expected:
+                self._progress.note(f"the cached engine {item.name} was damaged; it is built anew")
+                self._cache.remove(entry)
+                return None
         return entry
 
 

@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 from engines.additions import sync
 from engines.builder import write_error
 from runtime.errors import EngineError, OutputError
+from runtime.manifest import sha256
 
 SCHEMA_VERSION = 1
 ENTRY = "entry.json"
@@ -170,7 +171,7 @@ class Cache:
             "schema_version": SCHEMA_VERSION,
             "key": key,
             "parts": dict(parts),
-            "files": {name: _sha256(folder / name) for name in names},
+            "files": {name: sha256(folder / name) for name in names},
             "bytes": sizes,
             "report": dict(report),
             "created": time.time(),
@@ -258,8 +259,3 @@ def _read(folder: Path) -> Entry | None:
 def as_json(entry: Entry) -> dict[str, Any]:
     """For `--json`."""
     return dataclasses.asdict(entry) | {"folder": str(entry.folder)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,7 +28,7 @@ from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
-from runtime.manifest import Profile, is_inside
+from runtime.manifest import Profile, is_inside, sha256
 
 Precision = Literal["fp32", "fp16"]
 FORCED = "--force"  # why an engine is built that is there
@@ -231,8 +231,7 @@ def _external(model: onnx.ModelProto) -> Iterator[str]:
 
 def _same(bundle: Bundle, name: str) -> str:
     """The file's SHA-256 as it is now, which must be the manifest's: what is compiled is what was checked."""
-    with bundle.file(name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(bundle.file(name))
     if digest != bundle.manifest.files[name].sha256:
         raise BundleError(
             f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import hashlib
 import importlib.metadata
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from kernels.errors import KernelError
 from kernels.gpu import build as gpu_kernel
 from kernels.gpu.targets import TARGETS
 from runtime.errors import ExportError, OutputError
-from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source
+from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source, sha256
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 _TOOLS = (
@@ -178,7 +177,7 @@ def _manifest(
     folder: Path,
 ) -> Manifest:
     files = {
-        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
+        path.relative_to(folder).as_posix(): FileEntry.of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -223,12 +222,6 @@ def _version(package: str) -> str:
 
 def _source(path: Path, name: str) -> Source:
     return Source(name, path.stat().st_size, sha256(path))
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_output(out: Path, overwrite: bool) -> None:

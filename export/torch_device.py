@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from export import checkpoint as checkpoints
 from export.base_model import BaseModel
 from export.families import dloral
 from runtime.errors import BundleError, CheckpointError
-from runtime.manifest import Manifest, Source
+from runtime.manifest import Manifest, Source, sha256
 
 
 class TorchDevice:
@@ -82,8 +81,7 @@ def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchDevice:
 
 def _refuse_others(path: Path, source: Source) -> None:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}); expected {source.name}, which the bundle was made from."

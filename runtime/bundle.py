@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import BundleError
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, sha256
 
 _REBUILD = "Copy the bundle again, or build it anew with build.py bundle."
 
@@ -58,8 +57,7 @@ class Bundle:
         for name, entry in self.manifest.files.items():
             progress(name)
             try:
-                with self.file(name).open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = sha256(self.file(name))
             except OSError as error:
                 raise BundleError(f"{self.path}: {name} cannot be read: {error}. {_REBUILD}") from error
             if digest != entry.sha256:

@@ -8,6 +8,7 @@ for hosts in other languages.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import types
@@ -178,6 +179,11 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    @staticmethod
+    def of(path: Path) -> FileEntry:
+        """Of a file as it is now; reads all of it."""
+        return FileEntry(path.stat().st_size, sha256(path))
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -293,6 +299,12 @@ class Manifest:
         except _MisfitError as error:
             raise BundleError(f"{path} is damaged: {error}. Build the bundle anew.") from error
         return manifest
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dimension(size: int | str) -> tuple[int, str | None]:

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from building import MEMORY, build, command, copy_of, rtx, run, small_graph
 
-from engines import cache as caches
 from engines.build import Progress
 from engines.builder import Order
 from engines.cache import Cache
@@ -25,7 +24,7 @@ from engines.jobs import Job, Pool, Result
 from engines.worker import Phase
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, EngineError, OutputError
-from runtime.manifest import Manifest, Profile
+from runtime.manifest import Manifest, Profile, sha256
 
 pytestmark = rtx
 SHAPE = Profile((4, 4), (4, 4), (4, 4))
@@ -214,7 +213,7 @@ def whole(cache: Path) -> None:
     """Every engine in the cache is complete, and nothing is under way."""
     for entry in Cache(cache).entries():
         for name, expected in entry.files.items():
-            assert caches._sha256(entry.folder / name) == expected
+            assert sha256(entry.folder / name) == expected
     assert {path.name for path in (cache / "engines").glob("*/*/*") if path.suffix == ".tmp"} == set()
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import minimal_manifest
 
 from engines import shapes
 from engines.shapes import Layout, Size
 from export.families import dloral
 from runtime import tiling
 from runtime.errors import InputError
-from runtime.manifest import Bound, FileEntry, Manifest, Network, Prompt, Provenance, Source, Tensor
+from runtime.manifest import Bound, Manifest, Network, Tensor
 
 
 def network(inputs: dict[str, tuple[int | str, ...]], bounds: dict[str, Bound]) -> Network:
@@ -46,25 +47,7 @@ def manifest() -> Manifest:
     for variant in ("adain", "wavelet", "none"):
         inputs = {"image": ("n", 3, "8*h", "8*w"), "reference": ("n", 3, "4*lr_h", "4*lr_w")}
         networks[f"postprocess_{variant}"] = network(inputs, {**picture, **frame})
-    source = Source("x", 1, "0")
-    return Manifest(
-        family="dloral",
-        scale=4,
-        window=2,
-        precision="fp16",
-        frame_multiple=64,
-        minimum_side=128,
-        latent_scale=8,
-        top_k=None,
-        networks=networks,
-        stages=dloral.STAGES,
-        inputs={"frame": None},
-        output="result",
-        option_defaults={"color": "adain"},
-        prompt=Prompt("", "p"),
-        files={"p": FileEntry(1, "0")},
-        provenance=Provenance(source, "x", (source,), "both", {}, "0", {}, "now"),
-    )
+    return minimal_manifest(networks=networks, stages=dloral.STAGES, option_defaults={"color": "adain"})
 
 
 def shape_of(manifest: Manifest, name: str, size: str, layout: Layout | None = None) -> list[tuple[int, ...]]:

@@ -7,12 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from manifests import minimal_manifest
 
 from runtime import doctor, engine_check, gpu
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
 from runtime.gpu import Gpu
-from runtime.manifest import Engine, FileEntry, Manifest, Prompt, Provenance, Source
+from runtime.manifest import Engine, FileEntry
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 VERSION = "1.7.1.116"
@@ -46,26 +47,7 @@ def bundle(folder: Path, content: bytes, **changed: object) -> tuple[Bundle, Eng
     path = folder / engine.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    source = Source("x", 1, "0")
-    manifest = Manifest(
-        family="dloral",
-        scale=4,
-        window=2,
-        precision="fp16",
-        frame_multiple=64,
-        minimum_side=128,
-        latent_scale=8,
-        top_k=None,
-        networks={},
-        stages=(),
-        inputs={},
-        output="",
-        option_defaults={},
-        prompt=Prompt("", ""),
-        files={engine.file: FileEntry(len(content), "0")},
-        provenance=Provenance(source, "x", (source,), "both", {}, "0", {}, "now"),
-        engines=(engine,),
-    )
+    manifest = minimal_manifest(files={engine.file: FileEntry(len(content), "0")}, engines=(engine,))
     return Bundle(folder, manifest), engine
 
 
