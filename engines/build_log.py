@@ -76,7 +76,12 @@ class BuildLog:
     @property
     def out_of_memory(self) -> bool:
         """Whether the compiler found the memory pool's limit too small."""
-        return any("OutOfMemory" in text for text in self.errors)
+        return any("OutOfMemory" in text or "allowed workspace size" in text for text in self.errors)
+
+    @property
+    def lacks_fused_attention(self) -> bool:
+        """Whether an attention has no kernel of its own at these shapes, which dynamic ones demand."""
+        return any("not supported by a dedicated kernel" in text for text in self.errors)
 
     def attentions(self, nodes: Iterable[str]) -> tuple[int, dict[str, int]]:
         """How many of these ONNX nodes one kernel computes, and the others with their number of layers.

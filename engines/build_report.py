@@ -12,7 +12,7 @@ from engines.plan import Item
 from engines.worker import Done
 from runtime.bundle import Bundle
 from runtime.errors import InputError
-from runtime.manifest import MANIFEST_NAME, Engine
+from runtime.manifest import Engine
 
 SCHEMA_VERSION = 1
 FIGURES = (
@@ -78,10 +78,9 @@ def read_all(path: Path) -> dict[str, dict[str, Any]]:
     """The reports of a bundle's engines, by identity.
 
     Raises:
-        InputError: no bundle, or one without engines.
+        BundleError: no bundle.
+        InputError: one without engines.
     """
-    if not (path / MANIFEST_NAME).is_file():
-        raise InputError(f"{path} is no bundle; expected two bundles with engines.")
     bundle = Bundle.open(path)
     if not bundle.manifest.engines:
         raise InputError(f"{path} has no engines. Build them with: python build.py engines {path}")

@@ -213,6 +213,11 @@ def _write(
             if not done:
                 if order.workspace is not None and log.out_of_memory:
                     raise _too_large(order)
+                if log.lacks_fused_attention:
+                    raise EngineError(
+                        f"{library.title} has no fused kernel for an attention of {order.network} at dynamic sizes "
+                        "(its heads are too narrow). Build static engines: leave out --dynamic and give every --size."
+                    )
                 raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
             return file.tell()
     except OSError as error:

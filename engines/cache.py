@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from engines.additions import sync
 from engines.builder import write_error
-from runtime.errors import EngineError, OutputError
+from runtime.errors import InputError, OutputError
 from runtime.manifest import sha256
 
 SCHEMA_VERSION = 1
@@ -231,13 +231,13 @@ def lookup(cache: Cache, prefix: str) -> Entry:
     """The engine whose key begins with `prefix`.
 
     Raises:
-        EngineError: none, or several.
+        InputError: none, or several.
     """
     found = [entry for entry in cache.entries() if entry.key.startswith(prefix)]
     if len(found) != 1:
         what = "no engine" if not found else f"{len(found)} engines"
-        raise EngineError(
-            f"{what} in {cache.folder} have a key that begins with {prefix!r}; see: python build.py cache list"
+        raise InputError(
+            f"{what} in {cache.folder} with a key that begins with {prefix!r}; see: python build.py cache list"
         )
     return found[0]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from engines import build_report as reports
@@ -46,10 +47,9 @@ class Builds:
         self._said: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[phase]}"),
-            TimeElapsedColumn(),
-            TextColumn("of about {task.fields[estimate]:.0f} s"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.elapsed:.0f} of about {task.fields[estimate]:.0f} s"),
+            TextColumn("[dim]{task.fields[phase]}"),
             console=console,
             transient=True,
         )
@@ -82,7 +82,9 @@ class Builds:
         steps = f" {phase.done}/{phase.total}" if phase.total else ""
         estimate = self._estimates[item.key]
         if item.key not in self._bars:
-            self._bars[item.key] = self._progress.add_task(label, total=estimate, phase="", estimate=estimate)
+            self._bars[item.key] = self._progress.add_task(
+                f"{item.target.name} {item.order.network}", total=estimate, phase="", estimate=estimate
+            )
             self._said[item.key] = time.monotonic()
             if not self._console.is_terminal:
                 self._console.print(f"  {escape(label)}: begun, about {estimate:.0f} s", highlight=False)
@@ -119,11 +121,25 @@ def estimate_seconds(item: Item, cache: Cache) -> float:
     return _SECONDS + _SECONDS_PER_GB * item.weights / 1e9
 
 
+def _engines(found: Sequence[object]) -> str:
+    return "engine" if len(found) == 1 else "engines"
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Plain, so that a row is one line on a terminal of 80 columns wherever it can be."""
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in left:
+        table.add_column(column, overflow="fold")
+    for column in right:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
 def print_plan(console: Console, items: Sequence[Item]) -> None:
     """The table of `--dry-run`."""
-    table = Table(title="what would be done", title_justify="left")
-    for column in ("target", "network", "shapes", "", "memory", "why"):
-        table.add_column(column, justify="right" if column == "memory" else "left", overflow="fold")
+    table = _table("what would be done", ("target", "network", "shapes", "do", "memory", "why"), ())
     words = {"bundle": "nothing", "cache": "copy", "build": "build"}
     for item in items:
         memory = f"{item.memory / 1e9:.1f} GB" if item.state == "build" else ""
@@ -138,18 +154,18 @@ def print_engines(console: Console, bundle: Path, built: Sequence[Built], second
     for target in dict.fromkeys(one.item.target.name for one in built):
         _print_target(console, bundle, target, [one for one in built if one.item.target.name == target])
     made = sum(one.origin == "built" for one in built)
-    console.print(f"[bold]{len(built)} engines[/], {made} of them built, in {seconds:.1f} s", highlight=False)
+    console.print(
+        f"[bold]{len(built)} {_engines(built)}[/], {made} built, in {seconds:.1f} s", highlight=False
+    )
 
 
 def _print_target(console: Console, bundle: Path, target: str, built: Sequence[Built]) -> None:
-    table = Table(title=f"{bundle}: {target}", title_justify="left", pad_edge=False)
-    for column in ("network", "shapes", "from", "layers", "MB", "act. MB", "fused", "s", "GB"):
-        left = column in ("network", "shapes", "from")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    table = _table(f"{bundle}: {target}", ("network", "shapes"), ("layers", "MB", "act.", "fused", "s", "GB"))
     for one in sorted(built, key=lambda one: one.item.name):
-        item = one.item
-        table.add_row(item.order.network, item.shape, one.origin, *_figures(one.report))
+        table.add_row(one.item.order.network, one.item.shape, *_figures(one.report))
     console.print(table)
+    legend = "act.: MB of activations. fused: attentions that are one kernel. s, GB: of the build."
+    console.print(f"[dim]{legend}", highlight=False)
     weights, scratch = reports.gpu_memory(one.report for one in built)
     if weights:
         console.print(
@@ -180,25 +196,22 @@ def _figures(report: dict[str, Any]) -> list[str]:
         mega(report["activations"]),
         attentions,
         f"{report['seconds']:.1f}",
-        f"{peak / 1e9:.1f}/{report['estimated_memory'] / 1e9:.1f}" if peak else "-",
+        f"{peak / 1e9:.1f}" if peak else "-",
     ]
 
 
 def print_entries(console: Console, cache: Cache, entries: Sequence[Entry]) -> None:
     """The table of `cache list`."""
-    table = Table(title=str(cache.folder), title_justify="left")
-    for column in ("key", "network", "target", "version", "MB", "used"):
-        table.add_column(column, justify="right" if column == "MB" else "left")
+    table = _table(str(cache.folder), ("key", "network", "shapes", "target"), ("MB", "used"))
     for entry in entries:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        parts = entry.parts
+        used = time.strftime("%m-%d %H:%M", time.localtime(entry.used))
+        shapes, parts = str(entry.report.get("shapes", "")), entry.parts
         table.add_row(
-            entry.key[:10], parts["network"], parts["target"], f"{parts['backend']} {parts['version']}",
-            f"{entry.bytes / 1e6:.1f}", used,
-        )  # fmt: skip
+            entry.key[:9], parts["network"], shapes, parts["target"], f"{entry.bytes / 1e6:.1f}", used
+        )
     console.print(table)
     total = sum(entry.bytes for entry in entries)
-    console.print(f"{len(entries)} engines, {total / 1e9:.2f} GB", highlight=False)
+    console.print(f"{len(entries)} {_engines(entries)}, {total / 1e9:.2f} GB", highlight=False)
 
 
 def print_parts(console: Console, entry: Entry) -> None:
@@ -213,11 +226,7 @@ def print_changes(
     console: Console, changes: Sequence[Change], before: Sequence[str], after: Sequence[str]
 ) -> None:
     """The table of `diff`."""
-    table = Table(title="engines that both have", title_justify="left")
-    for column in ("engine", "figure", "A", "B", "change"):
-        table.add_column(
-            column, justify="left" if column in ("engine", "figure") else "right", overflow="fold"
-        )
+    table = _table("engines that both have", ("engine", "figure"), ("A", "B", "change"))
     for change in changes:
         old, new = change.before, change.after
         numbers = isinstance(old, int | float) and isinstance(new, int | float) and old
@@ -226,7 +235,7 @@ def print_changes(
     console.print(table if changes else "no figure differs")
     for title, names in (("only in A", before), ("only in B", after)):
         if names:
-            console.print(f"{title}: {escape(', '.join(names))}", highlight=False, soft_wrap=True)
+            console.print(f"{title}:", *(f"  {escape(name)}" for name in names), sep="\n", highlight=False)
 
 
 def _number(value: float | str | None) -> str:

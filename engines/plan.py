@@ -29,6 +29,7 @@ from runtime.bundle import Bundle
 from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
 from runtime.manifest import Profile, is_inside, sha256
+from runtime.pipeline import Options
 
 Precision = Literal["fp32", "fp16"]
 FORCED = "--force"  # why an engine is built that is there
@@ -134,10 +135,13 @@ def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> li
         BundleError: a graph was changed.
     """
     _check_flags(request, library)
+    layout = request.layout
+    Options({}, layout.tile, 0, layout.vae_tile, 0).check(bundle.manifest)
     items = []
     graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
     for target in request.targets:
         for name, graph in graphs.items():
+            _check_turing(bundle, request, library, target, name)
             for ranges, profile in shapes.profiles(bundle.manifest, name, request.sizes, request.layout):
                 items.append(_item(bundle, request, library, cache, target, name, graph, ranges, profile))
     return items
@@ -153,6 +157,20 @@ def _check_flags(request: Request, library: Library) -> None:
                 if flag == STRIP
                 else "has no plans that run on other versions."
             )
+        )
+
+
+def _check_turing(bundle: Bundle, request: Request, library: Library, target: Target, name: str) -> None:
+    heavy = bundle.manifest.networks[name].always_fp32 is None
+    if (
+        library.backend == "tensorrt_rtx"
+        and "sm_75" in target.capabilities
+        and request.precision == "fp32"
+        and heavy
+    ):
+        raise EngineError(
+            f"{library.title} has no FP32 matrix product for sm_75, which {name} needs; compile FP16 for it, "
+            "--precision fp16, or name other targets."
         )
 
 

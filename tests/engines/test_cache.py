@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engines import cache as caches
 from engines.cache import Cache, differences, key_of
-from runtime.errors import EngineError, OutputError
+from runtime.errors import InputError, OutputError
 
 PARTS: dict[str, Any] = {
     "schema_version": 1,
@@ -200,9 +200,9 @@ def test_the_beginning_of_a_key_names_an_engine(tmp_path: Path) -> None:
     entry = add(cache)
     add(cache, target="sm_86")
     assert caches.lookup(cache, entry.key[:12]).key == entry.key
-    with pytest.raises(EngineError, match=r"no engine in .*begins with 'nothing'.*cache list"):
+    with pytest.raises(InputError, match=r"no engine in .*begins with 'nothing'.*cache list"):
         caches.lookup(cache, "nothing")
-    with pytest.raises(EngineError, match="2 engines"):
+    with pytest.raises(InputError, match="2 engines"):
         caches.lookup(cache, "")
 
 

@@ -143,6 +143,16 @@ def test_an_fp32_bundle_compiles_in_fp32(golden_bundle: Path, cache: Cache, tmp_
         build(bundle, cache, networks=("unet",))
 
 
+def test_fp32_for_turing_is_refused_before_it_is_built(
+    golden_bundle: Path, cache: Cache, tmp_path: Path
+) -> None:
+    bundle = copy_of(golden_bundle, tmp_path)
+    with pytest.raises(
+        EngineError, match=r"no FP32 matrix product for sm_75, which unet needs.*--precision fp16"
+    ):
+        build(bundle, cache, ("sm_75",), networks=("unet",), precision="fp32")
+
+
 def test_an_fp16_bundle_has_no_fp32_to_compile(
     golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
 ) -> None:

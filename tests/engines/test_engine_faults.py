@@ -119,7 +119,8 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
         (["--target", "this-gpu"], 10, r"there is no GPU in this machine"),
         (["--size", "big"], 2, r"--size big: expected WIDTHxHEIGHT"),
         (["--size", "1281x720"], 2, r"multiples of 4"),
-        (["--tile", "100", "--size", "1920x1080"], 2, r"steps of 8"),
+        (["--tile", "100"], 2, r"--tile is 100; expected a multiple of 8"),
+        (["--vae-tile", "101"], 2, r"--vae-tile is 101; expected a multiple of 8"),
         (["--batch", "0"], 2, r"--batch is 0; expected a number above 0"),
         (["--workspace", "-1"], 2, r"--workspace is -1\.0"),
         (["--workspace", "nan"], 2, r"--workspace is nan"),
@@ -128,6 +129,7 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
         (["--strip"], 10, r"--strip needs --backend tensorrt on a machine with a GPU"),
         (["--compatible"], 10, r"--compatible needs --backend tensorrt"),
         (["--precision", "fp32"], 10, r"has FP16 graphs only"),
+        (["--dynamic", "--network", "unet"], 10, r"no fused kernel .* at dynamic sizes.*leave out --dynamic"),
         (["--backend", "tensorrt"], 10, r"TensorRT cannot be loaded.*pip install 'vsr-trt\[gpu\]'"),
     ],
 )
