@@ -15,6 +15,7 @@ from runtime import tiling
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
 from runtime.pipeline import tile_range
+from runtime.resample import enlarged_size
 
 Range = tuple[int, int, int]
 """Least, best and largest value of a symbolic size."""
@@ -117,10 +118,7 @@ def profiles(
 def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
     """The symbolic sizes of a whole frame: of the clip's picture, enlarged where it is too small, and latents."""
     height, width = size.height // manifest.scale, size.width // manifest.scale
-    least = manifest.minimum_side
-    if min(height, width) < least:  # as runtime.restorer enlarges it
-        factor = least / min(height, width)
-        height, width = max(least, round(height * factor)), max(least, round(width * factor))
+    height, width = enlarged_size(height, width, manifest.minimum_side)
     unit = manifest.frame_multiple
 
     def latents(side: int) -> int:

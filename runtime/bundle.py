@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runtime.errors import BundleError
 from runtime.manifest import Manifest, sha256
 
@@ -47,6 +49,21 @@ class Bundle:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{self.path}: {name} leads out of the bundle; it was not opened. {_REBUILD}")
         return path
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Buffers that come from files of the bundle, by name.
+
+        Raises:
+            BundleError: a file that cannot be read.
+        """
+        constants = {}
+        for name, file in self.manifest.inputs.items():
+            if file is not None:
+                try:
+                    constants[name] = np.load(self.file(file), allow_pickle=False)
+                except (ValueError, OSError, EOFError) as error:
+                    raise BundleError(f"{self.path}: {file} cannot be read: {error}. {_REBUILD}") from error
+        return constants
 
     def check_hashes(self, progress: Callable[[str], None] = lambda name: None) -> None:
         """Compares every file with the manifest's SHA-256; `progress` is told each name.

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, DeviceError, InputError
+from runtime.errors import DeviceError, InputError
 from runtime.host import HostDevice
 from runtime.manifest import Manifest, dimension
 from runtime.pipeline import Clock, Device, Options, Pipeline
 from runtime.provider_device import ProviderDevice
 from runtime.providers import PROVIDERS
-from runtime.resample import resize_bicubic
+from runtime.resample import enlarged_size, resize_bicubic
 
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
@@ -80,7 +80,7 @@ class Restorer:
         self._device = _device(self.backend, opened, threads, engine_cache)
         try:
             self._pipeline: Pipeline | None = Pipeline(
-                self.manifest, self._device, options, _constants(opened)
+                self.manifest, self._device, options, opened.constants()
             )
         except BaseException:
             self._device.close()
@@ -191,10 +191,7 @@ class Restorer:
             result, clock = pipeline.run(np.ascontiguousarray(frame))
             return result, clock
         # too small for the networks: enlarge first, reduce the result again
-        factor = least / min(height, width)
-        enlarged = resize_bicubic(
-            frame, max(least, round(height * factor)), max(least, round(width * factor))
-        )
+        enlarged = resize_bicubic(frame, *enlarged_size(height, width, least))
         result, clock = pipeline.run(enlarged)
         scale = self.manifest.scale
         return resize_bicubic(result, height * scale, width * scale), clock
@@ -233,15 +230,3 @@ def _largest_side(manifest: Manifest) -> int:
         if symbol is not None
     ]
     return min(sides)
-
-
-def _constants(bundle: Bundle) -> dict[str, np.ndarray]:
-    """Buffers that come from files of the bundle."""
-    constants = {}
-    for name, file in bundle.manifest.inputs.items():
-        if file is not None:
-            try:
-                constants[name] = np.load(bundle.file(file), allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
-                raise BundleError(f"{bundle.path}: {file} cannot be read: {error}.") from error
-    return constants

@@ -15,11 +15,11 @@ import numpy as np
 from engines.accuracy import instrument, ranges
 from runtime import media
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, InputError
+from runtime.errors import InputError
 from runtime.host import HostDevice
 from runtime.manifest import Source
 from runtime.pipeline import Buffers, Device, Options, Pipeline
-from runtime.resample import resize_bicubic
+from runtime.resample import enlarged_size, resize_bicubic
 
 _BLOCK = 1 << 20
 
@@ -166,7 +166,7 @@ def run_chain(
         (4H,4W,3) uint8, for each frame.
     """
     try:
-        pipeline = Pipeline(bundle.manifest, device, Options({}), _constants(bundle))
+        pipeline = Pipeline(bundle.manifest, device, Options({}), bundle.constants())
         results = []
         for frame in frames:
             results.append(pipeline.run(_enlarged(frame, bundle.manifest.minimum_side))[0])
@@ -180,21 +180,7 @@ def _enlarged(frame: np.ndarray, least: int) -> np.ndarray:
     height, width = frame.shape[:2]
     if min(height, width) >= least:
         return np.ascontiguousarray(frame)
-    factor = least / min(height, width)
-    return resize_bicubic(frame, max(least, round(height * factor)), max(least, round(width * factor)))
-
-
-def _constants(bundle: Bundle) -> Buffers:
-    constants = {}
-    for name, file in bundle.manifest.inputs.items():
-        if file is not None:
-            try:
-                constants[name] = np.load(bundle.file(file), allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
-                raise BundleError(
-                    f"{bundle.path}: {file} cannot be read: {error}. Build the bundle anew."
-                ) from error
-    return constants
+    return resize_bicubic(frame, *enlarged_size(height, width, least))
 
 
 def stage_networks(bundle: Bundle) -> list[str]:
