@@ -21,7 +21,6 @@ from runtime import Restorer
 from runtime.bundle import Bundle
 from runtime.host import HostDevice
 from runtime.pipeline import Options, Pipeline
-from runtime.restorer import _constants
 from runtime.tiling import offsets, window
 
 
@@ -51,7 +50,7 @@ def test_golden_frames(
     bundle = Bundle.open(golden_bundle)
     scaling_factor = BaseModel(GOLDEN / "sd").config("vae")["scaling_factor"]
     device = Recorder(bundle)
-    pipeline = Pipeline(bundle.manifest, device, Options({}), _constants(bundle))
+    pipeline = Pipeline(bundle.manifest, device, Options({}), bundle.constants())
     rows = []
     for index, frame in enumerate(golden_frames):
         result, _ = pipeline.run(frame)
