@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from export.bundle import BundleRequest
     from export.network import Exported
+    from runtime.actions import Networks
     from runtime.manifest import Manifest
-    from runtime.pipeline import Device
 
 _EXAMPLES = """\
 examples:
@@ -125,7 +125,7 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:
     add(
         "--kernels",
         action=argparse.BooleanOptionalAction,
-        help="compile the attention's GPU kernel for every target (default: where Triton is installed)",
+        help="compile the GPU kernels for every target (default: where Triton is installed)",
     )
     add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     add("--json", action="store_true", help="print the table as JSON on standard output")
@@ -266,7 +266,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    def open_torch(manifest: Manifest, sd: Path, checkpoint: Path) -> Device:
+    def open_torch(manifest: Manifest, sd: Path, checkpoint: Path) -> Networks:
         from export import torch_device
 
         return torch_device.open_device(manifest, sd, checkpoint)

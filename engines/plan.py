@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -15,9 +16,10 @@ import onnx
 import onnx.external_data_helper
 
 from engines import shapes
-from engines.builder import COMPATIBLE, STRIP, Order
+from engines.builder import COMPATIBLE, STRIP, WARP, Order
 from engines.cache import SCHEMA_VERSION, Cache, differences, key_of
 from engines.library import Library
+from engines.operator import leave_out
 from engines.targets import PORTABLE, Target
 from kernels import DOMAIN, OPERATORS
 from kernels.gpu.build import compile_kernel
@@ -28,8 +30,8 @@ from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
-from runtime.manifest import Profile, is_inside, sha256
-from runtime.pipeline import Options
+from runtime.manifest import Operator, Profile, is_inside, sha256
+from runtime.options import Options
 
 Precision = Literal["fp32", "fp16"]
 FORCED = "--force"  # why an engine is built that is there
@@ -58,6 +60,7 @@ class Request:
         flags: of `engines.builder.STRIP` and `COMPATIBLE`.
         workspace: largest scratch memory of an engine in bytes, None for no limit.
         force: build even what is there.
+        operator: the bundle's operator is `inside` its network's engine, or left to its `kernel`.
     """
 
     targets: tuple[Target, ...]
@@ -68,6 +71,7 @@ class Request:
     flags: tuple[str, ...] = ()
     workspace: int | None = None
     force: bool = False
+    operator: Literal["inside", "kernel"] = "inside"
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class Graph:
         bytes: of all these.
         attentions: names of its Attention nodes.
         operators: its calls of GatedTopKAttention: type of the latents, and whether only the k best count.
+        inputs: their names.
+        without: the operator that is left out, None where the compiler sees all of the file.
     """
 
     path: Path
@@ -124,6 +130,8 @@ class Graph:
     bytes: int
     attentions: tuple[str, ...]
     operators: tuple[tuple[DType, bool], ...]
+    inputs: tuple[str, ...]
+    without: Operator | None = None
 
 
 def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> list[Item]:
@@ -139,6 +147,8 @@ def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> li
     Options({}, layout.tile, 0, layout.vae_tile, 0).check(bundle.manifest)
     items = []
     graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
+    if request.operator == "kernel":
+        _leave_out_operator(bundle, graphs)
     for target in request.targets:
         for name, graph in graphs.items():
             _check_turing(bundle, request, library, target, name)
@@ -171,6 +181,21 @@ def _check_turing(bundle: Bundle, request: Request, library: Library, target: Ta
         raise EngineError(
             f"{library.title} has no FP32 matrix product for sm_75, which {name} needs; compile FP16 for it, "
             "--precision fp16, or name other targets."
+        )
+
+
+def _leave_out_operator(bundle: Bundle, graphs: dict[str, Graph]) -> None:
+    operator = bundle.manifest.operator
+    if operator is None:
+        raise EngineError(
+            f"{bundle.path} has no GPU kernels, so no engine can leave the attention to one (--operator kernel). Build "
+            "it on Linux, with Triton and without --no-kernels; or leave out --operator."
+        )
+    if operator.network in graphs:
+        graph = graphs[operator.network]
+        left = leave_out(graph.path, operator)
+        graphs[operator.network] = dataclasses.replace(
+            graph, operators=(), inputs=tuple(value.name for value in left.graph.input), without=operator
         )
 
 
@@ -231,6 +256,7 @@ def inspect(bundle: Bundle, file: str) -> Graph:
         bytes=size,
         attentions=tuple(n.name for n in model.graph.node if n.op_type == "Attention" and not n.domain),
         operators=tuple((types[node.op_type], _k(node) > 0) for node in calls),
+        inputs=tuple(value.name for value in model.graph.input),
     )
 
 
@@ -270,6 +296,8 @@ def _item(
     profile: dict[str, Profile],
 ) -> Item:
     shape = shapes.describe(ranges)
+    flags = tuple(sorted(request.flags if graph.without is None else (*request.flags, WARP)))
+    profile = {tensor: found for tensor, found in profile.items() if tensor in graph.inputs}
     plugin = _plugin(library, target) if graph.operators else None
     # a network that is FP32 in every bundle is one engine, whatever was asked for
     precision: Precision = (
@@ -288,24 +316,25 @@ def _item(
         "capabilities": list(target.capabilities),
         "device": target.device,
         "driver": target.driver,
-        "flags": sorted(request.flags),
+        "flags": list(flags),
         "workspace": request.workspace,
         "plugin": None if plugin is None else _kernels(plugin, graph.operators),
         "platform": this_platform() if library.needs_gpu else None,
     }
     folder = f"engines/{library.backend}-{target.name}"
-    stem = ".".join([name, precision, shape, *sorted(request.flags)])
+    stem = ".".join([name, precision, shape, *flags])
     order = Order(
         network=name,
         graph=graph.path,
         capabilities=target.capabilities,
         profiles=profile,
         portable=target.name == PORTABLE,
-        flags=request.flags,
+        flags=flags,
         workspace=request.workspace,
         plugin=plugin,
         timing_cache=_timing_file(library, target, cache),
         attentions=graph.attentions,
+        without=graph.without,
     )
     file = f"{stem}.engine"
     state, why = state_of(bundle, cache, parts, f"{folder}/{file}", request.force)

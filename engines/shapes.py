@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from runtime import tiling
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
-from runtime.pipeline import tile_range
+from runtime.options import tile_range
 from runtime.resample import enlarged_size
 
 Range = tuple[int, int, int]

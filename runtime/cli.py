@@ -14,7 +14,7 @@ from rich.console import Console
 from runtime import doctor, terminal
 from runtime.compare import side_by_side
 from runtime.manifest import json_schema
-from runtime.pipeline import Options
+from runtime.options import Options
 from runtime.restore import Job, TruncatedError, restore
 from runtime.restorer import BACKENDS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ class HostDevice:
         self._bundle = bundle
         self._threads = thread_count(threads)
         self._sessions: dict[str, Any] = {}
+        self._calls = Calls(onnxruntime)
 
     def load(self, network: str) -> None:
         """Loads a network, once.
@@ -115,7 +117,11 @@ class HostDevice:
             DeviceError: it failed, most often for lack of memory.
         """
         names = [tensor.name for tensor in self._bundle.manifest.networks[network].outputs]
-        return run_session(self._sessions[network], network, names, inputs)
+        return self._calls.run(self._sessions[network], network, names, inputs)
+
+    def cancel(self) -> None:
+        """Makes calls that are under way fail soon."""
+        self._calls.cancel()
 
     def _engine(self, network: str) -> Engine | None:
         manifest, version = self._bundle.manifest, self._library.__version__
@@ -177,23 +183,47 @@ def open_session(library: Any, path: Path, options: Any, providers: list[Any] | 
         ) from error
 
 
-def run_session(
-    session: Any, network: str, outputs: list[str], inputs: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Runs a network's session; returns the outputs by name.
+class Calls:
+    """Calls of sessions, from any number of threads, which can be cancelled.
 
-    Raises:
-        DeviceError: it failed, most often for lack of memory.
+    Args:
+        library: the onnxruntime module.
     """
-    try:
-        return dict(zip(outputs, session.run(outputs, inputs), strict=True))
-    except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-        if _is_memory(error):
-            raise DeviceError(
-                f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a smaller frame."
-            ) from error
-        raise DeviceError(f"{network} failed on {shapes}: {_first_line(error)}") from error
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._lock = threading.Lock()
+        self._under_way: list[Any] = []
+
+    def run(
+        self, session: Any, network: str, outputs: list[str], inputs: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Runs a network's session; returns the outputs by name.
+
+        Raises:
+            DeviceError: it failed, most often for lack of memory, or was cancelled.
+        """
+        options = self._library.RunOptions()
+        with self._lock:
+            self._under_way.append(options)
+        try:
+            return dict(zip(outputs, session.run(outputs, inputs, options), strict=True))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+            if _is_memory(error):
+                raise DeviceError(
+                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a smaller frame."
+                ) from error
+            raise DeviceError(f"{network} failed on {shapes}: {_first_line(error)}") from error
+        finally:
+            with self._lock:
+                self._under_way.remove(options)
+
+    def cancel(self) -> None:
+        """Makes the calls under way fail at their next node."""
+        with self._lock:
+            for options in self._under_way:
+                options.terminate = True
 
 
 def thread_count(threads: int | None) -> int:

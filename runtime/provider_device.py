@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, OutputError
-from runtime.host import open_session, run_session, session_options, thread_count
+from runtime.host import Calls, open_session, session_options, thread_count
 from runtime.manifest import Manifest, Network, dimension
 from runtime.providers import CUDA, PROVIDERS, TENSORRT, cache_folder, prepare, provider_options, versions
 
@@ -62,6 +62,7 @@ class ProviderDevice:
         self._devices = prepare(onnxruntime, backend)
         self._graphs: dict[str, str] = {}
         self._sessions: dict[str, _Loaded] = {}
+        self._calls = Calls(onnxruntime)
 
     def load(self, network: str) -> None:
         """Picks a network's graph; it is compiled for the first shape that it is run on."""
@@ -82,7 +83,11 @@ class ProviderDevice:
             self._sessions.pop(network, None)  # its memory is needed for the new one
             loaded = self._sessions[network] = _Loaded(shapes, self._open(network, shapes))
         names = [tensor.name for tensor in self._bundle.manifest.networks[network].outputs]
-        return run_session(loaded.session, network, names, inputs)
+        return self._calls.run(loaded.session, network, names, inputs)
+
+    def cancel(self) -> None:
+        """Makes calls that are under way fail soon."""
+        self._calls.cancel()
 
     def close(self) -> None:
         """Releases the networks."""

@@ -14,7 +14,7 @@ import numpy as np
 from runtime import media
 from runtime.errors import TruncatedInputError
 from runtime.memory import peak_bytes
-from runtime.pipeline import Options
+from runtime.options import Options
 from runtime.restorer import Restorer
 
 

@@ -71,11 +71,16 @@ def window(kind: Window, height: int, width: int, overlap: int) -> npt.NDArray[n
     `gaussian` is the published one: variance 0.01 on coordinates in units of the tile's side; the
     midpoint is (w-1)/2 across and h/2 down. `ramp` rises linearly over the overlap.
     """
+    return np.outer(*window_sides(kind, height, width, overlap)).astype(np.float32)
+
+
+def window_sides(
+    kind: Window, height: int, width: int, overlap: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The (height,) and (width,) whose outer product `window` is."""
     if kind == "gaussian":
-        rows, columns = _gaussian(height, height / 2), _gaussian(width, (width - 1) / 2)
-    else:
-        rows, columns = _ramp(height, overlap), _ramp(width, overlap)
-    return np.outer(rows, columns).astype(np.float32)
+        return _gaussian(height, height / 2), _gaussian(width, (width - 1) / 2)
+    return _ramp(height, overlap), _ramp(width, overlap)
 
 
 def _gaussian(size: int, middle: float) -> npt.NDArray[np.float64]:

@@ -20,7 +20,8 @@ from export.networks import cfr, spynet, unet, vae
 from runtime import Restorer
 from runtime.bundle import Bundle
 from runtime.host import HostDevice
-from runtime.pipeline import Options, Pipeline
+from runtime.options import Options
+from runtime.pipeline import Pipeline
 from runtime.tiling import offsets, window
 
 
@@ -160,10 +161,10 @@ def restored_latents(
     class Capture(HostDevice):
         def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if network == "vae_decoder":
-                captured.append(inputs["latent"])
+                captured.append(inputs["latent"].copy())
             return super().run(network, inputs)
 
-    pipeline = Pipeline(opened.manifest, Capture(opened), options, _constants(opened))
+    pipeline = Pipeline(opened.manifest, Capture(opened), options, opened.constants())
     results = [pipeline.run(frame)[0] for frame in frames]
     return captured[-1], results
 

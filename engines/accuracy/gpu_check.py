@@ -21,11 +21,12 @@ import numpy as np
 from engines.accuracy import instrument, ranges
 from engines.accuracy.metrics import Difference, difference
 from engines.accuracy.recording import Call, Calls
+from engines.builder import WARP
 from runtime import engine_check, gpu
+from runtime.actions import Buffers
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError
 from runtime.manifest import Engine
-from runtime.pipeline import Buffers
 
 RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -87,12 +88,15 @@ def _compare(bundle: Bundle, engine: Engine, calls: Sequence[Call]) -> EngineRep
     network = bundle.manifest.networks[engine.network]
     graph = network.graph(engine.precision, bundle.manifest.precision) or network.graphs["native"]
     path = bundle.file(graph)
-    names = [tensor.name for tensor in network.outputs]
+    operator = bundle.manifest.operator
+    left_out = operator.output if operator is not None and WARP in engine.flags else None
+    names = [tensor.name for tensor in network.outputs if tensor.name != left_out]
     with ranges.refused(path):
         session = ranges.open_session(instrument.prepare(path))
         references = [dict(zip(names, session.run(names, call.inputs), strict=True)) for call in calls]
     del session
-    results = run_apart(bundle.file(engine.file), engine.backend, [call.inputs for call in calls])
+    feeds = [{name: call.inputs[name] for name in engine.profiles} for call in calls]
+    results = run_apart(bundle.file(engine.file), engine.backend, feeds)
     return EngineReport(engine.file, engine.backend, engine.precision, difference(results, references))
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from engines.accuracy import instrument
+from runtime.actions import Buffers
 from runtime.errors import DeviceError
 from runtime.host import available_cores, session_options
-from runtime.pipeline import Buffers
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 _FOLDER = "session.model_external_initializers_file_folder_path"

@@ -14,11 +14,13 @@ import numpy as np
 
 from engines.accuracy import instrument, ranges
 from runtime import media
+from runtime.actions import Buffers, Networks
 from runtime.bundle import Bundle
 from runtime.errors import InputError
 from runtime.host import HostDevice
 from runtime.manifest import Source
-from runtime.pipeline import Buffers, Device, Options, Pipeline
+from runtime.options import Options
+from runtime.pipeline import Pipeline
 from runtime.resample import enlarged_size, resize_bicubic
 
 _BLOCK = 1 << 20
@@ -83,13 +85,13 @@ def file_source(name: str, files: Sequence[Path]) -> Source:
 
 
 class Recorder:
-    """A device that keeps what goes into and comes out of another one. Arrays are kept, not copied.
+    """A device that keeps what goes into and comes out of another one. Inputs are copied: they are the schedule's.
 
     Attributes:
         calls: of each network, in order.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Networks) -> None:
         self.name = device.name
         self.calls: Calls = defaultdict(list)
         self._device = device
@@ -101,7 +103,7 @@ class Recorder:
     def run(self, network: str, inputs: Buffers) -> Buffers:
         """Runs it there, and keeps the call."""
         outputs = self._device.run(network, inputs)
-        self.calls[network].append(Call(inputs, outputs))
+        self.calls[network].append(Call({name: value.copy() for name, value in inputs.items()}, outputs))
         return outputs
 
     def close(self) -> None:
@@ -150,7 +152,7 @@ class HalfDevice:
 
 
 def run_chain(
-    bundle: Bundle, device: Device, frames: Sequence[np.ndarray], step: Callable[[], None] = lambda: None
+    bundle: Bundle, device: Networks, frames: Sequence[np.ndarray], step: Callable[[], None] = lambda: None
 ) -> list[np.ndarray]:
     """Restores frames with the default options, and closes the device.
 
@@ -185,9 +187,4 @@ def _enlarged(frame: np.ndarray, least: int) -> np.ndarray:
 
 def stage_networks(bundle: Bundle) -> list[str]:
     """The networks that `run_chain` runs, in the order of the stages."""
-    manifest = bundle.manifest
-    names = [
-        stage.network if stage.option is None else stage.variants[manifest.option_defaults[stage.option]]
-        for stage in manifest.stages
-    ]
-    return list(dict.fromkeys(names))
+    return Options({}).networks(bundle.manifest)

@@ -24,18 +24,18 @@ from engines.accuracy.recording import (
     stage_networks,
 )
 from runtime import media
+from runtime.actions import Buffers, Networks
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, InputError
 from runtime.host import HostDevice
 from runtime.manifest import Manifest
-from runtime.pipeline import Buffers, Device
 
 FRAMES = 4
 Form = Literal["fp16", "fp32", "torch"]
 FORMS: tuple[Form, ...] = ("fp16", "fp32", "torch")
 Outputs = dict[str, dict[Form, list[Buffers]]]
 Phase = Callable[[str], None]
-OpenTorch = Callable[[Manifest, Path, Path], Device]
+OpenTorch = Callable[[Manifest, Path, Path], Networks]
 """(manifest, Stable Diffusion directory, checkpoint) -> torch's modules: see `export.torch_device.open_device`."""
 
 NO_TORCH = "not compared: give --sd and --checkpoint"
@@ -160,7 +160,7 @@ def calibration_clip(bundle: Bundle, frames: int) -> Clip:
     return read_clip(path, frames, start)
 
 
-def verify(bundle: Bundle, clip: Clip, torch: Device | None, phase: Phase = lambda text: None) -> Report:
+def verify(bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = lambda text: None) -> Report:
     """Compares everything that `forms` finds.
 
     One form is in memory at a time: the FP32 networks run once, and what went in is kept for the others.

@@ -15,7 +15,7 @@ import pytest
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
-from runtime.manifest import Manifest, dimension, is_inside, json_schema
+from runtime.manifest import Manifest, dimension, evaluate, is_inside, json_schema
 
 PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle.schema.json"
 
@@ -38,12 +38,18 @@ def small() -> dict[str, Any]:
         "networks": {
             "net": {
                 "inputs": [tensor],
-                "outputs": [tensor | {"name": "y"}],
+                "outputs": [tensor | {"name": "y"}, tensor | {"name": "z"}],
                 "bounds": {"n": bound, "h": bound, "w": bound},
                 "graphs": {"native": "onnx/net.onnx"},
                 "nodes": 1,
                 "parameters": 0,
                 "always_fp32": "a reason",
+                "work": {
+                    "multiply_adds": {"h*w": 27.0, "ceil(h,32)*w*h*w": 0.5},
+                    "weights": 9,
+                    "activations": {"1": 3.0, "h*w": 6.0},
+                    "integer_bytes": {},
+                },
             }
         },
         "stages": [
@@ -80,6 +86,14 @@ def small() -> dict[str, Any]:
             }
         ],
         "calibration": {"clip": source, "frames": 1, "limit": 0.25, "file": "prompt.npy"},
+        "operator": {
+            "network": "net",
+            "current": "x",
+            "previous": "y",
+            "output": "z",
+            "operands": dict.fromkeys(("M", "P", "bias"), "prompt.npy"),
+            "top_k": None,
+        },
         "files": {
             "onnx/net.onnx": {
                 "bytes": 3,
@@ -164,7 +178,7 @@ _GONE = object()
         (_set("networks/net/graphs/native", "onnx/other.onnx"), "used but not among the files"),
         (_set("stages/0/network", "nothing"), "runs 'nothing'"),
         (_set("stages/0/reads", {}), "does not feed the inputs"),
-        (_set("stages/0/writes", {"z": "result"}), "does not compute"),
+        (_set("stages/0/writes", {"other": "result"}), "does not compute"),
         (_set("stages/0/reads/x", "later"), "reads 'later' before it is written"),
         (_set("output", "nowhere"), "no stage writes the output"),
         (_set("stages/0/variants", {"a": "net"}), "variants but no option"),
@@ -172,6 +186,17 @@ _GONE = object()
         (lambda data: data["stages"].append(data["stages"][0]), "two stages have the same name"),
         (lambda data: data["stages"][0].update(variants={"a": "net"}, option="color"), "default of 'color'"),
         (_set("latent_scale", 0), "latent_scale is 0"),
+        (_set("operator/network", "nothing"), "the operator is of 'nothing', which is no network"),
+        (_set("operator/current", "y"), r"operator of net stands at 'y', expected \['x'\]"),
+        (_set("operator/previous", "z"), r"stands at 'z', expected \['y'\]"),
+        (_set("operator/output", "x"), r"stands at 'x', expected \['y', 'z'\]"),
+        (_set("operator/operands", {"M": "prompt.npy"}), r"operands \['M'\], expected M, P and bias"),
+        (_set("operator/operands/P", "P.npy"), "'P.npy' is used but not among the files"),
+        (_set("operator/top_k", 3), "operator's top_k is 3, and the bundle's None"),
+        (_set("networks/net/work/activations", {"h+w": 1}), "its work: 'h\\+w' is not a product of sizes"),
+        (_set("networks/net/work/activations", {"ceil(h,0)": 1}), "is not a product of sizes"),
+        (_set("networks/net/work/multiply_adds", {"k": 1}), "its work: the dimension 'k' has no bounds"),
+        (_set("networks/net/work/weights", 1.5), "expected a value of type int"),
     ],
 )
 def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], message: str) -> None:
@@ -194,7 +219,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", "", "C:\\x", "a\\..\\b", "a\0b"])
-@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input", "kernel"])
+@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input", "kernel", "operand"])
 def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, where: str) -> None:
     data = small()
     if where == "files":
@@ -203,6 +228,8 @@ def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, whe
         data["prompt"]["file"] = path
     elif where == "kernel":
         data["kernels"] = [path]
+    elif where == "operand":
+        data["operator"]["operands"]["M"] = path
     elif where == "graph":
         data["networks"]["net"]["graphs"]["cpu"] = path
     else:
@@ -268,6 +295,19 @@ def test_dimension() -> None:
         (8, "h"),
         (4, "lr_w"),
     ]
+
+
+def test_polynomials_are_evaluated() -> None:
+    sizes = {"h": 40, "w": 3}
+    assert evaluate({}, sizes) == 0
+    assert evaluate({"1": 7, "h": 2, "h*w": 0.5}, sizes) == 7 + 80 + 60
+    assert evaluate({"ceil(h,32)*ceil(w,4)*h": 1}, sizes) == 64 * 4 * 40
+
+
+def test_a_bundle_from_before_work_was_counted_is_read(tmp_path: Path) -> None:
+    data = small()
+    del data["networks"]["net"]["work"]
+    assert Manifest.read(write(tmp_path, data)).networks["net"].work is None
 
 
 def test_manifest_is_frozen(tmp_path: Path) -> None:

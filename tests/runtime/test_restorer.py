@@ -85,7 +85,7 @@ def test_restore_reads_frames_as_needed(restorer: Restorer, clip: list[np.ndarra
 
 def test_every_frame_is_encoded_once(restorer: Restorer, clip: list[np.ndarray], monkeypatch) -> None:
     runs: list[str] = []
-    device = restorer._device
+    device = restorer._device._networks
     run = device.run
     monkeypatch.setattr(
         device, "run", lambda network, inputs: (runs.append(network), run(network, inputs))[1]
@@ -105,12 +105,12 @@ def test_tiles_of_the_vae_are_blended_over_their_overlap(golden_bundle: Path, cl
     """The decoder's tiles, computed one by one here, weighted by linear ramps: what the pipeline makes."""
     frame = resize_bicubic(clip[0], 128, 208)  # 64 x 104 latents: three tiles of 48 across, two down
     with Restorer(golden_bundle, vae_tile=48) as restorer:
-        device, seen = restorer._device, []
+        device, seen = restorer._device._networks, []
         run = device.run
 
         def spy(network: str, inputs: dict) -> dict:
             outputs = run(network, inputs)
-            seen.append((network, inputs, outputs))
+            seen.append((network, {name: value.copy() for name, value in inputs.items()}, outputs))
             return outputs
 
         device.run = spy
@@ -197,14 +197,14 @@ def test_a_closed_restorer_says_so(golden_bundle: Path, clip: list[np.ndarray]) 
 def test_a_second_thread_is_refused(golden_bundle: Path, clip: list[np.ndarray], monkeypatch) -> None:
     with Restorer(golden_bundle) as restorer:
         inside, go_on = threading.Event(), threading.Event()
-        run = restorer._device.run
+        run = restorer._device._networks.run
 
         def slow(network: str, inputs: dict) -> dict:
             inside.set()
             go_on.wait(30)
             return run(network, inputs)
 
-        monkeypatch.setattr(restorer._device, "run", slow)
+        monkeypatch.setattr(restorer._device._networks, "run", slow)
         thread = threading.Thread(target=restorer.push, args=(clip[0],))
         thread.start()
         assert inside.wait(30)
@@ -218,11 +218,11 @@ def test_memory_that_runs_out_names_the_way_out(
     golden_bundle: Path, clip: list[np.ndarray], monkeypatch
 ) -> None:
     class Session:
-        def run(self, names: list, inputs: dict) -> list:
+        def run(self, names: list, inputs: dict, options: object) -> list:
             raise RuntimeError("Non-zero status code: std::bad_alloc")
 
     with Restorer(golden_bundle) as restorer:
-        monkeypatch.setitem(restorer._device._sessions, "unet", Session())
+        monkeypatch.setitem(restorer._device._networks._sessions, "unet", Session())
         with pytest.raises(DeviceError, match=r"unet ran out of memory.*--tile"):
             restorer.push(clip[0])
 

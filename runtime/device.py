@@ -1,0 +1,89 @@
+"""What executes a schedule: the interface of all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from runtime.actions import Buffers
+from runtime.errors import DeviceError
+from runtime.schedule.events import Event
+from runtime.schedule.graph import Schedule
+from runtime.timeline import Observer
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A frame under way.
+
+    Attributes:
+        frame: running number, from 0, without gaps.
+        slot: whose buffers it uses.
+        first: whether it has no predecessor.
+    """
+
+    frame: int
+    slot: int
+    first: bool
+
+
+class StepError(DeviceError):
+    """A step failed; the message is the cause's.
+
+    Attributes:
+        frame, step, stage: which.
+    """
+
+    def __init__(self, message: str, frame: int, step: str, stage: str) -> None:
+        super().__init__(message)
+        self.frame, self.step, self.stage = frame, step, stage
+
+
+class Device(Protocol):
+    """Executes the steps of a schedule that are not the host's own, lane by lane.
+
+    Attributes:
+        name: of the backend.
+        times_itself: whether an observer costs nothing worth mentioning.
+    """
+
+    name: str
+    times_itself: bool
+
+    def open(
+        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
+    ) -> None:
+        """Makes lanes and buffers for a schedule; gives those of the former one back first.
+
+        Raises:
+            DeviceError: not enough memory, or no engine for this size; nothing is kept then.
+        """
+
+    def staged_frame(self, slot: int) -> np.ndarray:
+        """Where the host puts a slot's frame, (1,H,W,3) uint8."""
+
+    def staged_result(self, slot: int) -> np.ndarray:
+        """Where the host finds a slot's result, (1,4H,4W,3) uint8, once `wait` has returned."""
+
+    def submit(self, ticket: Ticket) -> None:
+        """Asks for all steps of a frame that lies in its staging buffer; returns before they are done."""
+
+    def is_done(self, ticket: Ticket) -> bool:
+        """Whether `wait` would return or raise at once."""
+
+    def wait(self, ticket: Ticket, timeout: float | None) -> None:
+        """Waits until a frame's result is there. Frames are waited for in order.
+
+        Args:
+            ticket: of a submitted frame.
+            timeout: seconds, None for ever.
+
+        Raises:
+            StepError: a step of this frame failed, or has not ended in time.
+        """
+
+    def close(self) -> None:
+        """Gives everything back, also in the middle of a frame. Closing twice is harmless."""

@@ -1,0 +1,70 @@
+"""What a user may choose for a clip, and what a bundle can serve of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.errors import InputError
+from runtime.manifest import Manifest, Stage
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose.
+
+    Attributes:
+        choices: option -> value, for the stages that have variants (e.g. color: adain).
+        tile: side of a latent tile for the stages between the VAE's halves, a multiple of 8.
+        overlap: of neighbouring latent tiles.
+        vae_tile: side of a tile for the VAE, in latents (8 pixels of the result), a multiple of 8.
+        vae_overlap: of neighbouring VAE tiles, in latents.
+    """
+
+    choices: dict[str, str]
+    tile: int = 96
+    overlap: int = 32
+    vae_tile: int = 96
+    vae_overlap: int = 16
+
+    def network(self, manifest: Manifest, stage: Stage) -> str:
+        """The network that a stage runs: the user's choice among its variants, or the default."""
+        if stage.option is None:
+            return stage.network
+        return stage.variants[self.choices.get(stage.option, manifest.option_defaults[stage.option])]
+
+    def networks(self, manifest: Manifest) -> list[str]:
+        """The networks that the stages run, each once."""
+        return list(dict.fromkeys(self.network(manifest, stage) for stage in manifest.stages))
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuses values that the bundle cannot serve.
+
+        Raises:
+            InputError: naming the option, what it may be, and what was given.
+        """
+        for name, value in self.choices.items():
+            stages = [stage for stage in manifest.stages if stage.option == name]
+            if not stages:
+                raise InputError(f"this bundle has no option --{name}.")
+            if value not in stages[0].variants:
+                raise InputError(f"--{name} is {value!r}; expected one of {', '.join(stages[0].variants)}.")
+        unit = manifest.frame_multiple // manifest.latent_scale
+        for kind, option, size in (("latent", "--tile", self.tile), ("vae", "--vae-tile", self.vae_tile)):
+            low, high = tile_range(manifest, kind)
+            if size % unit or not low <= size <= high:
+                raise InputError(f"{option} is {size}; expected a multiple of {unit} from {low} to {high}.")
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise InputError(f"--overlap is {self.overlap}; expected 0 to half the tile, {self.tile // 2}.")
+        if not 0 <= self.vae_overlap <= self.vae_tile // 2:
+            raise InputError(f"the VAE's overlap is {self.vae_overlap}; expected 0 to {self.vae_tile // 2}.")
+
+
+def tile_range(manifest: Manifest, kind: str) -> tuple[int, int]:
+    """The sizes that all networks of that tiling accept."""
+    bounds = [
+        manifest.networks[stage.network].bounds[side]
+        for stage in manifest.stages
+        if stage.tiling == kind
+        for side in ("h", "w")
+    ]
+    return max(bound.min for bound in bounds), min(bound.max for bound in bounds)

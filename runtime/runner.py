@@ -1,0 +1,128 @@
+"""Frames through a device: slots handed out, results in order, failures told with frame and stage."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.device import Device, StepError, Ticket
+from runtime.errors import DeviceError
+
+Receive = Callable[[np.ndarray], None]
+"""Fills a staging buffer (1,H,W,3) with the frame."""
+
+
+class FrameError(DeviceError):
+    """A frame could not be restored.
+
+    Attributes:
+        frame: running number of the frame in its clip, from 0.
+        stage: in which it failed.
+        results: of earlier frames, in order, that were finished and not returned yet.
+    """
+
+    def __init__(self, message: str, frame: int, stage: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.frame, self.stage, self.results = frame, stage, list(results)
+
+
+class Runner:
+    """Takes frames of one size through an opened device.
+
+    Args:
+        device: opened with a schedule.
+        slots: of that schedule.
+        timeout: seconds that a frame may take once it is waited for; None for ever.
+        take: makes a result of what a slot's staging buffer holds; it is used again afterwards.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        slots: int,
+        timeout: float | None = None,
+        take: Callable[[np.ndarray], np.ndarray] = lambda staged: staged[0].copy(),
+    ) -> None:
+        self._device, self._slots, self._timeout, self._take = device, slots, timeout, take
+        self._flying: deque[Ticket] = deque()
+        self._next = 0
+        self._clip_began = 0
+        self._broken: str | None = None
+
+    def begin(self) -> None:
+        """The next frame has no predecessor. Frames under way go on."""
+        self._clip_began = self._next
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Takes a frame (H,W,3) u8; returns the results that are ready, in order.
+
+        At most slots - 1 frames are under way afterwards.
+
+        Raises:
+            FrameError: this frame or an earlier one failed. The runner is of no use afterwards.
+        """
+        self._check()
+        ticket = Ticket(self._next, self._next % self._slots, self._next == self._clip_began)
+        self._device.staged_frame(ticket.slot)[0] = frame
+        with self._breaking():
+            self._device.submit(ticket)
+            self._next += 1
+            self._flying.append(ticket)
+            results: list[np.ndarray] = []
+            while len(self._flying) >= self._slots or (
+                self._flying and self._device.is_done(self._flying[0])
+            ):
+                self._collect(results)
+            return results
+
+    def flush(self) -> list[np.ndarray]:
+        """Waits for all frames under way; returns their results, in order.
+
+        Raises:
+            FrameError: as for `push`.
+        """
+        self._check()
+        results: list[np.ndarray] = []
+        with self._breaking():
+            while self._flying:
+                self._collect(results)
+        return results
+
+    def _collect(self, results: list[np.ndarray]) -> None:
+        ticket = self._flying[0]
+        try:
+            self._device.wait(ticket, self._timeout)
+        except StepError as error:
+            frame, text = error.frame - self._clip_began, str(error).rstrip(".")
+            told = text if text.startswith(error.stage) else f"{error.stage}: {text}"
+            raise FrameError(f"frame {frame}: {told}.", frame, error.stage, results) from error
+        results.append(self._take(self._device.staged_result(ticket.slot)))
+        self._flying.popleft()
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise DeviceError(f"this Restorer failed ({self._broken.rstrip('.')}); make a new one.")
+
+    def _breaking(self) -> _Breaking:
+        return _Breaking(self)
+
+    def break_down(self, reason: str) -> None:
+        """Refuses everything from now on: what is under way may be in any state."""
+        self._broken = reason
+
+
+class _Breaking:
+    """Whatever leaves this block as an error, Ctrl-C too, leaves the runner broken."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
+        if value is not None:
+            self._runner.break_down(str(value) or type(value).__name__)

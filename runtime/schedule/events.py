@@ -1,0 +1,157 @@
+"""What must wait for what: found from the buffers, and proven from the graph alone.
+
+Two accesses to the same memory, one of which writes, must be ordered. Lanes run in order, so within a lane
+they are; between lanes an event orders them. `derive` finds the fewest events, `hazards` proves that a set of
+events is enough - for any number of frames, although it looks at few:
+
+Memory with period P (the number of slots, or 1 where there is a single copy) is the same in frames n, n+P,
+n+2P and so on. Let every conflicting pair of accesses be ordered within frame n, and between frames n and n+P.
+Then it is ordered between n and n+kP: if the earlier access writes, it comes before itself in n+P (a write
+conflicts with itself), and so on to the frame before the later one; if it reads, the later one writes and comes
+after itself P frames before, and so on down. Order never runs from a frame to an earlier one, so that frames n
+to n+P are all that a path can pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from runtime.schedule.graph import Schedule
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """Step `after` of frame n + `frames` waits until step `before` of frame n is done."""
+
+    frames: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        later = f" of the frame {self.frames} later" if self.frames > 1 else " of the next frame"
+        return f"{self.before} -> {self.after}{later if self.frames else ''}"
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Two accesses to a buffer that nothing orders: `before` in frame n, `after` in frame n + `frames`."""
+
+    buffer: str
+    before: str
+    after: str
+    frames: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.buffer}: {self.before} of frame n and {self.after} of frame n+{self.frames} touch it, one writes, "
+            "and neither waits for the other"
+        )
+
+
+def derive(schedule: Schedule) -> tuple[Event, ...]:
+    """The events that a schedule needs; without any one of them it has a hazard.
+
+    One is given, `slot_reuse`; what it implies needs no other.
+    """
+    reuse = slot_reuse(schedule)
+    events = sorted(
+        set(_candidates(schedule)) - {reuse}, reverse=True
+    )  # far ones first: near ones often imply them
+    kept = [reuse, *events]
+    for event in events:
+        rest = [other for other in kept if other is not event]
+        if Order(schedule, rest).holds(event.before, event.after, event.frames):
+            kept = rest
+    return tuple(sorted(kept))
+
+
+def slot_reuse(schedule: Schedule) -> Event:
+    """What slots mean: a frame is received when its slot's last result has been delivered."""
+    before, after = (
+        next(step.name for step in schedule.steps if step.action == action)
+        for action in ("deliver", "receive")
+    )
+    return Event(schedule.slots, before, after)
+
+
+def hazards(schedule: Schedule, events: Iterable[Event]) -> list[Hazard]:
+    """Every pair of accesses that neither lanes nor `events` order; none is the proof that there is no race."""
+    order = Order(schedule, events)
+    return [
+        Hazard(buffer, before, after, frames)
+        for buffer, before, after, frames in _conflicts(schedule)
+        if not order.holds(before, after, frames)
+    ]
+
+
+class Order:
+    """What comes before what, by lanes and events, over frames.
+
+    Args:
+        schedule: whose lanes run in order, from frame to frame.
+        events: between lanes.
+    """
+
+    def __init__(self, schedule: Schedule, events: Iterable[Event]) -> None:
+        self._next: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        lanes: dict[str, list[str]] = defaultdict(list)
+        for step in schedule.steps:
+            lanes[step.lane].append(step.name)
+        for names in lanes.values():
+            for one, other in zip(names, [*names[1:], names[0]], strict=True):
+                self._next[one].append((other, 0 if other != names[0] else 1))
+        for event in events:
+            self._next[event.before].append((event.after, event.frames))
+        self._reached: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+
+    def holds(self, before: str, after: str, frames: int) -> bool:
+        """Whether `before` of frame n is done when `after` of frame n + `frames` begins."""
+        return (after, frames) in self._from(before, frames)
+
+    def _from(self, start: str, frames: int) -> frozenset[tuple[str, int]]:
+        key = start, frames
+        if key not in self._reached:
+            seen: set[tuple[str, int]] = set()
+            queue = deque([(start, 0)])
+            while queue:
+                step, frame = queue.popleft()
+                for other, later in self._next[step]:
+                    reached = other, frame + later
+                    if reached[1] <= frames and reached not in seen:
+                        seen.add(reached)
+                        queue.append(reached)
+            self._reached[key] = frozenset(seen)
+        return self._reached[key]
+
+
+def _conflicts(schedule: Schedule) -> Iterator[tuple[str, str, str, int]]:
+    """(buffer, before, after, frames) of all accesses that must be ordered."""
+    accesses: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for step in schedule.steps:
+        for buffer, written in step.accesses():
+            accesses[buffer].append((step.name, written))
+    for buffer, touched in accesses.items():
+        period = schedule.period(buffer)
+        for i, (one, one_writes) in enumerate(touched):
+            for j, (other, other_writes) in enumerate(touched):
+                if one_writes or other_writes:
+                    if i < j and one != other:
+                        yield buffer, one, other, 0
+                    yield buffer, one, other, period
+
+
+def _candidates(schedule: Schedule) -> Iterator[Event]:
+    """Events that order every conflict. Of those between two lanes that imply each other, the tightest."""
+    lane = {step.name: step.lane for step in schedule.steps}
+    index = schedule.index
+    tightest: dict[tuple[str, str, int], str] = {}  # after, lane of before, frames -> the last before
+    for _, before, after, frames in _conflicts(schedule):
+        if lane[before] == lane[after] and (frames > 0 or index[before] < index[after]):
+            continue
+        key = after, lane[before], frames
+        if key not in tightest or index[tightest[key]] < index[before]:
+            tightest[key] = before
+    for (after, _, frames), before in tightest.items():
+        yield Event(frames, before, after)
