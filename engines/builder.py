@@ -17,12 +17,14 @@ from typing import Any
 
 from engines.build_log import BuildLog, make_logger
 from engines.library import Library
+from engines.operator import leave_out
 from runtime.errors import EngineError, OutputError
-from runtime.manifest import Profile
+from runtime.manifest import Operator, Profile
 
 # Flags of a build that make another engine. Their names are part of the cache's key and of the manifest.
 STRIP = "strip"
 COMPATIBLE = "compatible"
+WARP = "warp"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Order:
         capabilities: compute capabilities to build for; those of the GPU in the machine for TensorRT.
         portable: TensorRT only: for this generation of GPUs and later ones.
         profiles: shapes of each input.
-        flags: of `STRIP` (no weights inside; refitted from the ONNX file) and `COMPATIBLE` (runs on later
-            versions of the library).
+        flags: of `STRIP` (no weights inside; refitted from the ONNX file), `COMPATIBLE` (runs on later versions
+            of the library) and `WARP` (without the operator).
         workspace: largest scratch memory in bytes, None for no limit.
         plugin: target whose kernel GatedTopKAttention takes as a plugin, None to compile its function.
         timing_cache: file that keeps what TensorRT measured, None without.
         attentions: names of the Attention nodes, to be counted.
+        without: the operator to leave out of the graph, None to compile all of it.
     """
 
     network: str
@@ -53,6 +56,7 @@ class Order:
     plugin: str | None = None
     timing_cache: Path | None = None
     attentions: tuple[str, ...] = ()
+    without: Operator | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
     listener.phase("parsing the graph", 0, 0)
-    if not parser.parse_from_file(str(order.graph)):
+    if not _parse(parser, order):
         errors = (parser.get_error(index) for index in range(parser.num_errors))
         said = "; ".join(
             dict.fromkeys(f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors)
@@ -140,6 +144,12 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
         outputs={tensor.name: tuple(tensor.shape) for tensor in outputs},
         warnings=log.warnings,
     )
+
+
+def _parse(parser: Any, order: Order) -> bool:
+    if order.without is None:
+        return parser.parse_from_file(str(order.graph))
+    return parser.parse(leave_out(order.graph, order.without).SerializeToString(), str(order.graph))
 
 
 def _config(library: Library, builder: Any, network: Any, order: Order) -> Any:

@@ -119,6 +119,13 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         help="tensorrt: leave the weights out, to be refitted from the bundle's ONNX",
     )
     add("--compatible", action="store_true", help="tensorrt: engines that later versions run too")
+    add(
+        "--operator",
+        choices=("inside", "kernel"),
+        default="inside",
+        help="where the cross-frame attention is computed: inside its network's engine, or by the bundle's own kernel, "
+        "after an engine of that network that only warps (default: inside)",
+    )
     add("--jobs", type=int, metavar="N", help="builds at once (default: as many as cores and memory allow)")
     add("--force", action="store_true", help="build even what is there")
     add("--dry-run", action="store_true", help="say what would be built and why; build nothing")
@@ -205,6 +212,7 @@ def _engines(options: argparse.Namespace) -> int:
             flags=flags,
             workspace=None if options.workspace is None else int(options.workspace * 1e9),
             force=options.force,
+            operator=options.operator,
         )
         plan.refuse_mixed(flags)
         with console.status("reading the graphs…"):
@@ -252,6 +260,7 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
         "--precision": options.precision and options.precision != precision,
         "--batch": options.batch != 1,
         "--tile": options.tile != 96,
+        "--operator": options.operator != "inside",
     }
     for name, value in given.items():
         if value:

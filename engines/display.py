@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -137,14 +137,20 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
+def _shape(shape: str, parts: Mapping[str, Any]) -> str:
+    """With the flags, which make another engine of the same network and shape."""
+    return " ".join([shape, *parts.get("flags", ())])
+
+
 def print_plan(console: Console, items: Sequence[Item]) -> None:
     """The table of `--dry-run`."""
     table = _table("what would be done", ("target", "network", "shapes", "do", "memory", "why"), ())
     words = {"bundle": "nothing", "cache": "copy", "build": "build"}
     for item in items:
         memory = f"{item.memory / 1e9:.1f} GB" if item.state == "build" else ""
+        shape = _shape(item.shape, item.parts)
         table.add_row(
-            item.target.name, item.order.network, item.shape, words[item.state], memory, escape(item.why)
+            item.target.name, item.order.network, shape, words[item.state], memory, escape(item.why)
         )
     console.print(table)
 
@@ -162,7 +168,8 @@ def print_engines(console: Console, bundle: Path, built: Sequence[Built], second
 def _print_target(console: Console, bundle: Path, target: str, built: Sequence[Built]) -> None:
     table = _table(f"{bundle}: {target}", ("network", "shapes"), ("layers", "MB", "act.", "fused", "s", "GB"))
     for one in sorted(built, key=lambda one: one.item.name):
-        table.add_row(one.item.order.network, one.item.shape, *_figures(one.report))
+        shape = _shape(one.item.shape, one.item.parts)
+        table.add_row(one.item.order.network, shape, *_figures(one.report))
     console.print(table)
     legend = "act.: MB of activations. fused: attentions that are one kernel. s, GB: of the build."
     console.print(f"[dim]{legend}", highlight=False)
@@ -205,7 +212,8 @@ def print_entries(console: Console, cache: Cache, entries: Sequence[Entry]) -> N
     table = _table(str(cache.folder), ("key", "network", "shapes", "target"), ("MB", "used"))
     for entry in entries:
         used = time.strftime("%m-%d %H:%M", time.localtime(entry.used))
-        shapes, parts = str(entry.report.get("shapes", "")), entry.parts
+        parts = entry.parts
+        shapes = _shape(str(entry.report.get("shapes", "")), parts)
         table.add_row(
             entry.key[:9], parts["network"], shapes, parts["target"], f"{entry.bytes / 1e6:.1f}", used
         )

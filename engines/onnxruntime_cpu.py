@@ -23,7 +23,7 @@ import onnx_ir.passes.common as passes
 from onnx_ir import tape
 
 import kernels
-from engines import winograd
+from engines import channels_last
 from engines.graphs import constant, integers, take_over
 
 _CONTRIB = "com.microsoft"
@@ -40,8 +40,8 @@ def lower(native: Path) -> Path | None:
         (
             _replace_attentions(model.graph),
             _replace_softmax_attentions(model),
+            channels_last.replace_convolutions(model.graph),
             _replace_group_normalisations(model.graph),
-            winograd.replace_convolutions(model.graph),
             _replace_function(model),
         )
     )

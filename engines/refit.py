@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from engines import build_report
 from engines.build_log import BuildLog, make_logger
+from engines.builder import WARP
 from engines.library import Library
+from engines.operator import leave_out
 from engines.plan import inspect
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
@@ -45,7 +47,13 @@ def refit(library: Library, bundle: Bundle, engine: Engine) -> bytes:
         raise EngineError(f"{library.title} {library.version} does not load {engine.file}: {log.reasons()}.")
     refitter = module.Refitter(loaded, logger)
     parser = module.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
+    operator = bundle.manifest.operator
+    if WARP in engine.flags and operator is not None:
+        content = leave_out(graph.path, operator).SerializeToString()
+        read = parser.refit_from_bytes(content, str(graph.path))
+    else:
+        read = parser.refit_from_file(str(graph.path))
+    if not read or not refitter.refit_cuda_engine():
         raise EngineError(f"{engine.file} cannot be refitted from {file}: {log.reasons()}.")
     config = loaded.create_serialization_config()
     config.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)

@@ -7,22 +7,19 @@ stages, what is tiled, and the bounds of the symbolic sizes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime import tiling
+from runtime.engine_choice import VAE_TILE
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
 from runtime.options import tile_range
 from runtime.resample import enlarged_size
+from runtime.sizes import parse_size as read_size
 
 Range = tuple[int, int, int]
 """Least, best and largest value of a symbolic size."""
-
-# The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
-# 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
-VAE_TILE = 136
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,7 @@ def parse_size(text: str, manifest: Manifest) -> Size:
     Raises:
         InputError: not a size, or none that this bundle restores to.
     """
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
-    if match is None:
-        raise InputError(f"--size {text}: expected WIDTHxHEIGHT of the restored picture, e.g. 1280x720.")
-    size = Size(int(match[1]), int(match[2]))
-    scale = manifest.scale
-    if size.width % scale or size.height % scale or not size.width or not size.height:
-        near = Size(*(max(1, round(side / scale)) * scale for side in (size.width, size.height)))
-        raise InputError(
-            f"--size {text}: the restored picture is {scale} times the clip, so both sides are multiples of {scale}, "
-            f"e.g. {near}."
-        )
+    size = Size(*read_size(text, manifest))
     _check_bounds(size, manifest)
     return size
 

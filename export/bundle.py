@@ -20,11 +20,12 @@ from export import lora
 from export.base_model import BaseModel
 from export.families import dloral
 from export.network import Exported, Lowering, Precision, export
+from export.networks import cfr
 from kernels.errors import KernelError
 from kernels.gpu import build as gpu_kernel
 from kernels.gpu.targets import TARGETS
 from runtime.errors import ExportError, OutputError
-from runtime.manifest import FileEntry, Manifest, Prompt, Provenance, Source, sha256
+from runtime.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 _TOOLS = (
@@ -54,8 +55,8 @@ class BundleRequest:
         prompt: text that conditions the restoration.
         top_k: positions the cross-frame attention retrieves, None for all (the published weights).
         precision: storage and arithmetic of the heavy networks.
-        kernels: compile the attention's GPU kernel for every target; None to do so where Triton is
-            installed, and to note it where not.
+        kernels: compile the GPU kernels for every target; None to do so where Triton is installed, and to note
+            it where not.
         overwrite: replace an existing bundle.
     """
 
@@ -129,11 +130,14 @@ def build(
             progress.network(name, index, len(names))
             exported.append(export(model.spec(name), onnx_folder, request.precision, lower, progress.phase))
             progress.done(exported[-1])
+            if exported[-1].uncounted is not None:
+                progress.note(f"{name} has no count of its work: {exported[-1].uncounted}")
         text_encoder = folder / exported[names.index("text_encoder")].record.graphs["native"]
         np.save(folder / "prompt.npy", embed(text_encoder, tokens.numpy()))
         kernels = _kernels(request, folder, progress)
+        operator = _operator(checkpoint, request.top_k, folder) if kernels else None
         progress.phase("hash")
-        manifest = _manifest(request, model, exported, kernels, folder)
+        manifest = _manifest(request, model, exported, kernels, operator, folder)
         manifest.write(folder)
     return manifest
 
@@ -147,7 +151,7 @@ def embed(text_encoder: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def _kernels(request: BundleRequest, folder: Path, progress: Progress) -> tuple[str, ...]:
-    """Compiles the attention's GPU kernel; returns its launch metadata's paths in the bundle."""
+    """Compiles the GPU kernels; returns their launch metadata's paths in the bundle."""
     if request.kernels is None and not gpu_kernel.is_available():
         progress.note(
             "the bundle has no GPU kernels, because Triton, which compiles them, is not installed "
@@ -159,14 +163,25 @@ def _kernels(request: BundleRequest, folder: Path, progress: Progress) -> tuple[
     (folder / "kernels").mkdir()
     paths = []
     for target in TARGETS:
-        progress.phase(f"GPU kernel for {target}")
+        progress.phase(f"GPU kernels for {target}")
         # the attention is an FP32 island in every bundle
         try:
-            compiled = gpu_kernel.compile_kernel(target, "fp32", request.top_k is not None)
+            attention = gpu_kernel.compile_kernel(target, "fp32", request.top_k is not None)
+            blending = gpu_kernel.compile_blending(target)
         except KernelError as error:
             raise ExportError(f"{error} (--no-kernels builds the bundle without it.)") from error
-        paths.append(gpu_kernel.write(compiled, folder / "kernels")[0].relative_to(folder).as_posix())
+        for compiled in (attention, blending):
+            paths.append(gpu_kernel.write(compiled, folder / "kernels")[0].relative_to(folder).as_posix())
     return tuple(paths)
+
+
+def _operator(checkpoint: checkpoints.Checkpoint, top_k: int | None, folder: Path) -> Operator:
+    """Writes the attention's constants beside its kernels."""
+    operands = cfr.operands(checkpoint.cfr)
+    files = {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
+    for name, file in files.items():
+        np.save(folder / file, getattr(operands, name))
+    return cfr.operator(files, top_k)
 
 
 def _manifest(
@@ -174,6 +189,7 @@ def _manifest(
     model: dloral.DLoRAL,
     exported: list[Exported],
     kernels: tuple[str, ...],
+    operator: Operator | None,
     folder: Path,
 ) -> Manifest:
     files = {
@@ -198,6 +214,7 @@ def _manifest(
         prompt=Prompt(request.prompt, "prompt.npy"),
         files=files,
         kernels=kernels,
+        operator=operator,
         provenance=Provenance(
             checkpoint=_source(request.checkpoint, request.checkpoint.name),
             checkpoint_layout=model.checkpoint.layout,

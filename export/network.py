@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from export import precision as fp16
 from export.graphs import attach_functions, clean, count_nodes, count_parameters
 from export.quiet import only_errors
+from export.work import measure
 from runtime.errors import ExportError
-from runtime.manifest import Bound, Network, dimension
+from runtime.manifest import Bound, Network, Work, dimension
 from runtime.manifest import Tensor as TensorRecord
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Exported:
         bytes: of all its files.
         seconds: spent on trace, conversion, writing and checks.
         worst: largest difference from torch that the checks found, as for `tolerance`.
+        uncounted: why `record.work` is missing, None where it is there.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Exported:
     bytes: int
     seconds: float
     worst: float
+    uncounted: str | None = None
 
 
 Lowering = Callable[[Path], Path | None]
@@ -149,6 +152,8 @@ def export(
     files = _write(model, spec, native)
     del model
     _release(spec)
+    phase("count")
+    work, uncounted = _work(native, spec)
     graphs = {"native": native}
     if lower is not None:
         phase("lower")
@@ -165,9 +170,10 @@ def export(
         nodes=nodes,
         parameters=parameters,
         always_fp32=spec.always_fp32,
+        work=work,
     )
     size = sum(path.stat().st_size for path in files)
-    return Exported(spec.name, record, size, time.perf_counter() - started, worst)
+    return Exported(spec.name, record, size, time.perf_counter() - started, worst, uncounted)
 
 
 def trace(spec: NetworkSpec) -> ir.Model:
@@ -264,6 +270,16 @@ def _write(model: ir.Model, spec: NetworkSpec, path: Path) -> list[Path]:
         return [path]
     ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE)
     return [path, data]
+
+
+def _work(native: Path, spec: NetworkSpec) -> tuple[Work | None, str | None]:
+    """Counts the work, or says why it cannot be: a bundle restores clips without, so that is no error."""
+    import onnx
+
+    try:
+        return measure(onnx.load(native, load_external_data=False), spec.bounds), None
+    except Exception as error:  # onnx raises many kinds
+        return None, str(error)
 
 
 def _release(spec: NetworkSpec) -> None:

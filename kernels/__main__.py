@@ -1,4 +1,4 @@
-"""`python -m kernels`: compile the GPU kernel, report on it, time the operator's forms."""
+"""`python -m kernels`: compile the GPU kernels, report on them, time the operator's forms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="python -m kernels",
-        description="GatedTopKAttention: its GPU kernel and its other forms.",
+        description="GatedTopKAttention: its GPU kernel and its other forms; and the kernel that blends tiles.",
         epilog=_EXAMPLES,
         formatter_class=raw,
     )
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="registers, occupancy, instructions and predicted time for each target",
-        description="Compiles the kernel for each target and takes the binary apart. Times are predicted by the "
+        description="Compiles the kernels for each target and takes the binaries apart. Times are predicted by the "
         "model that is printed, not measured; no GPU is needed.",
     )
     _add_variant(report)
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--json", action="store_true", help="print JSON on standard output instead")
     make = commands.add_parser(
-        "compile", help="PTX, cubin and launch metadata for each target, without a GPU"
+        "compile", help="PTX, cubin and launch metadata of both kernels for each target, without a GPU"
     )
     _add_variant(make)
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="an existing or new folder")
@@ -77,9 +77,12 @@ def _add_variant(command: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(TARGETS)} (default: all)",
     )
     command.add_argument(
-        "--dtype", choices=("fp32", "fp16"), default="fp32", help="of the latents (default: fp32)"
+        "--dtype",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="of the attention's latents (default: fp32)",
     )
-    command.add_argument("--top-k", action="store_true", help="the variant that keeps the k best scores")
+    command.add_argument("--top-k", action="store_true", help="the attention that keeps the k best scores")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +110,7 @@ def _sizes(given: Sequence[str] | None, default: Sequence[str]) -> tuple[tuple[i
 
 def _report(options: argparse.Namespace) -> None:
     from kernels.gpu import roofline
-    from kernels.gpu.build import compile_all
+    from kernels.gpu.build import compile_all, compile_blending
 
     sizes = _sizes(options.size, _SIZES)
     err = Console(stderr=True)
@@ -116,8 +119,15 @@ def _report(options: argparse.Namespace) -> None:
             roofline.analyse(compiled, sizes)
             for compiled in compile_all(options.target or TARGETS, [options.dtype], options.top_k)
         ]
+        blending = [compile_blending(target).launch for target in options.target or TARGETS]
+    occupancies = [roofline.occupancy(launch) for launch in blending]
     if options.json:
-        print(json.dumps({"model": roofline.__doc__, "kernels": [_as_json(row) for row in rows]}, indent=1))
+        others = [
+            {"launch": json.loads(launch.to_json()), "occupancy": occupancy}
+            for launch, occupancy in zip(blending, occupancies, strict=True)
+        ]
+        content = {"model": roofline.__doc__, "kernels": [_as_json(row) for row in rows], "blending": others}
+        print(json.dumps(content, indent=1))
         return
     console = Console(highlight=False)
     variant = f"{options.dtype}{', top-k' if options.top_k else ''}"
@@ -152,6 +162,18 @@ def _report(options: argparse.Namespace) -> None:
         markup=False,
     )
     console.print(Markdown(roofline.__doc__ or ""))
+    table = Table(
+        title="\nblend_tiles, fp32: bound by the memory",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("target", "regs", "shared", "spilled", "occup."):
+        table.add_column(column, justify="left" if column == "target" else "right", no_wrap=True)
+    for launch, occupancy in zip(blending, occupancies, strict=True):
+        numbers = map(str, (launch.registers, launch.shared_memory, launch.spilled))
+        table.add_row(launch.target, *numbers, f"{occupancy:.0%}")
+    console.print(table)
 
 
 def _as_json(row: Any) -> dict[str, Any]:
@@ -175,23 +197,28 @@ def _as_json(row: Any) -> dict[str, Any]:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from kernels.gpu.build import compile_all, write
+    from kernels.gpu.build import compile_blending, compile_kernel, write
 
     console = Console()
     try:
         options.out.mkdir(exist_ok=True)
-        for compiled in compile_all(options.target or TARGETS, [options.dtype], options.top_k):
-            for path in write(compiled, options.out):
-                console.print(str(path), highlight=False, soft_wrap=True)
+        for target in options.target or TARGETS:
+            for compiled in (
+                compile_kernel(target, options.dtype, options.top_k),
+                compile_blending(target),
+            ):
+                for path in write(compiled, options.out):
+                    console.print(str(path), highlight=False, soft_wrap=True)
     except OSError as error:
         raise KernelError(f"{options.out} cannot be written: {error.strerror}.") from error
 
 
 def _table(options: argparse.Namespace) -> None:
     from kernels.gpu.build import compile_all
-    from kernels.gpu.table import markdown
+    from kernels.gpu.table import blending_markdown, markdown
 
     print(markdown([compiled.launch for compiled in compile_all(TARGETS, ["fp32"], top_k=False)]))
+    print(f"\n{blending_markdown()}")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -118,7 +118,7 @@ def _implementation(
     compiled = compile_kernel(_registered[name], dtype, top_k=k > 0)
     positions = shape[2] * shape[3]
     launch = plugin.KernelLaunchParams()
-    launch.grid_x = plugin.cdiv(positions, compiled.launch.queries)
+    launch.grid_x = plugin.cdiv(positions, compiled.launch.tile["queries"])
     launch.grid_y = shape[0]
     launch.block_x = compiled.launch.threads
     launch.shared_mem = compiled.launch.shared_memory

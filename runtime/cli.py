@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runtime import doctor, terminal
+from runtime import doctor, plan_command, terminal
+from runtime.bench import cli as bench_command
 from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.options import Options
@@ -24,10 +25,13 @@ examples:
   python -m runtime restore scans/ -o scans-4x/ --bundle BUNDLE
   python -m runtime restore film.mkv -o test.mkv --bundle BUNDLE --start 90 --frames 25
   python -m runtime compare holiday.mp4 holiday-4x.mp4 -o compare.png --frame 40 --crop 640
+  python -m runtime plan --bundle BUNDLE --size 1920x1080 --target sm_89 --memory 16GB
+  python -m runtime bench --bundle BUNDLE --size 1280x720 --slots 2 --json today.json --compare yesterday.json
   python -m runtime doctor --bundle BUNDLE
 
 exit codes: 0 done, 1 doctor found a problem, 2 input or option refused, 3 output not writable, 4 bundle damaged,
-7 device or memory, 8 input truncated (what was readable is kept), 130 interrupted
+7 device or memory, 8 input truncated (what was readable is kept), 10 no engine fits, 11 slower than before,
+130 interrupted
 """
 
 
@@ -42,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_restore(commands)
     _add_compare(commands)
+    plan_command.add_command(commands)
+    bench_command.add_command(commands)
     check = commands.add_parser(
         "doctor", help="what is installed, what a bundle holds, which backend `auto` takes and why"
     )
@@ -81,18 +87,17 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add(
         "--tile",
         type=int,
-        default=Options.tile,
         metavar="N",
         help="cut larger frames into tiles of N latents a side (a latent is 8 pixels of the result) for flow, "
-        "retrieval and UNet (default: %(default)s)",
+        f"retrieval and UNet (default: {Options.tile}; with engines what they take)",
     )
     add("--overlap", type=int, default=Options.overlap, metavar="N", help="latents (default: %(default)s)")
     add(
         "--vae-tile",
         type=int,
-        default=Options.vae_tile,
         metavar="N",
-        help="the same limit for the VAE; smaller needs less memory (default: %(default)s)",
+        help=f"the same limit for the VAE; smaller needs less memory (default: {Options.vae_tile}; with engines "
+        "what they take)",
     )
     add("--start", type=float, default=0.0, metavar="T", help="skip T seconds (default: 0)")
     add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
@@ -100,6 +105,13 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add("--crf", type=int, help="quality of the output video: lower is better and larger")
     add("--fps", type=float, metavar="F", help="of a video made of a folder of pictures (default: 25)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
+    add(
+        "--slots",
+        type=int,
+        default=1,
+        metavar="S",
+        help="frames in flight: more keep a GPU busier and take more memory (default: 1)",
+    )
     add(
         "--engine-cache",
         type=Path,
@@ -128,8 +140,16 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     options = parser().parse_args(arguments)
-    commands = {"restore": _restore, "compare": _compare, "doctor": _doctor, "schema": _schema}
-    with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
+    commands = {
+        "restore": _restore,
+        "compare": _compare,
+        "plan": plan_command.run,
+        "bench": bench_command.run,
+        "doctor": _doctor,
+        "schema": _schema,
+    }
+    as_json = getattr(options, "json", False) in (True, "-")  # bench names a file
+    with terminal.errors(as_json=as_json) as outcome:
         outcome.code = commands[options.command](options)
     return outcome.code
 

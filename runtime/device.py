@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from runtime.actions import Buffers
 from runtime.errors import DeviceError
+from runtime.options import Options
 from runtime.schedule.events import Event
 from runtime.schedule.graph import Schedule
 from runtime.timeline import Observer
@@ -53,6 +52,17 @@ class Device(Protocol):
     name: str
     times_itself: bool
 
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that an opened schedule takes, by what for."""
+
+    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+        """How this device cuts frames (height, width, 3): options, and how many tiles its networks take at once.
+
+        Raises:
+            EngineError: it has no engines for this size.
+        """
+
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
@@ -62,14 +72,18 @@ class Device(Protocol):
             DeviceError: not enough memory, or no engine for this size; nothing is kept then.
         """
 
-    def staged_frame(self, slot: int) -> np.ndarray:
-        """Where the host puts a slot's frame, (1,H,W,3) uint8."""
+    def receive(self, slot: int, frame: Any) -> None:
+        """Takes a frame (H,W,3) uint8 into a slot: an array, or what a device understands beside.
 
-    def staged_result(self, slot: int) -> np.ndarray:
-        """Where the host finds a slot's result, (1,4H,4W,3) uint8, once `wait` has returned."""
+        Raises:
+            InputError: not such a frame.
+        """
+
+    def deliver(self, slot: int) -> Any:
+        """A slot's result (4H,4W,3) uint8, once `wait` has returned."""
 
     def submit(self, ticket: Ticket) -> None:
-        """Asks for all steps of a frame that lies in its staging buffer; returns before they are done."""
+        """Asks for all steps of a frame that was received; returns before they are done."""
 
     def is_done(self, ticket: Ticket) -> bool:
         """Whether `wait` would return or raise at once."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from runtime.actions import Buffers, Networks, perform
 from runtime.device import StepError, Ticket
 from runtime.errors import DeviceError
+from runtime.options import Options
 from runtime.schedule.events import Event
 from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import slot_arrays
@@ -34,6 +35,10 @@ class HostLanes:
         self._networks, self._cancel = networks, cancel
         self._run: _Run | None = None
 
+    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+        """See `runtime.device.Device.arrange`: the CPU takes any tile, one at a time."""
+        return options, {}
+
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
@@ -41,13 +46,13 @@ class HostLanes:
         self._stop()
         self._run = _Run(schedule, events, constants, self._networks, observer)
 
-    def staged_frame(self, slot: int) -> np.ndarray:
-        """See `runtime.device.Device.staged_frame`."""
-        return self._opened.arrays[slot][self._opened.schedule.frame]
+    def receive(self, slot: int, frame: Any) -> None:
+        """See `runtime.device.Device.receive`."""
+        self._opened.arrays[slot][self._opened.schedule.frame][0] = frame
 
-    def staged_result(self, slot: int) -> np.ndarray:
-        """See `runtime.device.Device.staged_result`."""
-        return self._opened.arrays[slot][self._opened.schedule.result]
+    def deliver(self, slot: int) -> Any:
+        """See `runtime.device.Device.deliver`."""
+        return self._opened.arrays[slot][self._opened.schedule.result][0].copy()
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.device.Device.submit`."""
@@ -62,9 +67,14 @@ class HostLanes:
         self._opened.wait(ticket, timeout)
 
     def close(self) -> None:
-        """Ends the threads after the step that each is in, and releases the networks."""
+        """See `runtime.device.Device.close`: ends the threads after the step that each is in, and releases the networks."""
         self._stop()
         self._networks.close()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """See `runtime.device.Device.memory`."""
+        return {"buffers": self._run.bytes} if self._run is not None else {}
 
     @property
     def _opened(self) -> _Run:
@@ -97,6 +107,7 @@ class _Run:
             raise DeviceError(
                 "there is not enough memory for the buffers of this size; use fewer slots or a smaller frame."
             ) from error
+        self.bytes = sum(buffer.bytes * schedule.copies(name) for name, buffer in schedule.buffers.items())
         own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
         self._last = own[-1].name
         self._needs: dict[str, list[Event]] = defaultdict(list)
@@ -156,9 +167,7 @@ class _Run:
         while (ticket := tickets.get()) is not None:
             for step in steps:
                 with self._changed:
-                    self._changed.wait_for(
-                        lambda step=step: self._stopped or self._may_run(step, ticket.frame)
-                    )
+                    self._changed.wait_for(functools.partial(self._may_go_on, step, ticket.frame))
                     skipped = self._stopped or self._failed(ticket.frame)
                 if not skipped and not (step.first and not ticket.first):
                     self._perform(step, ticket)
@@ -166,8 +175,10 @@ class _Run:
                     self._done[step.name] = ticket.frame
                     self._changed.notify_all()
 
-    def _may_run(self, step: Step, frame: int) -> bool:
-        return all(self._done[event.before] >= frame - event.frames for event in self._needs[step.name])
+    def _may_go_on(self, step: Step, frame: int) -> bool:
+        return self._stopped or all(
+            self._done[event.before] >= frame - event.frames for event in self._needs[step.name]
+        )
 
     def _perform(self, step: Step, ticket: Ticket) -> None:
         started = time.perf_counter()

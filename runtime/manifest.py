@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -24,9 +26,15 @@ MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
 _DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
+_FACTOR = re.compile(r"([a-z][a-z0-9_]*)|ceil\(([a-z][a-z0-9_]*),([1-9]\d*)\)")
 
 Shape = tuple[int | str, ...]
 """A symbolic shape: sizes, names, or a name times a number, e.g. ("n", 3, "8*h", "8*w")."""
+
+Polynomial = dict[str, float]
+"""A number that depends on symbolic sizes: products of sizes -> coefficients, e.g. {"1": 9, "h*w": 64}.
+
+A factor is a name, or `ceil(h,32)`: the size rounded up to a multiple of 32. The product "1" is the constant."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,23 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one run of a network for one picture (n = 1) takes, counted in its native graph.
+
+    Attributes:
+        multiply_adds: of convolutions, matrix products and attentions.
+        weights: numbers in the initialisers that are read.
+        activations: numbers that pass through memory, read and written, in the network's own precision.
+        integer_bytes: bytes of inputs and outputs that are integers in any precision, e.g. u8 pictures.
+    """
+
+    multiply_adds: Polynomial
+    weights: int
+    activations: Polynomial
+    integer_bytes: Polynomial
+
+
+@dataclass(frozen=True)
 class Network:
     """One network: its tensors, the bounds of its symbolic dimensions, its graphs.
 
@@ -59,6 +84,7 @@ class Network:
         nodes: nodes of the native graph, functions counted as one.
         parameters: numbers in its initialisers.
         always_fp32: why it is FP32 in every bundle, None if it has an FP16 form.
+        work: what a run takes; None in a bundle that was built before this was counted.
     """
 
     inputs: tuple[Tensor, ...]
@@ -68,6 +94,7 @@ class Network:
     nodes: int
     parameters: int
     always_fp32: str | None = None
+    work: Work | None = None
 
     def graph(self, precision: str, bundle_precision: str) -> str | None:
         """The native graph of that precision in a bundle of `bundle_precision`; None if there is none."""
@@ -124,7 +151,7 @@ class Engine:
         device: name of the only GPU that runs it, None for all of its targets.
         precision: of the graph that it was compiled from.
         profiles: input -> shapes; empty where any shape within the network's bounds is taken.
-        flags: builder options that make a difference.
+        flags: builder options that make a difference; `warp`: it leaves out the bundle's `operator`.
         file: the plan, or the optimised graph. Further files of it lie beside.
         report: JSON about the build.
         key: address in the build cache, a hash over all that made it.
@@ -170,6 +197,27 @@ class Calibration:
     frames: int
     limit: float
     file: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The cross-frame attention as a step of its own: its GPU kernel runs after an engine that leaves it out.
+
+    Attributes:
+        network: that it is part of.
+        current: the network's input that it reads.
+        previous: the network's output that it reads.
+        output: the network's output that it computes; of the same shape as both.
+        operands: `M` (heads,C+1,C+1), `P` (heads,C,C+1), `bias` (C,) -> .npy, float32: what the graph holds, too.
+        top_k: positions that it retrieves, None for all.
+    """
+
+    network: str
+    current: str
+    previous: str
+    output: str
+    operands: dict[str, str]
+    top_k: int | None
 
 
 @dataclass(frozen=True)
@@ -235,10 +283,11 @@ class Manifest:
         inputs: buffers that the runtime supplies: the frame, and constants from files.
         output: the buffer that holds the restored frame.
         files: every file of the bundle but the manifest.
-        kernels: launch metadata of the attention's GPU kernel, a file for each target; PTX and cubin lie
+        kernels: launch metadata of the GPU kernels, a file for each kernel and target; PTX and cubin lie
             beside it. Empty where the bundle was built without.
         engines: compiled networks, added by `build.py engines`.
         calibration: of the `fp16` graphs, None where there are none.
+        operator: how the attention's kernel takes part, None where the bundle was built without kernels.
     """
 
     family: str
@@ -260,6 +309,7 @@ class Manifest:
     kernels: tuple[str, ...] = ()
     engines: tuple[Engine, ...] = ()
     calibration: Calibration | None = None
+    operator: Operator | None = None
     schema_version: int = SCHEMA_VERSION
 
     def write(self, bundle: Path) -> None:
@@ -319,6 +369,31 @@ def dimension(size: int | str) -> tuple[int, str | None]:
     if not match:
         raise ValueError(f"{size!r} is not a size")
     return int(match[1] or 1), match[2]
+
+
+def factors(product: str) -> list[tuple[str, int]]:
+    """Takes a product of a polynomial apart into names and the multiples that these are rounded up to.
+
+    Raises:
+        ValueError: not such a product.
+    """
+    if product == "1":
+        return []
+    found = []
+    for factor in product.split("*"):
+        match = _FACTOR.fullmatch(factor)
+        if not match:
+            raise ValueError(f"{product!r} is not a product of sizes")
+        found.append((match[1] or match[2], int(match[3] or 1)))
+    return found
+
+
+def evaluate(polynomial: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """The polynomial's value at the given sizes."""
+    return sum(
+        coefficient * math.prod(-(-sizes[name] // multiple) * multiple for name, multiple in factors(product))
+        for product, coefficient in polynomial.items()
+    )
 
 
 class _MisfitError(Exception):
@@ -397,6 +472,7 @@ def _check(manifest: Manifest) -> None:
         *manifest.kernels,
         *(path for engine in manifest.engines for path in (engine.file, engine.report)),
         *([manifest.calibration.file] if manifest.calibration else []),
+        *(manifest.operator.operands.values() if manifest.operator else []),
         manifest.prompt.file,
         *(file for file in manifest.inputs.values() if file),
     ]
@@ -411,6 +487,8 @@ def _check(manifest: Manifest) -> None:
     for engine in manifest.engines:
         if engine.network not in manifest.networks:
             raise _MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
+    if manifest.operator is not None:
+        _check_operator(manifest.operator, manifest)
     for name in ("scale", "window", "frame_multiple", "minimum_side", "latent_scale"):
         if getattr(manifest, name) < 1:
             raise _MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")
@@ -435,6 +513,41 @@ def _check_network(name: str, network: Network) -> None:
                 raise _MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
             if symbol and symbol not in network.bounds:
                 raise _MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
+    if network.work is not None:
+        _check_work(name, network, network.work)
+
+
+def _check_work(name: str, network: Network, work: Work) -> None:
+    for product in (*work.multiply_adds, *work.activations, *work.integer_bytes):
+        try:
+            symbols = {symbol for symbol, _ in factors(product)}
+        except ValueError as error:
+            raise _MisfitError(f"network {name}, its work: {error}") from error
+        if unknown := sorted(symbols - set(network.bounds)):
+            raise _MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
+
+
+def _check_operator(operator: Operator, manifest: Manifest) -> None:
+    network = manifest.networks.get(operator.network)
+    if network is None:
+        raise _MisfitError(f"the operator is of {operator.network!r}, which is no network")
+    inputs = {tensor.name for tensor in network.inputs}
+    outputs = {tensor.name for tensor in network.outputs}
+    for name, known in (
+        (operator.current, inputs),
+        (operator.previous, outputs - {operator.output}),
+        (operator.output, outputs),
+    ):
+        if name not in known:
+            raise _MisfitError(
+                f"the operator of {operator.network} stands at {name!r}, expected {sorted(known)}"
+            )
+    if set(operator.operands) != {"M", "P", "bias"}:
+        raise _MisfitError(
+            f"the operator has the operands {sorted(operator.operands)}, expected M, P and bias"
+        )
+    if operator.top_k != manifest.top_k:
+        raise _MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
 
 
 def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:

@@ -26,6 +26,13 @@ class Options:
     vae_tile: int = 96
     vae_overlap: int = 16
 
+    @staticmethod
+    def of(choices: dict[str, str], tile: int | None, overlap: int, vae_tile: int | None) -> Options:
+        """With the default where a tile is None; the VAE's overlap follows its tile."""
+        tile = Options.tile if tile is None else tile
+        vae_tile = Options.vae_tile if vae_tile is None else vae_tile
+        return Options(choices, tile, overlap, vae_tile, min(Options.vae_overlap, vae_tile // 4))
+
     def network(self, manifest: Manifest, stage: Stage) -> str:
         """The network that a stage runs: the user's choice among its variants, or the default."""
         if stage.option is None:

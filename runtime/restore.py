@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from runtime import media
+from runtime import beside, media
 from runtime.errors import TruncatedInputError
 from runtime.memory import peak_bytes
 from runtime.options import Options
@@ -26,7 +26,7 @@ class Job:
         input: a video, a folder of pictures, or one picture.
         output: a video file, a folder (no suffix), or a .png for a single picture.
         bundle: directory made by `build.py bundle`.
-        color, tile, overlap, vae_tile, threads, backend, engine_cache, check: see `Restorer`.
+        color, tile, overlap, vae_tile, threads, slots, backend, engine_cache, check: see `Restorer`.
         start: seconds to skip at the beginning.
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
@@ -39,10 +39,11 @@ class Job:
     bundle: Path
     backend: str = "auto"
     color: str | None = None
-    tile: int = Options.tile
+    tile: int | None = None
     overlap: int = Options.overlap
-    vae_tile: int = Options.vae_tile
+    vae_tile: int | None = None
     threads: int | None = None
+    slots: int = 1
     engine_cache: Path | None = None
     check: bool = False
     start: float = 0.0
@@ -58,11 +59,13 @@ class Report:
     """What was done. Times in seconds, sizes in pixels or bytes.
 
     `stages` holds the median of each stage of the networks, and of reading and writing, for a frame;
+    reading and writing happen beside them, and so do stages of several frames where there are several slots;
     `seconds` is from the first frame's reading to the finished file, loading excluded.
     """
 
     output: str
     backend: str
+    slots: int = 1
     frames: int = 0
     width: int = 0
     height: int = 0
@@ -141,6 +144,7 @@ def _restorer(job: Job) -> Restorer:
         overlap=job.overlap,
         vae_tile=job.vae_tile,
         threads=job.threads,
+        slots=job.slots,
         engine_cache=job.engine_cache,
         check=job.check,
     )
@@ -149,32 +153,45 @@ def _restorer(job: Job) -> Restorer:
 def _run(
     restorer: Restorer, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher
 ) -> None:
-    """Takes every frame through the restorer, and finishes the file."""
-    started = last = time.perf_counter()
+    """Takes every frame through the restorer, and finishes the file. Frames are read and written beside the work."""
+    started = time.perf_counter()
     reading: list[float] = []
     writing: list[float] = []
-    waiting: deque[media.Frame] = deque()  # a backend may return results later than their frames
+    waiting: deque[media.Frame] = deque()  # results come later than their frames
 
-    def write(results: list[np.ndarray]) -> None:
-        for restored in results:
-            before = time.perf_counter()
-            sink.write(restored, waiting.popleft())
-            writing.append(time.perf_counter() - before)
-            report.height, report.width = restored.shape[:2]
-            report.frames += 1
-            watcher.frame(report.frames)
-
-    for frame in source:
-        reading.append(time.perf_counter() - last)
-        waiting.append(frame)
-        write(restorer.push(frame.rgb))
+    def timed(frames: Iterable[media.Frame]) -> Iterator[media.Frame]:
         last = time.perf_counter()
-    write(restorer.flush())
+        for frame in frames:
+            reading.append(time.perf_counter() - last)
+            yield frame
+            last = time.perf_counter()
+
+    def write(pair: tuple[np.ndarray, media.Frame]) -> None:
+        before = time.perf_counter()
+        sink.write(*pair)
+        writing.append(time.perf_counter() - before)
+        report.frames += 1
+        watcher.frame(report.frames)
+
+    with beside.Behind(write) as behind:
+
+        def hand_over(results: list[np.ndarray]) -> None:
+            for restored in results:
+                report.height, report.width = restored.shape[:2]
+                behind.put((restored, waiting.popleft()))
+
+        for frame in beside.ahead(timed(source)):
+            waiting.append(frame)
+            hand_over(restorer.push(frame.rgb))
+        hand_over(restorer.flush())
     report.output = str(sink.close(partial=source.damage is not None))
     report.seconds = time.perf_counter() - started
+    report.slots = restorer.slots
     clocks = restorer.timings()
     report.stages = {
         "read": statistics.median(reading),
-        **{name: statistics.median(clock[name] for clock in clocks) for name in clocks[0]},
+        **(
+            {name: statistics.median(clock[name] for clock in clocks) for name in clocks[0]} if clocks else {}
+        ),
         "write": statistics.median(writing),
     }

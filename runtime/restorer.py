@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle
+from runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
+from runtime.cuda.start import open_device
 from runtime.device import Device
 from runtime.errors import DeviceError, InputError
 from runtime.host import HostDevice
@@ -31,7 +35,8 @@ from runtime.timeline import Observer, Span
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
 _WORK = ("network", "cut", "blend")  # what a stage is made of
-BACKENDS = ("auto", HostDevice.name, *PROVIDERS)
+ENGINES = ("tensorrt_rtx", "tensorrt")
+BACKENDS = ("auto", HostDevice.name, *ENGINES, *PROVIDERS)
 
 
 class Restorer:
@@ -45,7 +50,8 @@ class Restorer:
         backend: `auto` takes the best that is installed and that the bundle serves; see `BACKENDS`.
         color: how colours are aligned to the input's: `adain`, `wavelet` or `none`; None for the
             bundle's default.
-        tile: side of a tile in latents (8 pixels of the result) for frames larger than that.
+        tile: side of a tile in latents (8 pixels of the result) for frames larger than that; None for
+            the default, or on a GPU for what the bundle's engines take.
         overlap: of neighbouring tiles, in latents.
         vae_tile: the same limit for the VAE.
         threads: of the CPU; None for all cores that the process may use.
@@ -54,7 +60,13 @@ class Restorer:
         timeout: seconds that a frame may take once it is waited for; None for ever.
         engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
         check: compare every file's SHA-256 with the manifest before use.
-        observer: told every step that is done, from whichever thread did it.
+        observer: told every step that is done, from whichever thread did it. On a GPU that takes the
+            place of CUDA graphs, and costs a little.
+        stream: of the application's, on a GPU: its address, or a stream of cuda-python, torch or pycuda.
+            Frames that lie on the GPU are read after what was put on it; results that stay there are to
+            be read on it. None: the application waits before `push`, and before it pushes more frames.
+        device_results: results stay on the GPU, with `__cuda_array_interface__` and `__dlpack__`; each is
+            valid until as many frames as there are slots were pushed after it was returned.
 
     Raises:
         BundleError: no bundle, or one that lost or changed a file, or of another schema version.
@@ -71,15 +83,17 @@ class Restorer:
         *,
         backend: str = "auto",
         color: str | None = None,
-        tile: int = Options.tile,
+        tile: int | None = None,
         overlap: int = Options.overlap,
-        vae_tile: int = Options.vae_tile,
+        vae_tile: int | None = None,
         threads: int | None = None,
         slots: int = 1,
         timeout: float | None = None,
         engine_cache: str | Path | None = None,
         check: bool = False,
         observer: Observer | None = None,
+        stream: Any = None,
+        device_results: bool = False,
     ) -> None:
         opened = Bundle.open(bundle, check=check)
         self.manifest = opened.manifest
@@ -88,7 +102,7 @@ class Restorer:
             raise InputError(f"--slots is {slots}; expected 1 or more.")
         self.slots = slots
         choices = {} if color is None else {"color": color}
-        self._options = Options(choices, tile, overlap, vae_tile, min(Options.vae_overlap, vae_tile // 4))
+        self._options = Options.of(choices, tile, overlap, vae_tile)
         self._options.check(self.manifest)
         self._largest = _largest_side(self.manifest)
         self._timeout, self._observer = timeout, observer
@@ -101,9 +115,24 @@ class Restorer:
         self._constants = opened.constants()
         self._runner: Runner | None = None
         self._prepared: tuple[int, int] | None = None
-        self._device: Device | None = _device(
-            self.backend, opened, self._options.networks(self.manifest), threads, engine_cache
-        )
+        self._stream = stream_address(stream)
+        if (device_results or stream is not None) and self.backend not in ENGINES:
+            raise InputError(f"frames and streams on a GPU need the backend {' or '.join(ENGINES)}.")
+        self.load_seconds: dict[str, float] = {}
+        cache = None if engine_cache is None else Path(engine_cache)
+        if self.backend in ENGINES:
+            self._device: Device | None = open_device(
+                opened,
+                self.backend,
+                tile=tile,
+                vae_tile=vae_tile,
+                cache=cache,
+                stream=self._stream,
+                device_results=device_results,
+            )
+        else:
+            networks = self._options.networks(self.manifest)
+            self._device = _host_device(self.backend, opened, networks, threads, cache, self.load_seconds)
 
     def restore(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Restores a clip.
@@ -141,8 +170,13 @@ class Restorer:
         with self._alone():
             self._prepare(height, width)
 
-    def push(self, frame: Frame) -> list[Frame]:
-        """Takes the next frame of a stream, (H,W,3) uint8.
+    def push(self, frame: Any) -> list[Any]:
+        """Takes the next frame of a stream.
+
+        Args:
+            frame: (H,W,3) uint8, RGB: an array, anything on the CPU that speaks DLPack, or with an engine's
+                backend an array on the GPU (`__cuda_array_interface__` or DLPack), which is read where it
+                lies and must stay as it is until its result was returned.
 
         Returns:
             The results that are ready, in order: none, one or several. Every frame's result has been
@@ -154,16 +188,17 @@ class Restorer:
                 The Restorer is of no use afterwards.
         """
         with self._alone():
-            self._check(frame)
-            height, width = frame.shape[:2]
+            taken: Frame | DeviceArray = self._taken(frame)
+            self._check(taken)
+            height, width = taken.shape[:2]
             results = self._collect() if self._prepared != (height, width) else []
             runner = self._prepare(height, width)
             least = self.manifest.minimum_side
             if (
                 min(height, width) < least
             ):  # too small for the networks: enlarge first, reduce the result again
-                frame = resize_bicubic(frame, *enlarged_size(height, width, least))
-            return results + self._count(runner.push(frame))
+                taken = resize_bicubic(taken, *enlarged_size(height, width, least))
+            return results + self._count(runner.push(taken))
 
     def flush(self) -> list[Frame]:
         """Returns the results that are still under way. More frames may be pushed afterwards."""
@@ -177,6 +212,11 @@ class Restorer:
             self._clip += 1
             if self._runner is not None:
                 self._runner.begin()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that frames of the present size take, weights aside; empty before the first one."""
+        return self._device.memory if self._device is not None else {}
 
     def timings(self) -> list[Clock]:
         """Seconds of each stage, one dict for each of the last frames returned (10 000 at most).
@@ -219,7 +259,8 @@ class Restorer:
         if self._runner is None or self._prepared != (height, width):
             self._runner, self._prepared = None, None
             inside = enlarged_size(height, width, self.manifest.minimum_side)
-            schedule = build(self.manifest, *inside, self._options, self.slots)
+            options, batches = self._device.arrange(*inside, self._options)
+            schedule = build(self.manifest, *inside, options, self.slots, batches)
             watched = self._device.times_itself or self._observer is not None
             observer = self._observe if watched else None
             self._device.open(schedule, derive(schedule), self._constants, observer)
@@ -227,12 +268,12 @@ class Restorer:
             self._returned = 0
             scale = self.manifest.scale
 
-            def take(staged: np.ndarray) -> np.ndarray:
+            def finish(result: Any) -> Any:
                 if inside == (height, width):
-                    return staged[0].copy()
-                return resize_bicubic(staged[0], height * scale, width * scale)
+                    return result
+                return resize_bicubic(result, height * scale, width * scale)
 
-            self._runner = Runner(self._device, self.slots, self._timeout, take)
+            self._runner = Runner(self._device, self.slots, self._timeout, finish)
             self._prepared = height, width
         return self._runner
 
@@ -254,12 +295,27 @@ class Restorer:
         if self._observer is not None:
             self._observer(span)
 
-    def _check(self, frame: Frame) -> None:
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
+    def _taken(self, frame: Any) -> Frame | DeviceArray:
+        """The frame as numpy's array, without a copy, or as one on the device."""
+        if on_device(frame):
+            if self.backend not in ENGINES:
+                raise InputError(
+                    f"the frame lies on a GPU; the backend {self.backend} takes arrays of the CPU, "
+                    f"{' and '.join(ENGINES)} take both."
+                )
+            return device_array(frame, self._stream)
+        if not isinstance(frame, np.ndarray) and hasattr(frame, "__dlpack__"):
+            frame = np.from_dlpack(frame)
+        if not isinstance(frame, np.ndarray):
             shape = getattr(frame, "shape", type(frame).__name__)
             raise InputError(f"a frame must be an array (H,W,3), not {shape}.")
         if frame.dtype != np.uint8:
             raise InputError(f"a frame must be uint8, not {frame.dtype}.")
+        return frame
+
+    def _check(self, frame: Frame | DeviceArray) -> None:
+        if len(frame.shape) != 3 or frame.shape[2] != 3:
+            raise InputError(f"a frame must be an array (H,W,3), not {frame.shape}.")
         if 0 in frame.shape:
             raise InputError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels has nothing to restore.")
         largest = self._largest
@@ -288,24 +344,27 @@ def choose_backend(backend: str) -> tuple[str, str]:
     return backend, "as asked"
 
 
-def _device(
+def _host_device(
     backend: str,
     bundle: Bundle,
     networks: Iterable[str],
     threads: int | None,
-    engine_cache: str | Path | None,
+    engine_cache: Path | None,
+    seconds: dict[str, float],
 ) -> Device:
+    """ONNX Runtime on threads; the seconds that each network took to load go into `seconds`."""
     loaded: HostDevice | ProviderDevice
     if backend in PROVIDERS:
-        cache = None if engine_cache is None else Path(engine_cache)
-        loaded = ProviderDevice(bundle, backend, threads, cache)
+        loaded = ProviderDevice(bundle, backend, threads, engine_cache)
     elif engine_cache is not None:
         raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
     else:
         loaded = HostDevice(bundle, threads)
     try:
         for network in networks:
+            started = time.perf_counter()
             loaded.load(network)
+            seconds[network] = time.perf_counter() - started
     except BaseException:
         loaded.close()
         raise

@@ -6,13 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from runtime.device import Device, StepError, Ticket
 from runtime.errors import DeviceError
-
-Receive = Callable[[np.ndarray], None]
-"""Fills a staging buffer (1,H,W,3) with the frame."""
 
 
 class FrameError(DeviceError):
@@ -36,7 +31,7 @@ class Runner:
         device: opened with a schedule.
         slots: of that schedule.
         timeout: seconds that a frame may take once it is waited for; None for ever.
-        take: makes a result of what a slot's staging buffer holds; it is used again afterwards.
+        finish: makes what is returned of what the device delivers.
     """
 
     def __init__(
@@ -44,9 +39,9 @@ class Runner:
         device: Device,
         slots: int,
         timeout: float | None = None,
-        take: Callable[[np.ndarray], np.ndarray] = lambda staged: staged[0].copy(),
+        finish: Callable[[Any], Any] = lambda result: result,
     ) -> None:
-        self._device, self._slots, self._timeout, self._take = device, slots, timeout, take
+        self._device, self._slots, self._timeout, self._finish = device, slots, timeout, finish
         self._flying: deque[Ticket] = deque()
         self._next = 0
         self._clip_began = 0
@@ -56,7 +51,7 @@ class Runner:
         """The next frame has no predecessor. Frames under way go on."""
         self._clip_began = self._next
 
-    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+    def push(self, frame: Any) -> list[Any]:
         """Takes a frame (H,W,3) u8; returns the results that are ready, in order.
 
         At most slots - 1 frames are under way afterwards.
@@ -66,41 +61,49 @@ class Runner:
         """
         self._check()
         ticket = Ticket(self._next, self._next % self._slots, self._next == self._clip_began)
-        self._device.staged_frame(ticket.slot)[0] = frame
+        self._device.receive(ticket.slot, frame)
         with self._breaking():
-            self._device.submit(ticket)
+            results: list[Any] = []
+            try:
+                self._device.submit(ticket)
+            except StepError as error:
+                while self._flying:  # what was asked for before may well be finished
+                    self._collect(results)
+                raise self._told(error, results) from error
             self._next += 1
             self._flying.append(ticket)
-            results: list[np.ndarray] = []
             while len(self._flying) >= self._slots or (
                 self._flying and self._device.is_done(self._flying[0])
             ):
                 self._collect(results)
             return results
 
-    def flush(self) -> list[np.ndarray]:
+    def flush(self) -> list[Any]:
         """Waits for all frames under way; returns their results, in order.
 
         Raises:
             FrameError: as for `push`.
         """
         self._check()
-        results: list[np.ndarray] = []
+        results: list[Any] = []
         with self._breaking():
             while self._flying:
                 self._collect(results)
         return results
 
-    def _collect(self, results: list[np.ndarray]) -> None:
+    def _collect(self, results: list[Any]) -> None:
         ticket = self._flying[0]
         try:
             self._device.wait(ticket, self._timeout)
         except StepError as error:
-            frame, text = error.frame - self._clip_began, str(error).rstrip(".")
-            told = text if text.startswith(error.stage) else f"{error.stage}: {text}"
-            raise FrameError(f"frame {frame}: {told}.", frame, error.stage, results) from error
-        results.append(self._take(self._device.staged_result(ticket.slot)))
+            raise self._told(error, results) from error
+        results.append(self._finish(self._device.deliver(ticket.slot)))
         self._flying.popleft()
+
+    def _told(self, error: StepError, results: list[Any]) -> FrameError:
+        frame, text = error.frame - self._clip_began, str(error).rstrip(".")
+        told = text if text.startswith(error.stage) else f"{error.stage}: {text}"
+        return FrameError(f"frame {frame}: {told}.", frame, error.stage, results)
 
     def _check(self) -> None:
         if self._broken is not None:

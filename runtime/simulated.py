@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from runtime.actions import Buffers, Networks, perform
 from runtime.device import StepError, Ticket
 from runtime.errors import DeviceError
+from runtime.options import Options
 from runtime.schedule.events import Event
 from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import slot_arrays
@@ -126,6 +128,15 @@ class SimulatedDevice:
         self._arrays: list[Buffers] = []
         self._clear()
 
+    @property
+    def memory(self) -> dict[str, int]:
+        """See `runtime.device.Device.memory`."""
+        return {"buffers": sum(array.nbytes for slot in self._arrays for array in slot.values())}
+
+    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+        """See `runtime.device.Device.arrange`."""
+        return options, {}
+
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
@@ -141,19 +152,20 @@ class SimulatedDevice:
         self.live = wanted
         own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
         self._own, self._last = own, own[-1].name
-        self._lanes = {lane: _Lane() for lane in dict.fromkeys(step.lane for step in own)}
-        self._done = dict.fromkeys((step.name for step in own), -1)
+        for step in own:
+            self._lanes.setdefault(step.lane, _Lane())
+            self._done[step.name] = -1
         for event in events:
             if event.before in self._done and event.after in self._done:
                 self._needs[event.after].append(event)
 
-    def staged_frame(self, slot: int) -> np.ndarray:
-        """See `runtime.device.Device.staged_frame`."""
-        return self._arrays[slot][self._schedule.frame]
+    def receive(self, slot: int, frame: Any) -> None:
+        """See `runtime.device.Device.receive`."""
+        self._arrays[slot][self._schedule.frame][0] = frame
 
-    def staged_result(self, slot: int) -> np.ndarray:
-        """See `runtime.device.Device.staged_result`."""
-        return self._arrays[slot][self._schedule.result]
+    def deliver(self, slot: int) -> Any:
+        """See `runtime.device.Device.deliver`."""
+        return self._arrays[slot][self._schedule.result][0].copy()
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.device.Device.submit`. What the slot held of its last frame is poisoned."""

@@ -16,7 +16,7 @@ import kernels
 from export.network import Input, NetworkSpec, Output
 from export.networks.spynet import warp
 from kernels.torch_forms import folded_attention
-from runtime.manifest import Bound
+from runtime.manifest import Bound, Operator
 
 TEMPERATURE = 3000.0  # a constant of the published code, not a weight
 
@@ -45,15 +45,24 @@ def attention_weights(weights: Mapping[str, Tensor]) -> kernels.AttentionWeights
     )
 
 
+def operands(weights: Mapping[str, Tensor]) -> kernels.FoldedAttention:
+    """The attention's constants in FP32, as the graph has them and the bundle gives them to hosts of the kernel."""
+    return kernels.fold(attention_weights(weights)).astype(np.float32)
+
+
+def operator(files: Mapping[str, str], top_k: int | None) -> Operator:
+    """Where the attention stands in the network; `files` hold its operands."""
+    return Operator("cfr", "latent", "warped", "fused", dict(files), top_k)
+
+
 class CrossFrameRetrieval(nn.Module):
-    """latent, previous_latent (n,4,h,w), flow (n,2,h,w) -> warped, fused (n,4,h,w)."""
+    """latent, previous_latent (n,4,h,w), flow (n,2,h,w) -> warped, fused (n,4,h,w); the constants are FP32."""
 
     def __init__(self, folded: kernels.FoldedAttention, top_k: int | None) -> None:
         super().__init__()
-        single = folded.astype(np.float32)
-        self.register_buffer("M", torch.from_numpy(single.M))
-        self.register_buffer("P", torch.from_numpy(single.P))
-        self.register_buffer("bias", torch.from_numpy(single.bias))
+        self.register_buffer("M", torch.from_numpy(folded.M))
+        self.register_buffer("P", torch.from_numpy(folded.P))
+        self.register_buffer("bias", torch.from_numpy(folded.bias))
         self.top_k = top_k
 
     def forward(self, latent: Tensor, previous_latent: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +98,7 @@ def spec(weights: Mapping[str, Tensor], top_k: int | None) -> NetworkSpec:
     latent = ("n", 4, "h", "w")
     return NetworkSpec(
         name="cfr",
-        module=CrossFrameRetrieval(kernels.fold(attention_weights(weights)), top_k),
+        module=CrossFrameRetrieval(operands(weights), top_k),
         inputs=(
             Input("latent", torch.float32, latent),
             Input("previous_latent", torch.float32, latent),

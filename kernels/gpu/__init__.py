@@ -1,5 +1,6 @@
-"""The operator's GPU kernel: written in Triton, compiled ahead of time on machines without a GPU.
+"""The GPU kernels: written in Triton, compiled ahead of time on machines without a GPU.
 
-`triton_kernel` is the kernel, `build` compiles it for a target, `launch` says how a host launches the result,
-`roofline` predicts its time from its instructions. Hosts need `launch` only, or just its JSON.
+`triton_kernel` is the operator's, `triton_blend` makes one picture of overlapping tiles. `build` compiles them for a
+target, `launch` says how a host launches the result, `roofline` predicts the operator's time from its instructions.
+Hosts need `launch` only, or just its JSON.
 """

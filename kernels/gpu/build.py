@@ -1,17 +1,18 @@
-"""Compiles the kernel ahead of time: PTX, cubin and launch metadata for a target, without a GPU."""
+"""Compiles the kernels ahead of time: PTX, cubin and launch metadata for a target, without a GPU."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from kernels.errors import KernelError
 from kernels.gpu import ptx
 from kernels.gpu.launch import DType, Launch, arguments
-from kernels.gpu.targets import find
+from kernels.gpu.targets import Target, find
 
 # 16 queries x 64 keys over 4 warps: 8 pairs a thread, whose 40 partial sums leave room in the registers for 3
 # blocks on an SM, and 256 blocks for a 64x64 latent, enough for the largest cards. Twice the keys spill.
@@ -19,12 +20,14 @@ QUERIES = 16
 KEYS = 64
 WARPS = 4
 # Top-k reads no sums while it searches, but the same tile keeps its scores the same.
-KERNEL = "gated_topk_attention"
+
+# 4 pixels a thread, so that several reads are under way; a row of 1920 wastes 6 % of its last block.
+PIXELS = 512
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The kernel for one target: its launch metadata, PTX and binary."""
+    """A kernel for one target: its launch metadata, PTX and binary."""
 
     launch: Launch
     ptx: str
@@ -32,12 +35,12 @@ class Compiled:
 
 
 def is_available() -> bool:
-    """Whether Triton is installed, which compiles the kernel (for Linux only)."""
+    """Whether Triton is installed, which compiles the kernels (for Linux only)."""
     return find_spec("triton") is not None
 
 
 def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> Compiled:
-    """Compiles the kernel; takes about a second.
+    """Compiles the attention's kernel; takes about a second.
 
     Args:
         target: a name of `targets.TARGETS`.
@@ -50,29 +53,58 @@ def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> C
     chosen = find(target)
     if dtype not in ("fp32", "fp16"):
         raise KernelError(f"latents of {dtype} are not supported; expected fp32 or fp16.")
+    _need_triton()
+    from kernels.gpu.triton_kernel import gated_topk_attention
+
+    constants = {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS}
+    return _compile(gated_topk_attention, chosen, constants, {"queries": QUERIES, "keys": KEYS}, dtype, top_k)
+
+
+def compile_blending(target: str) -> Compiled:
+    """Compiles the kernel that blends tiles into a picture.
+
+    Raises:
+        KernelError: as `compile_kernel`.
+    """
+    chosen = find(target)
+    _need_triton()
+    from kernels.gpu.triton_blend import blend_tiles
+
+    return _compile(blend_tiles, chosen, {"BLOCK": PIXELS}, {"pixels": PIXELS})
+
+
+def _need_triton() -> None:
     if not is_available():
         raise KernelError(
             "Triton is not installed, which compiles the kernel. Install it with: pip install 'vsr-trt[build]' "
             "(on Linux; it exists for no other system)."
         )
+
+
+def _compile(
+    function: Any,
+    chosen: Target,
+    constants: Mapping[str, int],
+    tile: Mapping[str, int],
+    dtype: DType = "fp32",
+    top_k: bool = False,
+) -> Compiled:
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kernels.gpu.triton_kernel import gated_topk_attention
-
-    if not hasattr(gated_topk_attention, "src"):
+    if not hasattr(function, "src"):
         raise KernelError(
             "TRITON_INTERPRET is set: Triton interprets the kernel and cannot compile it. Unset it."
         )
-    declared = arguments(dtype)
+    declared = arguments(function.__name__, dtype)
+    types = {"int32": "i32"}  # as Triton calls them, where it has a name of its own
     signature = {
-        argument.name: f"*{argument.element}" if argument.type == "pointer" else "i32"
+        argument.name: f"*{types.get(argument.element, argument.element)}" if argument.element else "i32"
         for argument in declared
     }
-    constants = {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS}
-    source = ASTSource(gated_topk_attention, signature | dict.fromkeys(constants, "constexpr"), constants)
+    source = ASTSource(function, signature | dict.fromkeys(constants, "constexpr"), dict(constants))
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # else the PTX names files of this machine
         made = triton.compile(
@@ -85,12 +117,11 @@ def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> C
     assembled = ptx.assemble(text)
     launch = Launch(
         kernel=made.metadata.name,
-        target=target,
+        target=chosen.name,
         dtype=dtype,
         top_k=top_k,
         ptx_version=".".join(map(str, ptx.version(text))),
-        queries=QUERIES,
-        keys=KEYS,
+        tile=tile,
         threads=32 * made.metadata.num_warps,
         shared_memory=made.metadata.shared,
         registers=assembled.registers,
@@ -119,7 +150,7 @@ def write(compiled: Compiled, folder: Path) -> list[Path]:
 
 
 def compile_all(targets: Iterable[str], dtypes: Iterable[DType], top_k: bool) -> Iterable[Compiled]:
-    """Compiles the kernel for each target and type of latents, one after another."""
+    """Compiles the attention's kernel for each target and type of latents, one after another."""
     chosen = list(dtypes)
     for target in targets:
         for dtype in chosen:

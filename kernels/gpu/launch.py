@@ -1,12 +1,13 @@
-"""How a host launches the compiled kernel: what its launch metadata say, as JSON, and what it refuses.
+"""How a host launches a compiled kernel: what its launch metadata say, as JSON, and what it refuses.
 
 The JSON lies beside the cubin in a bundle (`launch.schema.json` is its schema), so that a host in any
-language can launch the kernel without this package.
+language can launch the kernel without this package. There are two kernels: the attention, and the blending of tiles.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,19 @@ from typing import Any, Literal
 from kernels.errors import KernelError
 
 DType = Literal["fp32", "fp16"]
+Element = Literal["fp32", "fp16", "int32"]
 SCHEMA_VERSION = 1
 CHANNELS = 4
+
+ATTENTION = "gated_topk_attention"
+BLENDING = "blend_tiles"
+# Blocks in x, y and z: 1, a size, or a size in parts of what a block takes of it, rounded up.
+_GRIDS = {
+    ATTENTION: ("ceil(positions / queries)", "pictures", "1"),
+    BLENDING: ("ceil(width / pixels)", "height", "channels"),
+}
+_TILES = {ATTENTION: ("queries", "keys"), BLENDING: ("pixels",)}
+_PARTS = re.compile(r"ceil\((\w+) / (\w+)\)")
 
 # The last PTX version that a driver for this CUDA version takes (PTX ISA, "Release Notes").
 _CUDA_TO_PTX = {(12, minor): 80 + minor - (minor >= 6) for minor in range(10)} | {
@@ -26,42 +38,53 @@ _CUDA_TO_PTX = {(12, minor): 80 + minor - (minor >= 6) for minor in range(10)} |
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of the kernel, in the order in which it is passed.
+    """One argument of a kernel, in the order in which it is passed.
 
     Attributes:
-        name: as in the operator.
+        name: as in the kernel.
         type: `pointer` (64 bits, device memory, C-contiguous) or `int32`.
-        element: of a pointer: `fp32` or `fp16`.
-        shape: of a pointer: numbers, or the names `pictures`, `positions`, `heads`.
+        element: of a pointer: `fp32`, `fp16` or `int32`.
+        shape: of a pointer: numbers, names of the kernel's integers, or `pictures`.
         access: of a pointer: `read` or `write`.
     """
 
     name: str
     type: Literal["pointer", "int32"]
-    element: DType | None = None
+    element: Element | None = None
     shape: tuple[int | str, ...] | None = None
     access: Literal["read", "write"] | None = None
 
 
-def arguments(dtype: DType) -> tuple[Argument, ...]:
-    """The kernel's arguments for latents of a type: inputs, integers, output."""
+def _pointer(
+    name: str, element: Element, *shape: int | str, access: Literal["read", "write"] = "read"
+) -> Argument:
+    return Argument(name, "pointer", element, shape, access)
 
-    def pointer(
-        name: str, element: DType, *shape: int | str, access: Literal["read", "write"] = "read"
-    ) -> Argument:
-        return Argument(name, "pointer", element, shape, access)
 
+def arguments(kernel: str, dtype: DType = "fp32") -> tuple[Argument, ...]:
+    """A kernel's arguments: `ATTENTION`'s for latents of a type, or `BLENDING`'s."""
+    if kernel == BLENDING:
+        sizes = ("rows", "columns", "channels", "tile_height", "tile_width", "height", "width")
+        return (
+            _pointer("tiles", "fp32", *sizes[:5]),
+            _pointer("tops", "int32", "rows"),
+            _pointer("lefts", "int32", "columns"),
+            _pointer("row_window", "fp32", "tile_height"),
+            _pointer("column_window", "fp32", "tile_width"),
+            _pointer("out", "fp32", "channels", "height", "width", access="write"),
+            *(Argument(name, "int32") for name in sizes),
+        )
     latent = ("pictures", CHANNELS, "positions")
     return (
-        pointer("current", dtype, *latent),
-        pointer("previous", dtype, *latent),
-        pointer("M", "fp32", "heads", CHANNELS + 1, CHANNELS + 1),
-        pointer("P", "fp32", "heads", CHANNELS, CHANNELS + 1),
-        pointer("bias", "fp32", CHANNELS),
+        _pointer("current", dtype, *latent),
+        _pointer("previous", dtype, *latent),
+        _pointer("M", "fp32", "heads", CHANNELS + 1, CHANNELS + 1),
+        _pointer("P", "fp32", "heads", CHANNELS, CHANNELS + 1),
+        _pointer("bias", "fp32", CHANNELS),
         Argument("heads", "int32"),
         Argument("positions", "int32"),
         Argument("k", "int32"),
-        pointer("fused", dtype, *latent, access="write"),
+        _pointer("fused", dtype, *latent, access="write"),
     )
 
 
@@ -70,12 +93,12 @@ class Launch:
     """The launch metadata of one compiled kernel.
 
     Attributes:
-        kernel: the entry's name in PTX and cubin.
+        kernel: which one, `ATTENTION` or `BLENDING`; also the entry's name in PTX and cubin.
         target: whose GPUs the cubin runs on.
-        dtype: of the latents.
-        top_k: whether it keeps the k best scores of a query; without, k is passed and not read.
+        dtype: of the latents, or of the tiles.
+        top_k: whether it keeps the k best scores of a query; without, k is passed and not read. The attention's.
         ptx_version: that the PTX is written in, e.g. `8.0`.
-        queries, keys: of a tile; the grid counts tiles of queries.
+        tile: what a block takes at once: `queries` and `keys`, or `pixels` of a row. The JSON has them one by one.
         threads: of a block.
         shared_memory: dynamic, of a block, in bytes.
         registers: of a thread.
@@ -89,8 +112,7 @@ class Launch:
     dtype: DType
     top_k: bool
     ptx_version: str
-    queries: int
-    keys: int
+    tile: Mapping[str, int]
     threads: int
     shared_memory: int
     registers: int
@@ -105,9 +127,28 @@ class Launch:
         variant = f"{self.dtype}-top_k" if self.top_k else self.dtype
         return f"{self.kernel}.{variant}.{self.target}"
 
-    def grid(self, pictures: int, positions: int) -> tuple[int, int, int]:
-        """Blocks of a launch."""
-        return -(-positions // self.queries), pictures, 1
+    @property
+    def grid(self) -> tuple[str, str, str]:
+        """Blocks in x, y and z as the metadata say it: `1`, a size, or `ceil(size / number)`."""
+
+        def numbered(text: str) -> str:
+            found = _PARTS.fullmatch(text)
+            return f"ceil({found[1]} / {self.tile[found[2]]})" if found else text
+
+        x, y, z = map(numbered, _GRIDS[self.kernel])
+        return x, y, z
+
+    def blocks(self, **sizes: int) -> tuple[int, int, int]:
+        """Blocks of a launch, for the sizes that `grid` names, e.g. the attention's pictures and positions."""
+
+        def count(text: str) -> int:
+            found = _PARTS.fullmatch(text)
+            if found:
+                return -(-sizes[found[1]] // int(found[2]))
+            return 1 if text == "1" else sizes[text]
+
+        x, y, z = map(count, self.grid)
+        return x, y, z
 
     def check(
         self,
@@ -118,7 +159,7 @@ class Launch:
         bias: Sequence[int],
         k: int | None = None,
     ) -> None:
-        """Refuses shapes and k that the kernel would misread.
+        """Refuses shapes and k that the attention's kernel would misread.
 
         Raises:
             KernelError: says which, and what was expected.
@@ -154,12 +195,13 @@ class Launch:
         """The metadata as they lie in a bundle."""
         content = {
             "schema_version": SCHEMA_VERSION,
-            **asdict(self),
-            "grid": [f"ceil(positions / {self.queries})", "pictures", "1"],
+            **{name: value for name, value in asdict(self).items() if name != "tile"},
+            **self.tile,
+            "grid": self.grid,
             "block": [self.threads, 1, 1],
             "arguments": [
                 {key: value for key, value in asdict(argument).items() if value is not None}
-                for argument in arguments(self.dtype)
+                for argument in arguments(self.kernel, self.dtype)
             ],
         }
         return json.dumps(content, indent=1) + "\n"
@@ -178,7 +220,11 @@ class Launch:
                     f"{where} has schema version {content['schema_version']}, expected {SCHEMA_VERSION}; "
                     "compile the kernel anew with this version."
                 )
-            return Launch(**{name: content[name] for name in Launch.__dataclass_fields__})
+            if content["kernel"] not in _TILES:
+                raise KernelError(f"{where} is of {content['kernel']!r}, expected {' or '.join(_TILES)}.")
+            tile = {name: content[name] for name in _TILES[content["kernel"]]}
+            own = {name: content[name] for name in Launch.__dataclass_fields__ if name != "tile"}
+            return Launch(**own, tile=tile)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, KernelError):
                 raise

@@ -1,4 +1,4 @@
-"""How long the kernel should take on a card it never ran on, from its instructions.
+"""How long the attention's kernel should take on a card it never ran on, from its instructions.
 
 The model, for every target alike:
 
@@ -92,14 +92,13 @@ def analyse(compiled: Compiled, sizes: tuple[tuple[int, int], ...], heads: int =
     target = find(launch.target)
     found = loops(disassemble(compiled.cubin))
     inner = max((loop for loop in found if loop.innermost), key=lambda loop: _fp32_operations(loop.own))
-    blocks = resident_blocks(launch, target)
     return Row(
         launch=launch,
         card=target.card,
-        blocks=blocks,
-        occupancy=blocks * launch.threads / 32 / target.warps,
+        blocks=resident_blocks(launch, target),
+        occupancy=occupancy(launch),
         loop=inner.own,
-        pairs=launch.queries * launch.keys // launch.threads,
+        pairs=launch.tile["queries"] * launch.tile["keys"] // launch.threads,
         predictions=tuple(_predict(launch, target, found, inner, size, heads) for size in sizes),
     )
 
@@ -112,19 +111,25 @@ def resident_blocks(launch: Launch, target: Target) -> int:
     return min(REGISTERS // registers, target.warps // warps, target.blocks, target.shared_memory // shared)
 
 
+def occupancy(launch: Launch) -> float:
+    """The share of an SM's warps that the blocks are which it holds at once."""
+    target = find(launch.target)
+    return resident_blocks(launch, target) * launch.threads / 32 / target.warps
+
+
 def _predict(
     launch: Launch, target: Target, found: list[Loop], inner: Loop, size: tuple[int, int], heads: int
 ) -> Prediction:
     height, width = size
     positions = height * width
-    turns = -(-positions // launch.keys)
+    turns = -(-positions // launch.tile["keys"])
     cycles, bound = _cycles(inner.own, target)
     others = sum(_cycles(loop.own, target)[0] for loop in found if not loop.innermost)
     head = turns * cycles + others
     if launch.top_k:
         searching = [loop for loop in found if loop.innermost and loop is not inner]
         head += SEARCH_TURNS * turns * sum(_cycles(loop.own, target)[0] for loop in searching)
-    blocks, _, _ = launch.grid(1, positions)
+    blocks, _, _ = launch.blocks(pictures=1, positions=positions)
     busiest = -(-blocks // target.multiprocessors)
     warps_per_scheduler = launch.threads / 32 / SCHEDULERS
     computing = busiest * warps_per_scheduler * heads * head / target.clock

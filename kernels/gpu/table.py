@@ -4,34 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels.gpu.launch import Launch, arguments, first_cuda
+from kernels.gpu.launch import ATTENTION, BLENDING, Argument, Launch, arguments, first_cuda
 
-_C_TYPES = {"fp32": "float", "fp16": "__half"}
+_C_TYPES = {"fp32": "float", "fp16": "__half", "int32": "int"}
 
 
-def markdown(launches: Sequence[Launch]) -> str:
-    """Arguments, and what each target needs, as two Markdown tables.
+def markdown(attentions: Sequence[Launch]) -> str:
+    """The attention's arguments, and what each target needs, as two Markdown tables.
 
     Args:
-        launches: FP32 kernels, one for each target.
+        attentions: FP32 kernels, one for each target.
     """
-    lines = ["| argument | type | shape | |", "|---|---|---|---|"]
-    for number, argument in enumerate(arguments("fp32")):
-        if argument.type == "int32":
-            lines.append(f"| {number} `{argument.name}` | `int` | | |")
-            continue
-        element = _C_TYPES[argument.element or "fp32"]
-        const = "const " if argument.access == "read" else ""
-        half = " (`__half` in the FP16 kernel)" if argument.name in ("current", "previous", "fused") else ""
-        shape = ", ".join(map(str, argument.shape or ()))
-        lines.append(
-            f"| {number} `{argument.name}` | `{const}{element}*`{half} | ({shape}) | {argument.access} |"
-        )
-    lines += ["", "| target | PTX | driver for CUDA | grid | block |", "|---|---|---|---|---|"]
-    for launch in launches:
+    lines = [*_arguments(ATTENTION), ""]
+    lines += ["| target | PTX | driver for CUDA | grid | block |", "|---|---|---|---|---|"]
+    for launch in attentions:
         major, minor = first_cuda(launch.ptx_version)
         lines.append(
-            f"| {launch.target} | {launch.ptx_version} | {major}.{minor} | (ceil(positions / {launch.queries}), "
-            f"pictures, 1) | ({launch.threads}, 1, 1) |"
+            f"| {launch.target} | {launch.ptx_version} | {major}.{minor} | ({', '.join(launch.grid)}) | "
+            f"({launch.threads}, 1, 1) |"
         )
     return "\n".join(lines)
+
+
+def blending_markdown() -> str:
+    """The arguments of the kernel that blends tiles, as a Markdown table."""
+    return "\n".join(_arguments(BLENDING))
+
+
+def _arguments(kernel: str) -> list[str]:
+    rows = (_row(number, argument) for number, argument in enumerate(arguments(kernel)))
+    return ["| argument | type | shape | |", "|---|---|---|---|", *rows]
+
+
+def _row(number: int, argument: Argument) -> str:
+    if argument.element is None:
+        return f"| {number} `{argument.name}` | `int` | | |"
+    const = "const " if argument.access == "read" else ""
+    half = " (`__half` in the FP16 kernel)" if argument.name in ("current", "previous", "fused") else ""
+    shape = ", ".join(map(str, argument.shape or ()))
+    kind = f"{const}{_C_TYPES[argument.element]}*"
+    return f"| {number} `{argument.name}` | `{kind}`{half} | ({shape}) | {argument.access} |"

@@ -88,8 +88,9 @@ class _Draft:
     def transfer_in(self) -> None:
         """The frame's way to the device, and the buffers that are there from the start."""
         for name, file in self.manifest.inputs.items():
-            tensor = next(tensor for tensor, buffer in self._operands("inputs") if buffer == name)
-            self._declare(name, tensor, self.sizes, "constant" if file else "slot")
+            for tensor, buffer in self._operands("inputs"):
+                if buffer == name:
+                    self._declare(name, tensor, self.sizes, "constant" if file else "slot")
         frame = next(name for name, file in self.manifest.inputs.items() if file is None)
         self.buffers[FRAME] = replace(self.buffers[frame], name=FRAME, kind="staging")
         self._add(Step(RECEIVE, "receive", RECEIVE, {}, {"frame": FRAME}, RECEIVE))

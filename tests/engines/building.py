@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import GOLDEN
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import plan, shapes
@@ -18,7 +20,10 @@ from engines.build import Built, Progress, build_engines
 from engines.cache import Cache
 from engines.library import load
 from engines.targets import parse
+from export import bundle as bundles
+from export import checkpoint
 from runtime.bundle import Bundle
+from runtime.manifest import FileEntry, Manifest, Operator
 
 ROOT = Path(__file__).parents[2]
 rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
@@ -28,6 +33,19 @@ MEMORY = 8_000_000_000
 def copy_of(bundle: Path, folder: Path) -> Path:
     """A bundle that a test may change."""
     return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+def give_operator(bundle: Path) -> Operator:
+    """Makes a bundle have what one with kernels has for the operator, where it has not."""
+    manifest = Manifest.read(bundle)
+    if manifest.operator is None:
+        (bundle / "kernels").mkdir(exist_ok=True)
+        operator = bundles._operator(checkpoint.load(GOLDEN / "model.pkl"), manifest.top_k, bundle)
+        files = {file: FileEntry.of(bundle / file) for file in operator.operands.values()}
+        manifest = dataclasses.replace(manifest, operator=operator, files=manifest.files | files)
+        manifest.write(bundle)
+    assert manifest.operator is not None
+    return manifest.operator
 
 
 def build(

@@ -126,6 +126,12 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
         (["--workspace", "nan"], 2, r"--workspace is nan"),
         (["--cache-limit", "inf"], 2, r"--cache-limit is inf"),
         (["--network", "nothing"], 2, r"--network nothing: no stage runs it; expected one of preprocess"),
+        (["--operator", "other"], 2, r"invalid choice: 'other'"),
+        (
+            ["--operator", "kernel", "--backend", "onnxruntime"],
+            2,
+            "--operator has no meaning with --backend onnxruntime",
+        ),
         (["--strip"], 10, r"--strip needs --backend tensorrt on a machine with a GPU"),
         (["--compatible"], 10, r"--compatible needs --backend tensorrt"),
         (["--precision", "fp32"], 10, r"has FP16 graphs only"),

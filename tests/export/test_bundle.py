@@ -241,14 +241,53 @@ def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
-def test_the_attentions_kernel_is_there_for_every_target(golden_bundle: Path, manifest: Manifest) -> None:
+def test_the_kernels_are_there_for_every_target(golden_bundle: Path, manifest: Manifest) -> None:
     found = [launch.read(golden_bundle / path) for path in manifest.kernels]
-    assert [info.target for info in found] == list(TARGETS)
+    for kernel in (launch.ATTENTION, launch.BLENDING):
+        assert [info.target for info in found if info.kernel == kernel] == list(TARGETS)
     for info in found:
         assert (info.dtype, info.top_k) == ("fp32", manifest.top_k is not None)
         for file in info.files.values():
             assert manifest.files[f"kernels/{file['name']}"].sha256 == file["sha256"]
     assert "triton" in manifest.provenance.tools
+    assert manifest.operator is not None
+    assert manifest.operator.top_k == manifest.top_k
+
+
+def test_the_operands_are_the_graphs_and_give_its_result(golden_bundle: Path, tmp_path: Path) -> None:
+    """What a host of the kernel gets from the bundle, through the reference in numpy, against the whole graph."""
+    (tmp_path / "kernels").mkdir()
+    operator = bundles._operator(checkpoint.load(GOLDEN / "model.pkl"), None, tmp_path)
+    files = operator.operands
+    assert files == {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
+    operands = {name: np.load(tmp_path / file, allow_pickle=False) for name, file in files.items()}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in graph(golden_bundle, "cfr").graph.initializer
+    }
+    for name, operand in operands.items():
+        assert operand.dtype == np.float32
+        assert operand.flags.c_contiguous
+        assert np.array_equal(operand, constants[name])
+    assert [operand.shape for operand in operands.values()] == [(9, 5, 5), (9, 4, 5), (4,)]
+
+    rng = np.random.default_rng(0)
+    feeds = {
+        "latent": rng.standard_normal((1, 4, 48, 40), dtype=np.float32),
+        "previous_latent": rng.standard_normal((1, 4, 48, 40), dtype=np.float32),
+        "flow": rng.standard_normal((1, 2, 48, 40), dtype=np.float32) * 3,
+    }
+    session = onnxruntime.InferenceSession(
+        golden_bundle / "onnx" / "cfr.onnx", providers=["CPUExecutionProvider"]
+    )
+    results = dict(
+        zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True)
+    )
+    current, previous = feeds[operator.current], results[operator.previous]
+    folded = kernels.FoldedAttention(**operands)
+    fused = kernels.gated_topk_attention(current, previous, folded)
+    assert np.abs(fused - results[operator.output]).max() <= 1e-5 * np.abs(fused).max()
+    assert np.abs(fused - current).max() > 1e-2 * np.abs(fused).max()  # something was retrieved
 
 
 def request(tmp_path: Path, **options: Any) -> BundleRequest:
@@ -287,5 +326,7 @@ def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundles, "TARGETS", {"sm_89": TARGETS["sm_89"]})
-    (path,) = bundles._kernels(request(tmp_path, top_k=32), tmp_path, bundles.Progress())
-    assert launch.read(tmp_path / path).top_k
+    paths = bundles._kernels(request(tmp_path, top_k=32), tmp_path, bundles.Progress())
+    attention, blending = (launch.read(tmp_path / path) for path in paths)
+    assert (attention.kernel, attention.top_k) == (launch.ATTENTION, True)
+    assert blending.kernel == launch.BLENDING

@@ -1,4 +1,4 @@
-"""The compiled kernel launched as a host would: by its launch metadata alone, through the CUDA driver."""
+"""The compiled kernels launched as a host would: by their launch metadata alone, through the CUDA driver."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blending import picture
 from operands import exact_constants, random_constants
 
 from kernels import FoldedAttention, gated_topk_attention
@@ -25,36 +26,17 @@ def call(function: Any, *arguments: Any) -> Any:
     return results[0] if results else None
 
 
-def run(
-    metadata: Path,
-    kind: str,
-    current: np.ndarray,
-    previous: np.ndarray,
-    folded: FoldedAttention,
-    k: int | None = None,
-) -> np.ndarray:
-    """One launch of the file `kind` (cubin or ptx). Everything that it passes it reads off the metadata."""
+def launch_file(
+    metadata: Path, kind: str, arrays: dict[str, np.ndarray], numbers: dict[str, int], **sizes: int
+) -> dict[str, np.ndarray]:
+    """One launch of the file `kind` (cubin or ptx), with arguments by name; the arrays as they are afterwards."""
     from cuda.bindings import driver
 
     info = launch.read(metadata)
     content = json.loads(metadata.read_text())
     version = call(driver.cuDriverGetVersion)
     info.check_driver((version // 1000, version % 1000 // 10))
-    single = folded.astype(np.float32)
-    info.check(current.shape, previous.shape, single.M.shape, single.P.shape, single.bias.shape, k)
-    pictures, _, height, width = current.shape
-    tensors = {
-        name: torch.from_numpy(array.copy()).cuda()
-        for name, array in {
-            "current": current,
-            "previous": previous,
-            "M": single.M,
-            "P": single.P,
-            "bias": single.bias,
-            "fused": np.full_like(current, 12345),
-        }.items()
-    }
-    numbers = {"heads": len(single.M), "positions": height * width, "k": k or 0}
+    tensors = {name: torch.from_numpy(array.copy()).cuda() for name, array in arrays.items()}
     module = call(
         driver.cuModuleLoadData, (metadata.parent / content["files"][kind]["name"]).read_bytes() + b"\0"
     )
@@ -69,7 +51,7 @@ def run(
         call(
             driver.cuLaunchKernel,
             function,
-            *info.grid(pictures, height * width),
+            *info.blocks(**numbers, **sizes),
             *content["block"],
             content["shared_memory"],
             0,
@@ -77,9 +59,34 @@ def run(
             0,
         )
         torch.cuda.synchronize()
-        return tensors["fused"].cpu().numpy()
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     finally:
         call(driver.cuModuleUnload, module)
+
+
+def run(
+    metadata: Path,
+    kind: str,
+    current: np.ndarray,
+    previous: np.ndarray,
+    folded: FoldedAttention,
+    k: int | None = None,
+) -> np.ndarray:
+    """One launch of the attention."""
+    single = folded.astype(np.float32)
+    shapes = (current.shape, previous.shape, single.M.shape, single.P.shape, single.bias.shape)
+    launch.read(metadata).check(*shapes, k)
+    pictures, _, height, width = current.shape
+    arrays = {
+        "current": current,
+        "previous": previous,
+        "M": single.M,
+        "P": single.P,
+        "bias": single.bias,
+        "fused": np.full_like(current, 12345),
+    }
+    numbers = {"heads": len(single.M), "positions": height * width, "k": k or 0}
+    return launch_file(metadata, kind, arrays, numbers, pictures=pictures)["fused"]
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +120,41 @@ def test_launched_by_its_metadata(
     got = run(metadata, kind, current, previous, folded, k)
     rounding = {"fp32": 5e-6, "fp16": 2**-11 * 1.02}[dtype]
     assert np.abs(got - expected).max() <= rounding * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["cubin", "ptx"])
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap", "square", "factor"),
+    [(135, 240, 96, 32, True, 1), (135, 240, 136, 16, False, 8), (40, 30, 96, 16, False, 8)],
+)
+def test_tiles_blended_by_the_metadata(
+    tmp_path: Path,
+    target: str,
+    kind: str,
+    height: int,
+    width: int,
+    tile: int,
+    overlap: int,
+    square: bool,
+    factor: int,
+) -> None:
+    metadata = build.write(build.compile_blending(target), tmp_path)[0]
+    window = "gaussian" if square else "ramp"
+    case = picture(
+        np.random.default_rng(0), height, width, tile, overlap, window, square, channels=3, factor=factor
+    )
+    (tops, lefts), (rows, columns) = case.starts, case.windows
+    arrays = {"tiles": case.tiles, "tops": tops, "lefts": lefts, "row_window": rows, "column_window": columns}
+    arrays["out"] = np.full_like(case.expected, 12345)
+    channels, tile_height, tile_width = case.tiles.shape[1:]
+    numbers = {
+        "rows": len(tops),
+        "columns": len(lefts),
+        "channels": channels,
+        "tile_height": tile_height,
+        "tile_width": tile_width,
+        "height": case.shape[0],
+        "width": case.shape[1],
+    }
+    got = launch_file(metadata, kind, arrays, numbers)["out"]
+    assert np.abs(got - case.expected).max() <= 1e-6 * np.abs(case.tiles).max()

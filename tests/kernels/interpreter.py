@@ -1,4 +1,4 @@
-"""Runs the GPU kernel in Triton's interpreter, in a process of its own.
+"""Runs the GPU kernels in Triton's interpreter, in a process of its own.
 
 The interpreter is chosen by a variable of the environment that Triton reads when it is imported, and the other
 tests compile the kernel.
@@ -19,7 +19,7 @@ from kernels import FoldedAttention
 
 @contextmanager
 def interpreter() -> Iterator[Pool]:
-    """A process whose Triton interprets; give it `run`."""
+    """A process whose Triton interprets; give it `run` or `blend`."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
@@ -64,3 +64,33 @@ def run(
         BLOCK_Q=tile[1],
     )
     return fused.numpy().reshape(current.shape)
+
+
+def blend(
+    tiles: np.ndarray,
+    starts: tuple[np.ndarray, np.ndarray],
+    windows: tuple[np.ndarray, np.ndarray],
+    shape: tuple[int, int],
+    block: int,
+) -> np.ndarray:
+    """One launch: tiles (T,C,h,w) float32 at (tops, lefts) int32 -> (C,H,W). In that process only."""
+    import torch
+
+    from kernels.gpu.triton_blend import blend_tiles
+
+    _, channels, tile_height, tile_width = tiles.shape
+    height, width = shape
+    arrays = [torch.from_numpy(array) for array in (tiles, *starts, *windows)]
+    out = torch.full((channels, height, width), 12345.0)  # every number must be written
+    blend_tiles[(-(-width // block), height, channels)](
+        *arrays,
+        out,
+        *map(len, starts),
+        channels,
+        tile_height,
+        tile_width,
+        height,
+        width,
+        BLOCK=block,
+    )
+    return out.numpy()

@@ -1,18 +1,20 @@
-"""The kernel compiles for every target without a GPU, and what comes out is what a host was promised."""
+"""The kernels compile for every target without a GPU, and what comes out is what a host was promised."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 from kernels import KernelError
-from kernels.gpu import build, launch, ptx, roofline, table
+from kernels.gpu import build, launch, ptx, roofline, sass, table
 from kernels.gpu.launch import DType, Launch
 from kernels.gpu.targets import TARGETS
 
@@ -32,13 +34,29 @@ def compiled(target: str = "sm_89", dtype: DType = "fp32", top_k: bool = False) 
     return _made[key]
 
 
+@functools.cache
+def blending(target: str = "sm_89") -> build.Compiled:
+    return build.compile_blending(target)
+
+
 @pytest.mark.parametrize(("target", "dtype", "top_k"), VARIANTS)
 def test_every_variant_compiles_for_every_target(target: str, dtype: DType, top_k: bool) -> None:
     made = compiled(target, dtype, top_k)
+    check_binary(made, target)
+    assert (made.launch.dtype, made.launch.top_k) == (dtype, top_k)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_blending_compiles_for_every_target(target: str) -> None:
+    check_binary(blending(target), target)
+    assert blending(target).launch.registers <= 64  # an SM's warps all fit
+
+
+def check_binary(made: build.Compiled, target: str) -> None:
     info = made.launch
     assert info.spilled == 0
     assert 32 <= info.registers <= 255
-    assert (info.target, info.dtype, info.top_k) == (target, dtype, top_k)
+    assert info.target == target
     # the binary: an ELF file for a CUDA GPU of this capability, with this entry in it
     assert made.cubin[:4] == b"\x7fELF"
     machine, flags = struct.unpack_from("<H", made.cubin, 18)[0], struct.unpack_from("<I", made.cubin, 48)[0]
@@ -51,21 +69,31 @@ def test_every_variant_compiles_for_every_target(target: str, dtype: DType, top_
 @pytest.mark.parametrize(("target", "dtype", "top_k"), VARIANTS)
 def test_ptx_takes_the_declared_arguments_and_no_others(target: str, dtype: DType, top_k: bool) -> None:
     made = compiled(target, dtype, top_k)
-    declared = launch.arguments(dtype)
+    # every declared pointer is read or written; k is with top-k alone
+    assert unread(made) == ([] if top_k else ["k"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_blending_takes_the_declared_arguments_and_reads_them_all(target: str) -> None:
+    assert unread(blending(target)) == []
+
+
+def unread(made: build.Compiled) -> list[str]:
+    """Declared arguments that the PTX does not read; it takes them and no others."""
+    info = made.launch
+    declared = launch.arguments(info.kernel, info.dtype)
     kinds = {"pointer": ".u64", "int32": ".u32"}
     assert ptx.parameters(made.ptx) == [kinds[argument.type] for argument in declared]
-    assert ptx.target(made.ptx) == target
-    assert f"{TARGETS[target].capability}a" not in made.ptx.split(".address_size")[0]
+    assert ptx.target(made.ptx) == info.target
+    assert f"{TARGETS[info.target].capability}a" not in made.ptx.split(".address_size")[0]
     assert made.launch.ptx_version == ".".join(map(str, ptx.version(made.ptx)))
     assert ".local" not in made.ptx  # no memory of a thread's own beyond registers
-    # every declared pointer is read or written; k is with top-k alone
     body = made.ptx[made.ptx.index("{") :]
-    unread = [
+    return [
         argument.name
         for index, argument in enumerate(declared)
-        if not re.search(rf"gated_topk_attention_param_{index}\b", body)
+        if not re.search(rf"{info.kernel}_param_{index}\b", body)
     ]
-    assert unread == ([] if top_k else ["k"])
 
 
 def test_ptx_is_half_precision_at_its_edges_only() -> None:
@@ -75,9 +103,9 @@ def test_ptx_is_half_precision_at_its_edges_only() -> None:
 
 
 def test_nothing_of_this_machine_is_in_the_files() -> None:
-    made = compiled()
-    assert "/" not in made.ptx.replace("//", "")
-    assert str(Path.home()).encode() not in made.cubin
+    for made in (compiled(), blending()):
+        assert "/" not in made.ptx.replace("//", "")
+        assert str(Path.home()).encode() not in made.cubin
 
 
 def test_compiling_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +113,7 @@ def test_compiling_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytes
     again = build.compile_kernel("sm_89")
     assert list(tmp_path.iterdir())  # it was compiled, not found
     assert again == compiled()
+    assert build.compile_blending("sm_89") == blending()
 
 
 # -- launch metadata -----------------------------------------------------------------------------------
@@ -98,9 +127,27 @@ def test_metadata_follow_the_schema_and_are_read_again(target: str, dtype: DType
     assert Launch.from_json(info.to_json()) == info
 
 
+def test_blendings_metadata_follow_the_schema_and_say_how_it_is_launched() -> None:
+    info = blending().launch
+    content = json.loads(info.to_json())
+    jsonschema.validate(content, SCHEMA)
+    assert Launch.from_json(info.to_json()) == info
+    assert (content["kernel"], content["pixels"]) == ("blend_tiles", build.PIXELS)
+    assert content["grid"] == [f"ceil(width / {build.PIXELS})", "height", "channels"]
+    assert content["shared_memory"] == 0
+    # what the grid counts are integers that the kernel takes
+    integers = {argument["name"] for argument in content["arguments"] if argument["type"] == "int32"}
+    assert integers >= {"width", "height", "channels"}
+    assert [argument["access"] for argument in content["arguments"] if "access" in argument][-1] == "write"
+
+
 def test_schema_is_strict() -> None:
     content = json.loads(compiled().launch.to_json())
-    for change in ({"more": 1}, {"threads": 100}, {"dtype": "bf16"}, {"arguments": []}):
+    changes: list[dict[str, Any]] = [
+        *({"more": 1}, {"threads": 100}, {"dtype": "bf16"}, {"arguments": []}),
+        *({"kernel": "blend_tiles"}, {"kernel": "other"}, {"pixels": 1}, {"grid": ["ceil(k / 2)", "1", "1"]}),
+    ]
+    for change in changes:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(content | change, SCHEMA)
     for name in content:
@@ -109,15 +156,16 @@ def test_schema_is_strict() -> None:
 
 
 def test_files_are_written_as_the_metadata_say(tmp_path: Path) -> None:
-    made = compiled()
-    paths = build.write(made, tmp_path)
-    assert sorted(paths) == sorted(tmp_path.iterdir())
-    info = launch.read(paths[0])
-    assert info == made.launch
-    for kind, content in (("ptx", made.ptx.encode()), ("cubin", made.cubin)):
-        written = (tmp_path / info.files[kind]["name"]).read_bytes()
-        assert written == content
-        assert hashlib.sha256(written).hexdigest() == info.files[kind]["sha256"]
+    made = (compiled(), blending())
+    paths = [build.write(one, tmp_path) for one in made]
+    assert sorted(paths[0] + paths[1]) == sorted(tmp_path.iterdir())
+    for one, (metadata, *_) in zip(made, paths, strict=True):
+        info = launch.read(metadata)
+        assert info == one.launch
+        for kind, content in (("ptx", one.ptx.encode()), ("cubin", one.cubin)):
+            written = (tmp_path / info.files[kind]["name"]).read_bytes()
+            assert written == content
+            assert hashlib.sha256(written).hexdigest() == info.files[kind]["sha256"]
 
 
 def test_the_documentations_tables_are_current() -> None:
@@ -125,6 +173,8 @@ def test_the_documentations_tables_are_current() -> None:
     documented = text.split("<!-- python -m kernels table -->")[1].split("<!-- end of table -->")[0]
     made = table.markdown([compiled(target).launch for target in TARGETS])
     assert documented.strip() == made, "put what `python -m kernels table` prints into docs/operator.md"
+    rest = text.split("<!-- python -m kernels table: blend_tiles -->")[1]
+    assert rest.split("<!-- end of table -->")[0].strip() == table.blending_markdown()
 
 
 # -- what the binary does ------------------------------------------------------------------------------
@@ -140,6 +190,17 @@ def test_inner_loop_reads_keys_and_nothing_else_from_memory(target: str, top_k: 
     assert inner["FMNMX"] == 8
     assert inner["LDG"] == 4
     assert not any(inner[name] for name in ("STG", "STL", "LDL", "STS", "LDS"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_blending_reads_four_pixels_at_once_and_keeps_its_sums_in_registers(target: str) -> None:
+    """Value and weight of 4 pixels a thread and the tile's start; a product and two sums a pixel, as numpy does."""
+    (inner,) = [loop for loop in sass.loops(sass.disassemble(blending(target).cubin)) if loop.innermost]
+    pixels = build.PIXELS // blending(target).launch.threads
+    assert inner.own["LDG"] == 2 * pixels + 1
+    assert inner.own["FMUL"] + 2 * inner.own["FMUL2"] == 2 * pixels
+    assert inner.own["FADD"] + 2 * inner.own["FADD2"] == 2 * pixels
+    assert not any(inner.own[name] for name in ("STG", "STL", "LDL", "STS", "LDS", "FFMA"))
 
 
 def test_report_predicts_more_time_for_more_work() -> None:
@@ -174,8 +235,9 @@ def test_resident_blocks_are_bound_by_registers_warps_and_shared_memory() -> Non
 
 @pytest.mark.parametrize("target", ["sm_70", "sm_9", "", "89", "SM_89"])
 def test_unsupported_targets_are_refused(target: str) -> None:
-    with pytest.raises(KernelError, match=r"no target .*compiled for sm_75, sm_80"):
-        build.compile_kernel(target)
+    for compiling in (build.compile_kernel, build.compile_blending):
+        with pytest.raises(KernelError, match=r"no target .*compiled for sm_75, sm_80"):
+            compiling(target)
 
 
 def test_unsupported_types_are_refused() -> None:
@@ -187,6 +249,8 @@ def test_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "is_available", lambda: False)
     with pytest.raises(KernelError, match=r"Triton is not installed.*pip install"):
         build.compile_kernel("sm_89")
+    with pytest.raises(KernelError, match=r"Triton is not installed"):
+        build.compile_blending("sm_89")
 
 
 def test_ptx_that_ptxas_refuses_shows_its_words() -> None:

@@ -29,6 +29,7 @@ def test_report_fits_80_columns_and_names_every_target(
         assert target.card in text
     assert "…" not in text
     assert "Nothing here was measured" in text
+    assert "blend_tiles" in text
 
 
 @linux
@@ -47,6 +48,10 @@ def test_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert (small["height"], large["width"]) == (8, 96)
         assert 0 < small["seconds"] < large["seconds"]
         assert large["flop_per_byte"] == 18 * 9 * 9216 / (3 * 4 * 2)
+    assert [row["launch"]["target"] for row in content["blending"]] == ["sm_80", "sm_120"]
+    for row in content["blending"]:
+        assert row["launch"]["kernel"] == "blend_tiles"
+        assert 0 < row["occupancy"] <= 1
 
 
 @linux
@@ -54,7 +59,7 @@ def test_compile_writes_what_it_names(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["compile", "--out", str(tmp_path / "k"), "--target", "sm_86", "--target", "sm_89"]) == 0
     named = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted(named) == sorted((tmp_path / "k").iterdir())
-    assert len(named) == 6
+    assert len(named) == 2 * 2 * 3  # targets, kernels, files
 
 
 @linux

@@ -20,8 +20,7 @@ INFO = Launch(
     dtype="fp32",
     top_k=False,
     ptx_version="8.0",
-    queries=16,
-    keys=64,
+    tile={"queries": 16, "keys": 64},
     threads=128,
     shared_memory=128,
     registers=150,
@@ -37,9 +36,23 @@ SHAPES = {"current": LATENT, "previous": LATENT} | CONSTANTS
 
 @given(pictures=st.integers(1, 65535), positions=st.integers(1, 2**24))
 def test_grid_covers_every_query_and_no_block_is_idle(pictures: int, positions: int) -> None:
-    x, y, z = INFO.grid(pictures, positions)
+    x, y, z = INFO.blocks(pictures=pictures, positions=positions)
     assert (y, z) == (pictures, 1)
-    assert (x - 1) * INFO.queries < positions <= x * INFO.queries
+    assert (x - 1) * 16 < positions <= x * 16
+
+
+@given(width=st.integers(1, 2**15), height=st.integers(1, 65535), channels=st.integers(1, 4))
+def test_a_block_blends_pixels_of_a_row(width: int, height: int, channels: int) -> None:
+    info = replace(INFO, kernel=launch.BLENDING, tile={"pixels": 512})
+    x, y, z = info.blocks(width=width, height=height, channels=channels)
+    assert (y, z) == (height, channels)
+    assert (x - 1) * 512 < width <= x * 512
+    assert info.grid == ("ceil(width / 512)", "height", "channels")
+
+
+def test_a_size_that_the_grid_needs_is_not_guessed() -> None:
+    with pytest.raises(KeyError, match="pictures"):
+        INFO.blocks(positions=4)
 
 
 def test_fitting_shapes_pass() -> None:
@@ -117,4 +130,10 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 def test_another_schema_version_is_refused() -> None:
     content = json.loads(INFO.to_json()) | {"schema_version": 2}
     with pytest.raises(KernelError, match="schema version 2, expected 1; compile the kernel anew"):
+        Launch.from_json(json.dumps(content))
+
+
+def test_a_kernel_that_is_not_known_is_refused() -> None:
+    content = json.loads(INFO.to_json()) | {"kernel": "other"}
+    with pytest.raises(KernelError, match="is of 'other', expected gated_topk_attention or blend_tiles"):
         Launch.from_json(json.dumps(content))

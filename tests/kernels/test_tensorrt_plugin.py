@@ -139,7 +139,9 @@ def test_launch_expressions_hold_for_every_shape(trt: ModuleType, dtype: DType, 
             return expression.expr.evaluate({"N": n, "h": h, "w": w})
 
         params = found.params
-        assert tuple(value(getattr(params, f"grid_{axis}")) for axis in "xyz") == info.grid(n, h * w)
+        assert tuple(value(getattr(params, f"grid_{axis}")) for axis in "xyz") == info.blocks(
+            pictures=n, positions=h * w
+        )
         assert tuple(value(getattr(params, f"block_{axis}")) for axis in "xyz") == (info.threads, 1, 1)
         assert value(params.shared_mem) == info.shared_memory
         assert [value(found.scalars[index]) for index in range(3)] == [9, h * w, k]

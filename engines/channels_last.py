@@ -1,0 +1,494 @@
+"""Convolutions, and the normalisations before them, with the channels last and in bands of rows.
+
+Written out as ONNX nodes over whole pictures, a convolution by few multiplications (`engines.winograd`) and a group
+normalisation wait for memory more than they compute: each node reads and writes tensors of hundreds of
+megabytes. So they run in bands of a few rows, which stay in the processor's caches, as the body of a Scan:
+
+    rows of x -> normalise, SiLU -> windows -> products -> results -> + bias, + residual -> rows of y, their statistics
+
+Every large tensor is read once and written once. With the channels last, (n,h,w,c), a band is one block of memory,
+windows are gathered by whole pixels, and both transforms are products with a small matrix. The next
+normalisation takes its statistics from what the bands left, and reads nothing.
+
+The kernels' transforms are computed in every run: they take 1 to 3 % of a layer's time, kept they
+would take four times the memory of the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+from engines.graphs import constant, integers, take_over
+from engines.winograd import Filter, strided, upsampling, winograd
+
+_CONTRIB = "com.microsoft"
+_TAPS = 3
+_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+_ROW, _CHANNEL = 1, 3  # axes
+
+# Of a layer's larger side. With fewer channels the transforms take longer than the products they save; of wider
+# layers (the UNet's) the pictures are so small that transforming kernels takes longer.
+MIN_CHANNELS = 128
+MAX_CHANNELS = 512
+# Products in one band, for each channel: its tensors are then of 2 to 10 MB. Twice or half as many make no difference.
+_BAND = 128 * 36
+_BAND_ROWS = np.array([1 << power for power in range(7)])
+
+
+def replace_convolutions(
+    graph: ir.Graph, min_channels: int = MIN_CHANNELS, max_channels: int = MAX_CHANNELS
+) -> int:
+    """Rewrites the FP32 convolutions that gain by it, and what surrounds them; returns how many.
+
+    Only those whose sides are known, from the graph's symbolic shapes, to be whole windows.
+
+    Args:
+        graph: changed in place.
+        min_channels, max_channels: of a layer, the larger of its input and output.
+    """
+    return _Rewriting(graph, range(min_channels, max_channels + 1)).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A convolution that can be rewritten."""
+
+    filter: Filter
+    data: ir.Value  # before the normalisation and the upsampling that are part of it
+    weight: ir.Value
+    bias: ir.Value | None
+    norm: ir.Node | None  # GroupNormalization, followed by SiLU
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of input and output."""
+        outputs, inputs, *_ = _sizes(self.weight)
+        return inputs, outputs
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """How pictures of one size are cut for one filter; all values are INT64."""
+
+    first: ir.Value  # (bands,1): row of the first pixel, over all pictures
+    end: ir.Value  # (bands,1)
+    pads: ir.Value  # (bands,6): zeros around a band of (rows,w,c), as Pad takes them
+    picture: ir.Value  # (bands,1): of the batch
+    pixels: ir.Value  # (window*window*windows,): of the band with its zeros
+    rows: ir.Value  # (1,): windows of a band, down
+    columns: ir.Value  # (1,): windows of a band, across
+    count: ir.Value  # (1,): pictures
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Of each row and channel, (n,h,1,c)."""
+
+    means: ir.Value
+    squares: ir.Value  # their sum, around the mean
+
+
+class _Rewriting:
+    """The pass over one graph. Values that exist with the channels last are remembered by those that do not."""
+
+    def __init__(self, graph: ir.Graph, channels: range) -> None:
+        self._graph = graph
+        self._channels = channels
+        self._last: dict[ir.Value, ir.Value] = {}
+        self._statistics: dict[ir.Value, _Statistics] = {}
+        self._bands: dict[tuple[str, ...], _Bands] = {}
+        self._steps = tape.Tape()
+
+    def run(self) -> int:
+        changed = 0
+        for node in list(self._graph):
+            self._steps = tape.Tape()
+            made = self._made(node)
+            if made is None:
+                continue
+            result, statistics = made
+            output = node.outputs[0]
+            first = self._op("Transpose", result, perm=_TO_FIRST)
+            self._graph.insert_before(node, self._steps.nodes)
+            take_over(output, first)
+            self._last[first] = result
+            if statistics is not None:
+                self._statistics[first] = statistics
+            changed += 1
+        if changed:
+            self._graph.opset_imports.setdefault(_CONTRIB, 1)
+        return changed
+
+    def _made(self, node: ir.Node) -> tuple[ir.Value, _Statistics | None] | None:
+        """What the node's result is with the channels last, or None where it stays as it is."""
+        if node.op_type == "Add" and node.domain == "":
+            return self._sum(node)
+        if node.op_type != "Conv" or node.domain != "":
+            return None
+        layer = self._layer(node)
+        if layer is not None:
+            if self._awaits_residual(node):
+                return None
+            return self._filtered(layer, node.outputs[0], None)
+        data, weight = node.inputs[:2]
+        if data in self._last and weight is not None and _is_pointwise(node, weight):
+            return self._pointwise(self._last[data], weight, node.inputs[2:]), None
+        return None
+
+    def _awaits_residual(self, node: ir.Node) -> bool:
+        """Whether all that becomes of a convolution is a sum: both are rewritten there, as one."""
+        output = node.outputs[0]
+        users = [use.node for use in output.uses()]
+        if output.is_graph_output() or [user.op_type for user in users] != ["Add"]:
+            return False
+        return _are_same_size(*users[0].inputs)
+
+    def _sum(self, node: ir.Node) -> tuple[ir.Value, _Statistics | None] | None:
+        left, right = node.inputs
+        if left is None or right is None or not _are_same_size(left, right):
+            return None
+        for value, residual in ((right, left), (left, right)):
+            producer = value.producer()
+            if producer is None or len(value.uses()) != 1 or producer.op_type != "Conv":
+                continue
+            if (layer := self._layer(producer)) is not None:
+                return self._filtered(layer, node.outputs[0], self._to_last(residual))
+        if left in self._last and right in self._last:
+            return self._op("Add", self._last[left], self._last[right]), None
+        return None
+
+    def _layer(self, node: ir.Node) -> _Layer | None:
+        data, weight = node.inputs[:2]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if data is None or weight is None or weight.const_value is None or weight.dtype != ir.DataType.FLOAT:
+            return None
+        outputs, inputs, *kernel = _sizes(weight)
+        if kernel != [_TAPS, _TAPS] or max(outputs, inputs) not in self._channels:
+            return None
+        if _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
+            filter = winograd()
+            if (small := _before_doubling(data)) is not None:
+                data, filter = small, upsampling()
+        elif _is_convolution(node, strides=[2, 2], pads=[0, 0, 1, 1]):
+            filter = strided()
+        else:
+            return None
+        norm = _normalisation(data) if filter.name != "upsampling" else None
+        if norm is not None:
+            assert norm.inputs[0] is not None
+            data = norm.inputs[0]
+        if not _are_multiples(data, filter.step):
+            return None
+        return _Layer(filter, data, weight, bias, norm)
+
+    def _filtered(
+        self, layer: _Layer, result: ir.Value, residual: ir.Value | None
+    ) -> tuple[ir.Value, _Statistics | None]:
+        """The convolution in bands, with the channels last.
+
+        Args:
+            layer: the convolution.
+            result: what is rewritten.
+            residual: with the channels last, to be added.
+        """
+        graph, filter = self._graph, layer.filter
+        inputs, outputs = layer.channels
+        data = self._to_last(layer.data)
+        bands = self._bands_of(data, layer.data, filter)
+        measured = any(use.node.op_type == "GroupNormalization" for use in result.uses())
+        width = self._shape(data, 2)
+        rows = self._op("Reshape", data, self._joined(integers(graph, -1), width, integers(graph, inputs)))
+        kernels = self._kernels(layer, bands)
+        high = self._op("Mul", bands.rows, integers(graph, filter.results))
+        wide = self._op("Mul", bands.columns, integers(graph, filter.results))
+        squares = self._joined(
+            integers(graph, filter.results, filter.results), bands.rows, bands.columns, integers(graph, outputs)
+        )
+        band = self._joined(high, wide, integers(graph, outputs))
+        scale, shift = self._normalised(layer.norm, layer.data) if layer.norm is not None else (None, None)
+
+        def of_band(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+            return ir.Value(name=f"{result.name}_band_{name}", type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+        body_inputs = [
+            of_band("first", ir.DataType.INT64, [1]),
+            of_band("end", ir.DataType.INT64, [1]),
+            of_band("pads", ir.DataType.INT64, [6]),
+            of_band("picture", ir.DataType.INT64, [1]),
+        ]
+        scanned = [bands.first, bands.end, bands.pads, bands.picture]
+        first, end, pads, picture = body_inputs
+        outside, self._steps = self._steps, tape.Tape()
+        pixels = self._op("Slice", rows, first, end, integers(graph, 0))
+        if scale is not None and shift is not None:
+            pixels = self._op("Mul", pixels, self._op("Gather", scale, picture))
+            pixels = self._op("Add", pixels, self._op("Gather", shift, picture))
+            pixels = self._op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)
+        pixels = self._op("Reshape", self._op("Pad", pixels, pads), integers(graph, -1, inputs))
+        windows = self._op("Gather", pixels, bands.pixels)
+        area, products = filter.window**2, filter.products**2
+        windows = self._op("Reshape", windows, integers(graph, area, -1))
+        values = self._op("MatMul", self._both_ways(filter, "B"), windows)
+        values = self._op("Reshape", values, integers(graph, products, -1, inputs))
+        values = self._op("MatMul", values, kernels)
+        values = self._op("Reshape", values, integers(graph, products, -1))
+        values = self._op("MatMul", self._both_ways(filter, "A"), values)
+        values = self._op("Transpose", self._op("Reshape", values, squares), perm=[2, 0, 3, 1, 4])
+        values = self._op("Reshape", values, band)
+        if layer.bias is not None:
+            values = self._op("Add", values, layer.bias)
+        if residual is not None:
+            body_inputs.append(of_band("residual", ir.DataType.FLOAT, ["rows", "columns", outputs]))
+            values = self._op("Add", values, body_inputs[-1])
+        made = [values]
+        if measured:
+            across = integers(graph, 1)
+            means = self._op("ReduceMean", values, across)
+            centred = self._op("Sub", values, means)
+            made += [means, self._op("ReduceSum", self._op("Mul", centred, centred), across)]
+        for value in made:
+            value.dtype = ir.DataType.FLOAT
+        for number, node in enumerate(self._steps.nodes):  # names are shared with the graph around
+            node.outputs[0].name = f"{result.name}_band_{number}"
+        body = ir.Graph(body_inputs, made, nodes=self._steps.nodes, name="band")
+
+        self._steps = outside
+        if residual is not None:
+            by_band = self._joined(integers(graph, -1), band)
+            scanned.append(self._op("Reshape", residual, by_band))
+        scan = self._steps.op_multi_out(
+            "Scan",
+            scanned,
+            num_outputs=len(made),
+            attributes={"num_scan_inputs": len(scanned), "body": ir.AttrGraph("body", body)},
+        )
+        whole = self._joined(bands.count, integers(graph, -1), wide, integers(graph, outputs))
+        picture_of = self._op("Reshape", scan[0], whole)
+        if not measured:
+            return picture_of, None
+        by_row = self._joined(bands.count, integers(graph, -1, 1, outputs))
+        return picture_of, _Statistics(*(self._op("Reshape", value, by_row) for value in scan[1:]))
+
+    def _kernels(self, layer: _Layer, bands: _Bands) -> ir.Value:
+        """(products, inputs, outputs): the kernel's values."""
+        graph, filter = self._graph, layer.filter
+        inputs, outputs = layer.channels
+        taps = self._op("Transpose", layer.weight, perm=[2, 3, 1, 0])
+        taps = self._op("Reshape", taps, integers(graph, _TAPS * _TAPS, -1))
+        # ONNX Runtime would compute and keep a constant as it loads the graph; it does not know this one's shape
+        one = self._op("Div", bands.count, bands.count)
+        shape = self._op("Mul", one, integers(graph, filter.products**2, _TAPS * _TAPS))
+        transform = self._op("Reshape", self._both_ways(filter, "G"), shape)
+        taps = self._op("MatMul", transform, taps)
+        return self._op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
+
+    def _both_ways(self, filter: Filter, name: str) -> ir.Value:
+        """The transform of a square."""
+        matrix: np.ndarray = getattr(filter, name)
+        return constant(self._graph, f"{filter.name}_{name}", np.kron(matrix, matrix).astype(np.float32))
+
+    def _bands_of(self, data: ir.Value, key: ir.Value, filter: Filter) -> _Bands:
+        """Cuts pictures; once for all of one size."""
+        assert key.shape is not None
+        name = (*(str(key.shape[axis]) for axis in (0, 2, 3)), filter.name)
+        if name not in self._bands:
+            self._bands[name] = self._cut(data, filter)
+        return self._bands[name]
+
+    def _cut(self, data: ir.Value, filter: Filter) -> _Bands:
+        graph, op = self._graph, self._op
+        count, height, width = (self._shape(data, axis) for axis in range(3))
+        step, side = integers(graph, filter.step), filter.window
+        down, columns = op("Div", height, step), op("Div", width, step)
+        rows = self._windows_down(down, columns, _BAND // filter.products**2)
+
+        # rows of the picture that belong to each band
+        total = op("Div", op("Mul", count, down), rows)
+        numbers = op("Reshape", self._range(total), integers(graph, -1, 1))
+        high = op("Mul", rows, step)
+        start = op("Mul", numbers, high)
+        picture = op("Div", start, height)
+        top = op("Mul", picture, height)
+        start = op("Sub", start, integers(graph, filter.before))
+        stop = op("Add", start, op("Add", high, integers(graph, side - filter.step)))
+        first, end = op("Max", start, top), op("Min", stop, op("Add", top, height))
+        none = op("Mul", numbers, integers(graph, 0))
+        left = op("Add", none, integers(graph, filter.before))
+        right = op("Add", none, integers(graph, side - filter.step - filter.before))
+        pads = (op("Sub", first, start), left, none, op("Sub", stop, end), right, none)
+
+        # pixels of its windows
+        wide = op("Add", width, integers(graph, side - filter.step))
+        within = constant(graph, f"cpu_range_{side}", np.arange(side))
+        line = op("Reshape", op("Mul", within, wide), integers(graph, side, 1, 1, 1))
+        lines = op("Mul", op("Mul", self._range(rows), step), wide)
+        line = op("Add", line, op("Reshape", lines, integers(graph, 1, 1, -1, 1)))
+        column = op("Reshape", within, integers(graph, 1, side, 1, 1))
+        column = op("Add", column, op("Mul", self._range(columns), step))
+        pixels = op("Reshape", op("Add", line, column), integers(graph, -1))
+        return _Bands(
+            first, end, self._joined(*pads, axis=1), picture, pixels, rows, columns, count
+        )
+
+    def _windows_down(self, down: ir.Value, columns: ir.Value, target: int) -> ir.Value:
+        """The most rows of windows that divide the picture's, and are of no more than `target` windows; or one."""
+        graph, op = self._graph, self._op
+        choices = constant(graph, "cpu_band_rows", _BAND_ROWS)
+        remainder = op("Mod", down, choices)
+        fits = op("LessOrEqual", op("Mul", choices, columns), integers(graph, target))
+        fits = op("And", fits, op("Equal", remainder, integers(graph, 0)))
+        return op("ReduceMax", op("Where", fits, choices, integers(graph, 1)), integers(graph, 0))
+
+    def _normalised(self, node: ir.Node, data: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """What each pixel is multiplied with, and what is added: (n,1,c).
+
+        The statistics are of rows first, then over rows and channels: short sums, exact to the last digits.
+        """
+        graph, op = self._graph, self._op
+        scale, bias = node.inputs[1:]
+        assert scale is not None
+        assert bias is not None
+        groups = node.attributes["num_groups"].as_int()
+        channels = _sizes(scale)[0]
+        statistics = self._statistics_of(data)
+        by_group = integers(graph, 0, -1, groups, channels // groups)
+
+        def over_group(value: ir.Value) -> ir.Value:
+            value = op("ReduceMean", value, integers(graph, _CHANNEL))
+            return op("ReduceMean", value, integers(graph, _ROW))
+
+        means = op("Reshape", statistics.means, by_group)
+        mean = over_group(means)
+        apart = op("Sub", means, mean)
+        width = op("Cast", self._shape(self._to_last(data), 2), to=ir.DataType.FLOAT)
+        squares = op("Div", op("Reshape", statistics.squares, by_group), width)
+        variance = over_group(op("Add", squares, op("Mul", apart, apart)))
+        epsilon = node.attributes["epsilon"].as_float()
+        least = constant(graph, f"cpu_epsilon_{epsilon:g}", np.array(epsilon, np.float32))
+        deviation = op("Sqrt", op("Add", variance, least))
+        of_channels = integers(graph, 1, 1, groups, channels // groups)
+        factor = op("Div", op("Reshape", scale, of_channels), deviation)
+        shift = op("Sub", op("Reshape", bias, of_channels), op("Mul", mean, factor))
+        by_picture = integers(graph, -1, 1, channels)
+        return op("Reshape", factor, by_picture), op("Reshape", shift, by_picture)
+
+    def _statistics_of(self, data: ir.Value) -> _Statistics:
+        if data not in self._statistics:
+            across = integers(self._graph, 2)
+            last = self._to_last(data)
+            means = self._op("ReduceMean", last, across)
+            centred = self._op("Sub", last, means)
+            squares = self._op("ReduceSum", self._op("Mul", centred, centred), across)
+            self._statistics[data] = _Statistics(means, squares)
+        return self._statistics[data]
+
+    def _pointwise(self, data: ir.Value, weight: ir.Value, bias: Sequence[ir.Value | None]) -> ir.Value:
+        outputs, inputs, *_ = _sizes(weight)
+        matrix = self._op("Reshape", weight, integers(self._graph, outputs, inputs))
+        result = self._op("MatMul", data, self._op("Transpose", matrix, perm=[1, 0]))
+        return self._op("Add", result, *bias) if bias else result
+
+    def _to_last(self, value: ir.Value) -> ir.Value:
+        if value not in self._last:
+            self._last[value] = self._op("Transpose", value, perm=_TO_LAST)
+        return self._last[value]
+
+    def _shape(self, value: ir.Value, axis: int) -> ir.Value:
+        return self._op("Shape", value, start=axis, end=axis + 1)
+
+    def _range(self, end: ir.Value) -> ir.Value:
+        """0, 1, ... below `end`, a (1,)."""
+        scalar = integers(self._graph)
+        zero, one = (constant(self._graph, f"cpu_scalar_{value}", np.array(value)) for value in (0, 1))
+        return self._op("Range", zero, self._op("Reshape", end, scalar), one)
+
+    def _joined(self, *values: ir.Value, axis: int = 0) -> ir.Value:
+        return self._op("Concat", *values, axis=axis)
+
+    def _op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        **attributes: int | float | Sequence[int],
+    ) -> ir.Value:
+        return self._steps.op(op_type, inputs, attributes=attributes, domain=domain)
+
+
+def _sizes(value: ir.Value) -> list[int]:
+    """Of a constant."""
+    assert value.const_value is not None
+    return list(value.const_value.shape.numpy())
+
+
+def _are_same_size(left: ir.Value | None, right: ir.Value | None) -> bool:
+    """Whether both are pictures of the same shape, as far as the graph says."""
+    shapes = [value.shape if value is not None else None for value in (left, right)]
+    return shapes[0] is not None and len(shapes[0]) == 4 and shapes[0] == shapes[1]
+
+
+def _are_multiples(value: ir.Value, step: int) -> bool:
+    """Whether the sides of an (n,c,a*h,b*w) are known to be multiples of `step`."""
+    if value.shape is None or len(value.shape) != 4:
+        return False
+    factors = [re.fullmatch(r"(\d+)(?:\*[A-Za-z_]\w*)?", str(size)) for size in value.shape[2:]]
+    return all(factor is not None and int(factor[1]) % step == 0 for factor in factors)
+
+
+def _is_convolution(node: ir.Node, strides: list[int], pads: list[int]) -> bool:
+    """Whether a Conv is one of these, without dilation, in one group."""
+
+    def ints(name: str, default: list[int]) -> list[int]:
+        return list(node.attributes[name].as_ints()) if name in node.attributes else default
+
+    automatic = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return (
+        automatic == "NOTSET"
+        and group == 1
+        and ints("pads", [0, 0, 0, 0]) == pads
+        and ints("strides", [1, 1]) == strides
+        and ints("dilations", [1, 1]) == [1, 1]
+    )
+
+
+def _is_pointwise(node: ir.Node, weight: ir.Value) -> bool:
+    if weight.const_value is None or _sizes(weight)[2:] != [1, 1]:
+        return False
+    return _is_convolution(node, strides=[1, 1], pads=[0, 0, 0, 0])
+
+
+def _before_doubling(value: ir.Value) -> ir.Value | None:
+    """x, if `value` is x with every pixel repeated, and nothing else uses it."""
+    node = value.producer()
+    if node is None or node.op_type != "Resize" or len(value.uses()) != 1:
+        return None
+    names = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    if any(name not in node.attributes or node.attributes[name].value != text for name, text in names.items()):
+        return None
+    scales = node.inputs[2] if len(node.inputs) == 3 else None
+    if scales is None or scales.const_value is None or "axes" in node.attributes:
+        return None
+    return node.inputs[0] if scales.const_value.numpy().tolist() == [1, 1, 2, 2] else None
+
+
+def _normalisation(value: ir.Value) -> ir.Node | None:
+    """The GroupNormalization, if `value` is its SiLU (x * sigmoid(x)) and nothing else uses either."""
+    product = value.producer()
+    if product is None or product.op_type != "Mul" or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    for data, gate in (product.inputs, product.inputs[::-1]):
+        sigmoid, norm = (item.producer() if item is not None else None for item in (gate, data))
+        if sigmoid is None or norm is None or data is None or gate is None:
+            continue
+        if sigmoid.op_type != "Sigmoid" or sigmoid.inputs[0] is not data or len(gate.uses()) != 1:
+            continue
+        if norm.op_type == "GroupNormalization" and len(data.uses()) == 2 and not data.is_graph_output():
+            return norm
+    return None

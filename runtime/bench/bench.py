@@ -1,0 +1,151 @@
+"""A whole benchmark: opens Restorers, measures each mode, observes each once more, looks at the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from runtime.bench import environment, measure, stages
+from runtime.bench.cautions import cautions
+from runtime.bench.nvml import Probe
+from runtime.bench.plan import Mode, Plan, clip
+from runtime.bench.report import ModeResult, Observed, Report
+from runtime.bench.statistics import Series
+from runtime.manifest import MANIFEST_NAME, Manifest, sha256
+from runtime.memory import peak_bytes
+from runtime.timeline import Span
+
+Factory = Callable[..., measure.Subject]
+_OBSERVED_SHARE = 0.25  # of the seconds that a mode is measured for
+
+
+class Watcher(Protocol):
+    """Is told how far things are, always between frames."""
+
+    def loading(self, title: str) -> None:
+        """A Restorer is being made."""
+
+    def frame(self, phase: str, frames: int, seconds: float) -> None:
+        """A frame is done, in `warm-up` or `measuring`."""
+
+
+def run(
+    plan: Plan,
+    factory: Factory,
+    watcher: Watcher,
+    opened: Callable[[Mode, measure.Subject], None] = lambda mode, subject: None,
+    clock: measure.Seconds = time.perf_counter,
+) -> Report:
+    """Measures each mode without an observer, then each once more, for a quarter of the time, with one.
+
+    Args:
+        plan: checked already.
+        factory: makes a Restorer.
+        watcher: is told how far things are.
+        opened: is told of each mode's Restorer before it is measured, and may refuse it by raising.
+        clock: seconds; another one for tests.
+
+    Raises:
+        VsrError: what the Restorer refuses.
+    """
+    manifest = Manifest.read(plan.bundle)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    load = environment.load_average()
+    bench = _Bench(plan, factory, watcher, clock, manifest.scale)
+    with Probe() as probe:
+        before = probe.sample() if probe.answers else None
+        modes: dict[str, ModeResult] = {mode: bench.measured(mode, probe, opened) for mode in plan.modes}
+        peak = peak_bytes()
+        for mode in plan.modes:
+            modes[mode] = dataclasses.replace(modes[mode], observed=bench.observed(mode))
+        machine = environment.describe(load, probe, before, bench.sampled)
+    settings: dict[str, Any] = {
+        "size": plan.size,
+        "modes": list(plan.modes),
+        "slots": plan.slots,
+        "seconds": plan.seconds,
+        "warmup": plan.warmup,
+        **{name: plan.choices.get(name) for name in ("backend", "threads", "tile", "vae_tile", "color")},
+    }
+    return Report(
+        created=created,
+        settings=settings,
+        backend=bench.backend,
+        bundle={
+            "path": str(plan.bundle),
+            "sha256": sha256(plan.bundle / MANIFEST_NAME),
+            "family": manifest.family,
+            "precision": manifest.precision,
+        },
+        environment=machine,
+        peak_host_bytes=peak,
+        modes=modes,
+        cautions=cautions(modes, machine),
+        spans=bench.spans,
+    )
+
+
+class _Bench:
+    """What the passes have in common."""
+
+    def __init__(
+        self, plan: Plan, factory: Factory, watcher: Watcher, clock: measure.Seconds, scale: int
+    ) -> None:
+        self._plan, self._factory, self._watcher, self._clock = plan, factory, watcher, clock
+        self._frames = clip(plan.width // scale, plan.height // scale)
+        self.backend = ""
+        self.sampled = False
+        self.spans: dict[str, list[Span]] = {}
+
+    def measured(
+        self, mode: Mode, probe: Probe, opened: Callable[[Mode, measure.Subject], None]
+    ) -> ModeResult:
+        """One mode without an observer."""
+        with self._open(mode, f"{mode}: loading") as subject:
+            self.backend = subject.backend
+            opened(mode, subject)
+            # the CPU backend leaves the GPU alone, and looking at it costs the CPU time
+            sampling = probe.answers and not subject.backend.endswith("-cpu")
+            self.sampled = self.sampled or sampling
+            with probe.sampling() if sampling else contextlib.nullcontext():
+                run = self._run(mode, subject, self._plan.seconds)
+            return ModeResult(
+                slots=subject.slots,
+                frames=len(run.latencies),
+                warmup_frames=run.first,
+                seconds=run.seconds,
+                fps=len(run.latencies) / run.seconds,
+                load_seconds=dict(subject.load_seconds),
+                memory=dict(subject.memory),
+                latency=Series.of(run.latencies),
+                interval=Series.of(run.intervals),
+            )
+
+    def observed(self, mode: Mode) -> Observed:
+        """One mode with an observer."""
+        heard: list[Span] = []  # appending is safe from any thread
+        with self._open(mode, f"{mode}, observed: loading", observer=heard.append) as subject:
+            run = self._run(mode, subject, self._plan.seconds * _OBSERVED_SHARE)
+            title = f"{mode}, slots: {subject.slots}"
+        spans = stages.measured(heard, run.first, len(run.latencies))
+        self.spans[title] = spans
+        return Observed(
+            len(run.latencies), Series.of(run.latencies), stages.metrics(spans), stages.stages(spans)
+        )
+
+    def _open(
+        self, mode: Mode, title: str, **more: Any
+    ) -> contextlib.AbstractContextManager[measure.Subject]:
+        self._watcher.loading(title)
+        slots = 1 if mode == "latency" else self._plan.slots
+        if slots is not None:
+            more["slots"] = slots
+        return contextlib.closing(self._factory(self._plan.bundle, **self._plan.choices, **more))
+
+    def _run(self, mode: Mode, subject: measure.Subject, seconds: float) -> measure.Run:
+        time_them = measure.latency if mode == "latency" else measure.throughput
+        return time_them(subject, self._frames, self._plan.warmup, seconds, self._clock, self._watcher.frame)

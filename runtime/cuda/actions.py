@@ -1,0 +1,275 @@
+"""What each kind of step puts on a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime import tiling
+from runtime.bundle import Bundle
+from runtime.cuda.driver import Driver, Owned
+from runtime.cuda.engines import LoadedEngine, RuntimeCache, check_shapes
+from runtime.cuda.kernels import ATTENTION, BLENDING, Kernel, find
+from runtime.errors import DeviceError, EngineError
+from runtime.manifest import Engine, Manifest
+from runtime.schedule.graph import Grid, Schedule, Step
+
+WARP = "warp"  # flag of an engine that leaves the attention to its kernel
+
+Enqueue = Callable[[Any, Mapping[str, int]], None]
+"""Puts a step on a stream, with the buffers at these addresses."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An array that was put on the device once."""
+
+    address: int
+    array: np.ndarray
+
+
+class Actions:
+    """Makes what steps put on streams, for one schedule.
+
+    Args:
+        driver, owned: make the calls, and keep kernels and constants.
+        bundle: whose kernels they are.
+        capability: of the GPU.
+        schedule: whose steps they are.
+    """
+
+    def __init__(
+        self, driver: Driver, owned: Owned, bundle: Bundle, capability: str, schedule: Schedule
+    ) -> None:
+        self._driver, self._owned, self._bundle = driver, owned, bundle
+        self._capability, self._schedule = capability, schedule
+        self._kernels: dict[str, Kernel] = {}
+        self._constants: dict[str, Constant] = {}
+
+    def constant(self, name: str, array: np.ndarray) -> int:
+        """Puts an array on the device, once; its address."""
+        if name not in self._constants:
+            array = np.ascontiguousarray(array)
+            address = self._owned.memory(array.nbytes)
+            self._driver.call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
+            self._constants[name] = Constant(address, array)
+        return self._constants[name].address
+
+    def copy(self, step: Step) -> Enqueue:
+        """One buffer into another."""
+        source, target = step.reads["source"], step.writes["target"]
+        size = self._schedule.buffers[source].bytes
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            self._driver.call("cuMemcpyDtoDAsync", at[target], at[source], size, stream)
+
+        return enqueue
+
+    def upload(self, step: Step, staged: np.ndarray) -> Enqueue:
+        """The frame out of its staging memory."""
+        target = step.writes["target"]
+        source, size = staged.ctypes.data, staged.nbytes
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            self._driver.call("cuMemcpyHtoDAsync", at[target], source, size, stream)
+
+        return enqueue
+
+    def download(self, step: Step, staged: np.ndarray) -> Enqueue:
+        """The result into its staging memory."""
+        source = step.reads["source"]
+        target, size = staged.ctypes.data, staged.nbytes
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            self._driver.call("cuMemcpyDtoHAsync", target, at[source], size, stream)
+
+        return enqueue
+
+    def cut(self, step: Step) -> Enqueue:
+        """Tiles out of a picture: for each tile one copy of a box of rows, columns and channels."""
+        grid, factor = step.grid, step.factor
+        assert grid is not None
+        picture, tiles = (
+            self._schedule.buffers[name] for name in (step.reads["picture"], step.writes["tiles"])
+        )
+        _, channels, height, width = picture.shape
+        size = np.dtype(picture.dtype).itemsize
+        tile = (channels, grid.height * factor, grid.width * factor)
+        boxes = [
+            self._box(tile, size, (width * size, height), (left * factor * size, top * factor))
+            for top in grid.tops
+            for left in grid.lefts
+        ]
+        step_bytes = tiles.bytes // grid.tiles
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            pointer = self._driver.module.CUdeviceptr
+            for index, box in enumerate(boxes):
+                box.srcDevice = pointer(at[picture.name])
+                box.dstDevice = pointer(at[tiles.name] + index * step_bytes)
+                self._driver.call("cuMemcpy3DAsync", box, stream)
+
+        return enqueue
+
+    def blend(self, step: Step) -> Enqueue:
+        """A picture out of tiles, by the bundle's kernel."""
+        grid, factor = step.grid, step.factor
+        assert grid is not None
+        kernel = self._kernel(BLENDING)
+        picture = self._schedule.buffers[step.writes["picture"]]
+        _, channels, height, width = picture.shape
+        rows, columns = _windows(grid, factor)
+        name = step.name
+        values = {
+            "tops": self.constant(f"{name} tops", np.array(grid.tops, np.int32) * np.int32(factor)),
+            "lefts": self.constant(f"{name} lefts", np.array(grid.lefts, np.int32) * np.int32(factor)),
+            "row_window": self.constant(f"{name} rows", rows),
+            "column_window": self.constant(f"{name} columns", columns),
+            "rows": len(grid.tops),
+            "columns": len(grid.lefts),
+            "channels": channels,
+            "tile_height": grid.height * factor,
+            "tile_width": grid.width * factor,
+            "height": height,
+            "width": width,
+        }
+        tiles = step.reads["tiles"]
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            kernel.launch(stream, values | {"tiles": at[tiles], "out": at[picture.name]})
+
+        return enqueue
+
+    def network(
+        self,
+        step: Step,
+        record: Engine,
+        engine: LoadedEngine,
+        scratch: tuple[int, int],
+        contexts: dict[str, Any],
+        cache: RuntimeCache | None,
+    ) -> Enqueue:
+        """An engine in its context, and after one that leaves it out the attention's kernel.
+
+        Args:
+            step: runs the engine's network.
+            record: of the engine.
+            engine: loaded.
+            scratch: address and size of what it works in.
+            contexts: network -> context, of the slot; made where there is none yet.
+            cache: of compiled kernels.
+        """
+        manifest, network = self._bundle.manifest, step.network
+        assert network is not None
+        left_out = WARP in record.flags
+        inputs = [tensor.name for tensor in manifest.networks[network].inputs]
+        operands = {**step.reads, **step.writes}
+        if left_out and manifest.operator is not None:  # the engine has not what only the operator touches
+            inputs = [name for name in inputs if name in record.profiles]
+            outputs = set(step.writes) - {manifest.operator.output}
+            operands = {name: buffer for name, buffer in operands.items() if name in {*inputs, *outputs}}
+        shapes = {name: self._part_shape(step, step.reads[name]) for name in inputs}
+        if network not in contexts:
+            context = engine.context(cache)
+            if engine.scratch > scratch[1]:
+                raise DeviceError(
+                    f"{network} works in {engine.scratch} bytes, and {scratch[1]} were planned."
+                )
+            context.set_device_memory(*scratch)
+            check_shapes(context, network, shapes)
+            contexts[network] = context
+        context = contexts[network]
+        offsets = {operand: self._offset(step, buffer) for operand, buffer in operands.items()}
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            for operand, buffer in operands.items():
+                if not context.set_tensor_address(operand, at[buffer] + offsets[operand]):
+                    raise EngineError(f"the engine of {network} has no tensor {operand}. Build it anew.")
+            if not context.execute_async_v3(int(stream)):
+                raise DeviceError(f"{network} could not be started: {engine.why()}.")
+
+        if not left_out:
+            return enqueue
+        attend = self._attention(step, manifest)
+
+        def enqueue_both(stream: Any, at: Mapping[str, int]) -> None:
+            enqueue(stream, at)
+            attend(stream, at)
+
+        return enqueue_both
+
+    def _attention(self, step: Step, manifest: Manifest) -> Enqueue:
+        operator = manifest.operator
+        if operator is None or operator.network != step.network:
+            raise EngineError(
+                f"the engine of {step.network} leaves out an operator that the bundle does not have."
+            )
+        kernel = self._kernel(ATTENTION, operator.top_k is not None)
+        values: dict[str, int] = {}
+        for name, file in operator.operands.items():
+            array = np.load(self._bundle.file(file), allow_pickle=False)
+            values[name] = self.constant(f"operator {name}", array)
+            if name == "M":
+                values["heads"] = array.shape[0]
+        current, previous, output = (
+            step.reads[operator.current],
+            step.writes[operator.previous],
+            step.writes[operator.output],
+        )
+        pictures, _, height, width = self._part_shape(step, current)
+        positions = height * width
+        k = positions if operator.top_k is None else min(operator.top_k, positions)
+        values |= {"positions": positions, "k": k}
+        offset = {name: self._offset(step, name) for name in (current, previous, output)}
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            addresses = {
+                "current": at[current] + offset[current],
+                "previous": at[previous] + offset[previous],
+                "fused": at[output] + offset[output],
+            }
+            kernel.launch(stream, values | addresses, pictures=pictures)
+
+        return enqueue
+
+    def _kernel(self, name: str, top_k: bool = False) -> Kernel:
+        if name not in self._kernels:
+            found = find(self._bundle, name, self._capability, top_k=top_k)
+            self._kernels[name] = Kernel(self._driver, self._owned, self._bundle, found)
+        return self._kernels[name]
+
+    def _part_shape(self, step: Step, buffer: str) -> tuple[int, ...]:
+        shape = self._schedule.buffers[buffer].shape
+        if step.part is None or len(shape) < 4:
+            return shape
+        return (step.part[1] - step.part[0], *shape[1:])
+
+    def _offset(self, step: Step, buffer: str) -> int:
+        found = self._schedule.buffers[buffer]
+        if step.part is None or len(found.shape) < 4:
+            return 0
+        return found.bytes // found.shape[0] * step.part[0]
+
+    def _box(
+        self, tile: tuple[int, int, int], size: int, pitch: tuple[int, int], corner: tuple[int, int]
+    ) -> Any:
+        """A copy of (channels, height, width) numbers of `size` bytes, out of pitch[1] rows of pitch[0] bytes each."""
+        channels, height, width = tile
+        box = self._driver.module.CUDA_MEMCPY3D()
+        device = self._driver.module.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        box.srcMemoryType, box.dstMemoryType = device, device
+        box.srcPitch, box.srcHeight = pitch
+        box.srcXInBytes, box.srcY = corner
+        box.dstPitch, box.dstHeight = width * size, height
+        box.WidthInBytes, box.Height, box.Depth = width * size, height, channels
+        return box
+
+
+def _windows(grid: Grid, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """A tile's weights by row and by column: their product is `tiling.window`."""
+    sides = tiling.window_sides(grid.window, grid.height * factor, grid.width * factor, grid.overlap * factor)
+    rows, columns = (side.astype(np.float32) for side in sides)
+    return rows, columns

@@ -1,0 +1,391 @@
+"""The CUDA device: a schedule on streams, one a lane.
+
+In steady state a frame costs one upload and one download of u8 pictures, launches, records and waits of events on
+streams, and one wait of the host: for the frame's result. Nothing is allocated and nothing is synchronised.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.actions import Buffers
+from runtime.bundle import Bundle
+from runtime.cuda.actions import Actions, Enqueue
+from runtime.cuda.driver import Context, CudaError, Driver, Owned
+from runtime.cuda.engines import LoadedEngine, RuntimeCache, share
+from runtime.cuda.interop import DeviceArray, DeviceFrame
+from runtime.cuda.memory import Addresses, allocate
+from runtime.cuda.segments import Segment, segments
+from runtime.cuda.stopwatch import Stopwatch
+from runtime.device import StepError, Ticket
+from runtime.engine_choice import Choice
+from runtime.errors import DeviceError, VsrError
+from runtime.manifest import Engine
+from runtime.options import Options
+from runtime.schedule.events import Event
+from runtime.schedule.graph import Schedule, Step
+from runtime.schedule.memory import scratch_sizes
+from runtime.timeline import Observer
+
+_log = logging.getLogger(__name__)
+_POLL = 20e-6  # seconds between looks at a frame that is waited for
+_WARM_FRAMES = 1  # of each slot, before its segments are captured: engines make ready in their first runs
+
+Choose = Callable[[int, int, Options], Choice]
+"""The engines for frames of a height and width, and the tiles that they take."""
+
+
+@dataclass
+class _Slot:
+    """What belongs to one slot.
+
+    Attributes:
+        frame, result: staging memory, as arrays.
+        at: buffer -> address.
+        done: recorded when the result is in its staging memory.
+        met: recorded on the caller's stream, where lanes wait for it.
+        contexts: network -> execution context.
+        recorded: step -> event that is recorded after it, for those that something waits for.
+        launches: for each segment its steps' work.
+        graphs: segment's number -> graph, once captured.
+        used: how many frames went through.
+        external: address of a frame of the caller's that is read where it lies, None for a staged one.
+        lent: the result that the caller may still read where it lies.
+    """
+
+    frame: np.ndarray
+    result: np.ndarray
+    at: Mapping[str, int]
+    done: Any
+    met: Any
+    contexts: dict[str, Any] = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
+    launches: list[list[tuple[Step, Enqueue]]] = field(default_factory=list)
+    graphs: dict[int, Any] = field(default_factory=dict)
+    used: int = 0
+    external: DeviceArray | None = None
+    lent: bool = False
+
+
+class CudaDevice:
+    """Executes schedules with engines of a bundle.
+
+    Args:
+        bundle: whose engines and kernels they are.
+        backend: `tensorrt` or `tensorrt_rtx`.
+        trt: that library.
+        driver: CUDA's.
+        capability: of the GPU, e.g. `sm_89`.
+        choose: picks the engines for a size of frames.
+        cache: file for kernels that TensorRT-RTX compiles, None to keep none.
+        graphs: capture CUDA graphs.
+        stream: of the caller's, an address: frames that lie on the device are read after what is on it, and
+            results that stay there are to be read on it. None: the caller has waited, and will wait.
+        device_results: results stay on the device, as `runtime.cuda.interop.DeviceFrame`.
+    """
+
+    times_itself = False  # events around every step, and no graphs
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str,
+        trt: Any,
+        driver: Driver,
+        capability: str,
+        choose: Choose,
+        *,
+        cache: Path | None = None,
+        graphs: bool = True,
+        stream: int | None = None,
+        device_results: bool = False,
+    ) -> None:
+        self.name = backend
+        self._bundle, self._trt, self._driver = bundle, trt, driver
+        self._capability, self._choose = capability, choose
+        self._graphs, self._caller, self._device_results = graphs, stream, device_results
+        self._cache = RuntimeCache(cache) if cache is not None else None
+        self._context = Context(driver)
+        self._owned = Owned(driver)
+        self._choice: Choice | None = None
+        self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
+        self._clear()
+
+    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+        """See `runtime.device.Device.arrange`: as the engines for this size have it."""
+        self._choice = self._choose(height, width, options)
+        return self._choice.options, self._choice.batches
+
+    def open(
+        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
+    ) -> None:
+        """See `runtime.device.Device.open`."""
+        with self._context.current():
+            self._release()
+            try:
+                self._open(schedule, events, constants, observer)
+            except BaseException:
+                self._release()
+                raise
+
+    def receive(self, slot: int, frame: Any) -> None:
+        """Takes a frame: into staging memory, or where it lies on the device."""
+        place = self._slots[slot]
+        if isinstance(frame, DeviceArray):
+            expected = self._schedule.buffers[self._schedule.frame].shape[1:]
+            frame.check(expected)
+            place.external = frame
+        else:
+            place.external = None
+            place.frame[0] = frame
+
+    def deliver(self, slot: int) -> Any:
+        """A slot's result: a copy, or where it lies on the device (valid until the slot is used again)."""
+        place = self._slots[slot]
+        if not self._device_results:
+            return place.result[0].copy()
+        place.lent = True
+        buffer = self._schedule.buffers[self._result]
+        return DeviceFrame(place.at[self._result], buffer.shape[1:], self._caller, self)
+
+    def submit(self, ticket: Ticket) -> None:
+        """See `runtime.device.Device.submit`.
+
+        Raises:
+            StepError: a step could not be put on its stream.
+        """
+        slot = self._slots[ticket.slot]
+        with self._context.current():
+            self._meet_caller(slot)
+            for number, segment in enumerate(self._segments):
+                self._enqueue(ticket, slot, number, segment)
+            self._record(slot.done, self._streams[self._segments_end])
+            slot.used += 1
+
+    def is_done(self, ticket: Ticket) -> bool:
+        """See `runtime.device.Device.is_done`."""
+        with self._context.current():
+            try:
+                return self._driver.is_ready(self._slots[ticket.slot].done)
+            except CudaError:
+                return True  # `wait` tells
+
+    def wait(self, ticket: Ticket, timeout: float | None) -> None:
+        """See `runtime.device.Device.wait`."""
+        slot = self._slots[ticket.slot]
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._context.current():
+            try:
+                while not self._driver.is_ready(slot.done):
+                    if until is not None and time.monotonic() > until:
+                        raise self._late(ticket, slot, timeout)
+                    time.sleep(_POLL)
+            except CudaError as error:
+                step = self._schedule.steps[-1]
+                raise StepError(
+                    f"the GPU was lost: {error}", ticket.frame, step.name, "some stage of it"
+                ) from error
+            if self._stopwatch is not None:
+                self._stopwatch.report(ticket)
+
+    def close(self) -> None:
+        """See `runtime.device.Device.close`. What is under way is waited for: it uses what is given back."""
+        if self._context is None:
+            return
+        with self._context.current():
+            self._release()
+            self._engines.clear()
+            if self._cache is not None:
+                self._cache.save()
+        self._context.close()
+        self._context = None  # type: ignore[assignment]
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that were allocated: `buffers` on the device, scratch included, and `pinned` on the host."""
+        return {"buffers": self._allocated, "pinned": self._pinned}
+
+    def _clear(self) -> None:
+        self._slots: list[_Slot] = []
+        self._streams: dict[str, Any] = {}
+        self._segments: list[Segment] = []
+        self._segments_end = ""
+        self._stopwatch: Stopwatch | None = None
+        self._allocated = self._pinned = 0
+        self._capture = self._graphs
+
+    def _release(self) -> None:
+        """Waits for the streams, then gives everything of the schedule back, in reverse order."""
+        for stream in self._streams.values():
+            try:
+                self._driver.call("cuStreamSynchronize", stream)
+            except DeviceError as error:
+                _log.warning("%s", error)
+        self._clear()  # contexts first: they hold addresses of what goes
+        self._owned.close()
+
+    def _open(
+        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
+    ) -> None:
+        self._schedule = schedule
+        download = next(step for step in schedule.steps if step.action == "download")
+        upload = next(step for step in schedule.steps if step.action == "upload")
+        self._frame, self._result = upload.writes["target"], download.reads["source"]
+        self._load(schedule)
+        scratch = scratch_sizes(schedule, {name: found.scratch for name, (_, found) in self._engines.items()})
+        self._check_memory(schedule, scratch)
+        addresses = allocate(schedule, scratch, self._owned)
+        self._allocated = addresses.bytes
+        actions = Actions(self._driver, self._owned, self._bundle, self._capability, schedule)
+        for name, buffer in schedule.buffers.items():
+            if buffer.kind == "constant":
+                array = np.ascontiguousarray(constants[name], buffer.dtype)
+                self._driver.call("cuMemcpyHtoD", addresses.slots[0][name], array.ctypes.data, array.nbytes)
+        lanes = dict.fromkeys(step.lane for step in schedule.steps if not schedule.lanes[step.lane].host)
+        self._streams = {lane: self._owned.stream() for lane in lanes}
+        self._segments = segments(schedule, events, (self._frame, self._result))
+        self._segments_end = download.lane
+        if observer is not None:
+            self._stopwatch = Stopwatch(self._driver, self._owned, schedule, observer, self._streams)
+            self._capture = False
+        for number in range(schedule.slots):
+            self._slots.append(self._slot(number, schedule, addresses, actions))
+
+    def _load(self, schedule: Schedule) -> None:
+        """The engines of a schedule; those that are loaded and still fit stay."""
+        if self._choice is None:
+            raise DeviceError("no engines were chosen: arrange() comes first.")
+        device = int(self._driver.call("cuCtxGetDevice"))
+        self._engines = {
+            network: (
+                record,
+                share(self._trt, self._bundle.file(record.file), self._file_hash(record), device),
+            )
+            for network, record in self._choice.engines.items()
+        }
+
+    def _file_hash(self, record: Engine) -> str:
+        return self._bundle.manifest.files[record.file].sha256
+
+    def _check_memory(self, schedule: Schedule, scratch: Mapping[str, int]) -> None:
+        buffers = sum(
+            buffer.bytes * schedule.copies(name)
+            for name, buffer in schedule.buffers.items()
+            if buffer.kind in ("slot", "state", "constant")
+        )
+        needed = buffers + sum(scratch.values())
+        free, total = self._driver.call("cuMemGetInfo")
+        if needed > free:
+            raise DeviceError(
+                f"{needed / 1e9:.2f} GB of GPU memory are needed for {schedule.slots} slots of this size, and "
+                f"{free / 1e9:.2f} of {total / 1e9:.2f} GB are free. Use fewer slots or smaller tiles; "
+                "`python -m runtime plan` tells what is needed."
+            )
+
+    def _slot(self, number: int, schedule: Schedule, addresses: Addresses, actions: Actions) -> _Slot:
+        shapes = [schedule.buffers[name] for name in (schedule.frame, schedule.result)]
+        staged = [self._owned.pinned(buffer.bytes).reshape(buffer.shape) for buffer in shapes]
+        self._pinned += sum(array.nbytes for array in staged)
+        slot = _Slot(staged[0], staged[1], addresses.slots[number], self._owned.event(), self._owned.event())
+        for segment in self._segments:
+            if segment.records:
+                slot.recorded[segment.steps[-1].name] = self._owned.event()
+            slot.launches.append(
+                [(step, self._enqueuer(step, slot, addresses, actions)) for step in segment.steps]
+            )
+        return slot
+
+    def _enqueuer(self, step: Step, slot: _Slot, addresses: Addresses, actions: Actions) -> Enqueue:
+        if step.action == "network":
+            assert step.network is not None
+            assert step.workspace is not None
+            record, engine = self._engines[step.network]
+            scratch = addresses.scratch[step.workspace]
+            return actions.network(step, record, engine, scratch, slot.contexts, self._cache)
+        if step.action == "upload":
+            return actions.upload(step, slot.frame)
+        if step.action == "download":
+            return actions.download(step, slot.result)
+        return {"cut": actions.cut, "blend": actions.blend, "copy": actions.copy}[step.action](step)
+
+    def _meet_caller(self, slot: _Slot) -> None:
+        """Streams wait for what the caller's stream was asked before: it may write the frame, or read a result."""
+        waits = slot.external is not None or slot.lent
+        if waits and self._caller is not None:
+            self._record(slot.met, self._caller)
+            for stream in self._streams.values():
+                self._driver.call("cuStreamWaitEvent", stream, slot.met, 0)
+        slot.lent = False
+
+    def _enqueue(self, ticket: Ticket, slot: _Slot, number: int, segment: Segment) -> None:
+        stream = self._streams[segment.lane]
+        for event in segment.waits:
+            former = ticket.frame - event.frames
+            if former >= 0:
+                source = self._slots[former % self._schedule.slots].recorded[event.before]
+                self._driver.call("cuStreamWaitEvent", stream, source, 0)
+        graph = slot.graphs.get(number)
+        if graph is None and segment.capture and self._capture and slot.used >= _WARM_FRAMES:
+            graph = self._captured(ticket, slot, number, stream)
+        if graph is not None:
+            self._driver.call("cuGraphLaunch", graph, stream)
+        else:
+            self._run(ticket, slot, slot.launches[number], stream)
+        if segment.records:
+            self._record(slot.recorded[segment.steps[-1].name], stream)
+
+    def _run(
+        self, ticket: Ticket, slot: _Slot, launches: Sequence[tuple[Step, Enqueue]], stream: Any
+    ) -> None:
+        at = slot.at
+        if slot.external is not None:
+            at = {**at, self._frame: slot.external.address}
+        for step, enqueue in launches:
+            if self._passed_over(step, ticket, slot):
+                continue
+            started = time.perf_counter()
+            try:
+                if self._stopwatch is not None:
+                    self._stopwatch.begin(ticket, step, stream)
+                enqueue(stream, at)
+                if self._stopwatch is not None:
+                    self._stopwatch.end(ticket, step, stream, time.perf_counter() - started)
+            except VsrError as error:
+                raise StepError(str(error), ticket.frame, step.name, step.stage) from error
+
+    def _passed_over(self, step: Step, ticket: Ticket, slot: _Slot) -> bool:
+        return (
+            bool(step.first and not ticket.first)
+            or (step.action == "upload" and slot.external is not None)
+            or (step.action == "download" and self._device_results)
+        )
+
+    def _captured(self, ticket: Ticket, slot: _Slot, number: int, stream: Any) -> Any:
+        """A segment as a graph; None where that fails, which is said once."""
+        launches = slot.launches[number]
+        try:
+            slot.graphs[number] = self._owned.graph(stream, lambda: self._run(ticket, slot, launches, stream))
+        except DeviceError as error:
+            self._capture = False
+            _log.warning("CUDA graphs are not used: %s", error)
+        return slot.graphs.get(number)
+
+    def _record(self, event: Any, stream: Any) -> None:
+        self._driver.call("cuEventRecord", event, stream)
+
+    def _late(self, ticket: Ticket, slot: _Slot, timeout: float | None) -> StepError:
+        """Names the first step that is known not to have ended."""
+        last = None
+        for name, event in slot.recorded.items():
+            if not self._driver.is_ready(event):
+                last = name
+                break
+        step = self._schedule.step(last) if last else self._schedule.steps[-2]
+        return StepError(f"it has not ended within {timeout:g} seconds", ticket.frame, step.name, step.stage)

@@ -1,0 +1,202 @@
+"""TensorRT's and TensorRT-RTX's engines: loaded once in a process, run in contexts whose memory is ours."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtime.engine_check import TITLES
+from runtime.errors import DeviceError, EngineError
+
+_log = logging.getLogger(__name__)
+_EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
+_shared: weakref.WeakValueDictionary[tuple[str, str, int], LoadedEngine] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def library(backend: str) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        DeviceError: it is not installed.
+    """
+    try:
+        return importlib.import_module(backend)
+    except ImportError as error:
+        raise DeviceError(
+            f"{TITLES[backend]} is not installed. Install it with: pip install 'vsr-trt[{_EXTRAS[backend]}]'"
+        ) from error
+
+
+class LoadedEngine:
+    """A deserialised engine, its weights on the GPU, and the messages of its library.
+
+    Args:
+        trt: the library.
+        plan: the serialised engine.
+        name: of its file, for messages.
+
+    Raises:
+        EngineError: the library refuses the plan; it says why.
+    """
+
+    def __init__(self, trt: Any, plan: bytes, name: str) -> None:
+        self._trt, self._name = trt, name
+        self._messages: list[str] = []
+        self._runtime = trt.Runtime(_logger(trt, self._messages))
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise EngineError(
+                f"{name} cannot be loaded: {self.why()}. Build it anew: python build.py engines BUNDLE --force"
+            )
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that a context of it works in."""
+        return int(self.engine.device_memory_size_v2)
+
+    def context(self, cache: RuntimeCache | None = None) -> Any:
+        """An execution context that works in memory of ours: it needs `set_device_memory` before it runs.
+
+        Args:
+            cache: of kernels that were compiled for this GPU before; TensorRT-RTX only.
+
+        Raises:
+            DeviceError: there is not enough memory.
+        """
+        trt = self._trt
+        ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(
+            trt, "DynamicShapesKernelSpecializationStrategy"
+        ):  # TensorRT-RTX compiles kernels as it loads
+            config = self.engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(ours)
+            # Now rather than behind our back: what is captured in a graph stays what it is.
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            config.cuda_graph_strategy = (
+                trt.CudaGraphStrategy.DISABLED
+            )  # graphs are ours, over several engines
+            if cache is not None:
+                cache.use(config)
+            context = self.engine.create_execution_context(config)
+        else:
+            context = self.engine.create_execution_context(ours)
+        if context is None:
+            raise DeviceError(f"{self._name}: no execution context could be made: {self.why()}.")
+        return context
+
+    def why(self) -> str:
+        """The library's last words."""
+        return "; ".join(self._messages[-3:]).rstrip(".") or "it gives no reason"
+
+
+def share(trt: Any, file: Path, key: str, device: int) -> LoadedEngine:
+    """An engine, loaded once in this process for all that use it at the same time: its weights are shared.
+
+    Args:
+        trt: the library.
+        file: the plan.
+        key: of its content.
+        device: context that it lives in.
+
+    Raises:
+        EngineError: the plan cannot be read, or the library refuses it.
+    """
+    with _loading:
+        found = _shared.get((trt.__name__, key, device))
+        if found is None:
+            try:
+                plan = file.read_bytes()
+            except OSError as error:
+                raise EngineError(f"{file} cannot be read: {error.strerror or error}.") from error
+            found = LoadedEngine(trt, plan, file.name)
+            _shared[trt.__name__, key, device] = found
+        return found
+
+
+class RuntimeCache:
+    """Kernels that TensorRT-RTX compiled for this GPU, kept in a file so that the next start need not.
+
+    Args:
+        file: where they are kept. A file that cannot be used is written anew.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._cache: Any = None
+        self._read = b""
+
+    def use(self, config: Any) -> None:
+        """Gives the cache to a context's configuration; the first one makes it."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            with suppress(OSError):
+                self._read = self._file.read_bytes()
+            if self._read and not self._cache.deserialize(self._read):
+                _log.warning("%s is of another version or damaged; it is written anew.", self._file)
+                self._read = b""
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Writes what is new in it, whole or not at all. A folder that cannot be written costs time, not more."""
+        if self._cache is None:
+            return
+        blob = bytes(self._cache.serialize())
+        if blob == self._read:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=f".{self._file.name}-")
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(blob)
+                Path(name).replace(self._file)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            _log.warning("the compiled kernels cannot be kept in %s: %s", self._file, error.strerror or error)
+            return
+        self._read = blob
+
+
+def check_shapes(context: Any, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Sets a context's input shapes.
+
+    Raises:
+        EngineError: the engine was not built for them.
+    """
+    for tensor, shape in shapes.items():
+        if not context.set_input_shape(tensor, shape):
+            raise EngineError(
+                f"the engine of {name} does not take {tensor} {shape}. Build one that does: python build.py engines "
+                "BUNDLE --size WIDTHxHEIGHT"
+            )
+
+
+def _logger(trt: Any, messages: list[str]) -> Any:
+    severities = trt.ILogger.Severity
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+                messages.append(message)
+            _log.log(_LEVELS.get(severity.name, logging.DEBUG), "%s", message)
+
+    return Logger()
+
+
+_LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}

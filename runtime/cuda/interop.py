@@ -1,0 +1,223 @@
+"""Frames on the GPU that belong to the application, and results for it, without a copy.
+
+Two protocols are understood and offered: `__cuda_array_interface__` (version 3,
+https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html), which pycuda, CuPy, Numba and torch speak,
+and DLPack (https://dmlc.github.io/dlpack/latest/python_spec.html). Streams may be numbers, or objects of
+cuda-python, torch or pycuda.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import InputError
+
+_CUDA, _UINT = 2, 1  # DLPack's kDLCUDA and kDLUInt
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array of the caller's on the device.
+
+    Attributes:
+        address: of its first byte.
+        shape: of it; uint8, C-contiguous.
+        owner: kept until the frame is done with.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    owner: Any
+
+    def check(self, expected: Sequence[int]) -> None:
+        """Refuses another shape than (H,W,3) `expected`.
+
+        Raises:
+            InputError: says both.
+        """
+        if self.shape != tuple(expected):
+            raise InputError(f"a frame on the GPU must have the shape {tuple(expected)}, not {self.shape}.")
+
+
+def on_device(frame: Any) -> bool:
+    """Whether a frame says that it lies on a GPU."""
+    if hasattr(frame, "__cuda_array_interface__"):
+        return True
+    return hasattr(frame, "__dlpack_device__") and int(frame.__dlpack_device__()[0]) == _CUDA
+
+
+def device_array(frame: Any, stream: int | None = None) -> DeviceArray:
+    """A frame on the device, (H,W,3) uint8, C-contiguous, as it lies.
+
+    Args:
+        frame: has `__cuda_array_interface__` or `__dlpack__`.
+        stream: that it will be read on; its producer may make it wait.
+
+    Raises:
+        InputError: another type or layout.
+    """
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    if interface is not None:
+        if interface["typestr"] not in ("|u1", "<u1", "=u1", ">u1"):
+            raise InputError(f"a frame must be uint8, not {interface['typestr']}.")
+        shape = tuple(int(size) for size in interface["shape"])
+        _contiguous(shape, interface.get("strides"))
+        return DeviceArray(int(interface["data"][0]), shape, frame)
+    # -1: the producer need not wait for anything. Without a stream of ours the caller has waited already.
+    capsule = frame.__dlpack__(stream=-1 if stream is None else stream)
+    tensor = _Managed.from_address(_pointer(capsule)).tensor
+    if tensor.device_type != _CUDA:
+        raise InputError("the frame does not lie on a CUDA device.")
+    if (tensor.code, tensor.bits, tensor.lanes) != (_UINT, 8, 1):
+        raise InputError(f"a frame must be uint8, not DLPack type {tensor.code} of {tensor.bits} bits.")
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
+    _contiguous(shape, strides)
+    # The capsule is not renamed: it stays the owner, and gives its tensor back when it goes.
+    return DeviceArray(int(tensor.data or 0) + int(tensor.byte_offset), shape, capsule)
+
+
+def stream_address(stream: Any) -> int | None:
+    """The address of a caller's stream; None for none.
+
+    Args:
+        stream: a number; cuda-python's CUstream or cuda.core's Stream; torch.cuda.Stream; pycuda.driver.Stream;
+            anything with `__cuda_stream__`.
+
+    Raises:
+        InputError: none of these.
+    """
+    if stream is None:
+        return None
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    if hasattr(stream, "__cuda_stream__"):
+        protocol = stream.__cuda_stream__
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for attribute in ("cuda_stream", "handle"):  # torch's, pycuda's
+        if hasattr(stream, attribute):
+            return int(getattr(stream, attribute))
+    if type(stream).__module__.startswith("cuda.") and hasattr(stream, "__int__"):
+        return int(stream)
+    raise InputError(
+        f"{type(stream).__name__} is no CUDA stream: expected its address as a number, or a stream of cuda-python, "
+        "torch or pycuda."
+    )
+
+
+class DeviceFrame:
+    """A restored frame where it lies on the device, (4H,4W,3) uint8. It may be read until its slot is used again:
+    until `slots` more frames were pushed; copy what is needed for longer.
+
+    Args:
+        address: of its first byte.
+        shape: (4H,4W,3).
+        stream: that it is to be read on, None for any.
+        owner: of the memory, kept as long as this is.
+    """
+
+    def __init__(self, address: int, shape: tuple[int, ...], stream: int | None, owner: Any) -> None:
+        self.address, self.shape, self.dtype = address, shape, "uint8"
+        self._stream, self._owner = stream, owner
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": "|u1",
+            "data": (self.address, False),
+            "strides": None,
+            "stream": self._stream,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _CUDA, 0
+
+    def __dlpack__(self, *, stream: Any = None, **ignored: Any) -> Any:
+        """A capsule; the frame is done already, so no stream has to wait for it."""
+        return _export(self.address, self.shape, self)
+
+
+def _contiguous(shape: tuple[int, ...], strides: Sequence[int] | None) -> None:
+    expected, step = [], 1
+    for size in reversed(shape):
+        expected.append(step)
+        step *= size
+    if strides is not None and tuple(strides) != tuple(reversed(expected)):
+        raise InputError(f"a frame on the GPU must be C-contiguous; its strides are {tuple(strides)}.")
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Managed(ctypes.Structure):
+    """DLManagedTensor of dlpack.h."""
+
+    _fields_ = (("tensor", _Tensor), ("manager_ctx", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+_NAME = b"dltensor"
+_api = ctypes.pythonapi
+_api.PyCapsule_New.restype = ctypes.py_object
+_api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+_api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_exported: dict[int, tuple[Any, ...]] = {}  # address of a tensor that is out -> what must live as long
+
+
+def _pointer(capsule: Any) -> int:
+    try:
+        return int(_api.PyCapsule_GetPointer(capsule, _NAME))
+    except ValueError as error:
+        raise InputError("the frame's DLPack capsule was used already.") from error
+
+
+def _forget(address: int) -> None:
+    _exported.pop(address, None)
+
+
+_forget_managed = _Deleter(_forget)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _forget_capsule(capsule: int) -> None:
+    """A capsule goes: if nobody took its tensor over, the tensor goes with it."""
+    valid = ctypes.pythonapi.PyCapsule_IsValid
+    valid.argtypes, valid.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_int
+    if valid(capsule, _NAME):
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+            ctypes.cast(pointer, ctypes.c_void_p).value or 0
+        )
+        _forget(get(capsule, _NAME))
+
+
+def _export(address: int, shape: tuple[int, ...], owner: Any) -> Any:
+    sizes = (ctypes.c_int64 * len(shape))(*shape)
+    managed = _Managed(
+        _Tensor(address, _CUDA, 0, len(shape), _UINT, 8, 1, sizes, None, 0), None, _forget_managed
+    )
+    place = ctypes.addressof(managed)
+    _exported[place] = managed, sizes, owner
+    return _api.PyCapsule_New(place, _NAME, ctypes.cast(_forget_capsule, ctypes.c_void_p))

@@ -1,0 +1,64 @@
+"""Where a schedule's buffers lie on the device: one allocation a slot, one for what slots share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runtime.cuda.driver import Owned
+from runtime.schedule.graph import Schedule
+
+ALIGNMENT = 256  # bytes; what CUDA's own allocations have, and TensorRT asks for
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Of the buffers.
+
+    Attributes:
+        slots: buffer -> address, for each slot; shared ones are in all of them.
+        scratch: scratch buffer -> its address and size.
+        bytes: allocated in all.
+    """
+
+    slots: tuple[Mapping[str, int], ...]
+    scratch: Mapping[str, tuple[int, int]]
+    bytes: int
+
+
+def allocate(schedule: Schedule, scratch: Mapping[str, int], owned: Owned) -> Addresses:
+    """Allocates all buffers of a schedule but the staging ones.
+
+    Args:
+        schedule: whose buffers they are.
+        scratch: scratch buffer -> bytes.
+        owned: what gives them back.
+
+    Raises:
+        CudaError: not enough memory.
+    """
+    each = {name: b.bytes for name, b in schedule.buffers.items() if b.kind == "slot"}
+    shared = {name: b.bytes for name, b in schedule.buffers.items() if b.kind in ("state", "constant")}
+    offsets, size = _arrange(each)
+    common_offsets, common_size = _arrange(shared | dict(scratch))
+    common = owned.memory(common_size)
+    at = {name: common + offset for name, offset in common_offsets.items()}
+    slots = []
+    for _ in range(schedule.slots):
+        base = owned.memory(size)
+        own = {name: base + offset for name, offset in offsets.items()}
+        slots.append(own | {name: at[name] for name in shared})
+    return Addresses(
+        tuple(slots),
+        {name: (at[name], need) for name, need in scratch.items()},
+        common_size + size * schedule.slots,
+    )
+
+
+def _arrange(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offsets one after another, and the size of all; at least one byte, which CUDA insists on."""
+    offsets, end = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = end
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, max(end, ALIGNMENT)

@@ -1,0 +1,119 @@
+"""Finding out whether a bundle's engines run on the GPU in this machine, and making the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Bundle
+from runtime.cuda.actions import WARP
+from runtime.cuda.device import CudaDevice
+from runtime.cuda.driver import Driver, bindings
+from runtime.cuda.engines import library
+from runtime.cuda.kernels import ATTENTION, find
+from runtime.engine_check import TITLES, installed_version, why_not
+from runtime.engine_choice import Choice, build_command, choose
+from runtime.errors import DeviceError, EngineError, VsrError
+from runtime.gpu import Gpu, detect, why_none
+from runtime.manifest import Engine
+from runtime.options import Options
+from runtime.providers import cache_folder
+
+BACKENDS = ("tensorrt_rtx", "tensorrt")
+
+
+def open_device(
+    bundle: Bundle,
+    backend: str,
+    *,
+    tile: int | None,
+    vae_tile: int | None,
+    cache: Path | None = None,
+    stream: int | None = None,
+    device_results: bool = False,
+    graphs: bool = True,
+) -> CudaDevice:
+    """The device for a bundle's engines.
+
+    Args:
+        bundle: that holds them.
+        backend: one of `BACKENDS`.
+        tile, vae_tile: the user's; None for what the engines take.
+        cache: folder for what TensorRT-RTX compiles; None for the user's cache folder.
+        stream, device_results, graphs: see `CudaDevice`.
+
+    Raises:
+        DeviceError: no GPU, no driver, a library is not installed.
+        EngineError: the bundle has no engine that runs here; it says why each one does not.
+    """
+    trt = library(backend)
+    driver = Driver(bindings())
+    gpu = detect()
+    if gpu is None:
+        raise DeviceError(
+            f"the backend {backend} needs an NVIDIA GPU: {why_none()}. onnxruntime-cpu runs without one."
+        )
+    engines = usable(bundle, backend, gpu)
+
+    def pick(height: int, width: int, options: Options) -> Choice:
+        scale = bundle.manifest.scale
+        size = width * scale, height * scale
+        return choose(bundle, engines, gpu.capability, size, options, tile, vae_tile)
+
+    kept = cache or cache_folder().parent / "tensorrt-rtx"
+    name = f"{gpu.name.replace(' ', '-')}-{installed_version(backend)}-{gpu.driver}.kernels"
+    return CudaDevice(
+        bundle,
+        backend,
+        trt,
+        driver,
+        gpu.capability,
+        pick,
+        cache=kept / name if backend == "tensorrt_rtx" else None,
+        graphs=graphs,
+        stream=stream,
+        device_results=device_results,
+    )
+
+
+def usable(
+    bundle: Bundle, backend: str, gpu: Gpu, look: Callable[[Bundle, Engine, Gpu, str | None], Any] = why_not
+) -> list[Engine]:
+    """The engines of a backend that run on a GPU, those that leave the attention to its kernel first.
+
+    Raises:
+        EngineError: there are none; it says why each one does not.
+    """
+    installed = installed_version(backend)
+    found, reasons = [], []
+    for engine in bundle.manifest.engines:
+        if engine.backend != backend:
+            continue
+        reason = look(bundle, engine, gpu, installed) or _lacks_kernel(bundle, engine, gpu)
+        if reason is None:
+            found.append(engine)
+        else:
+            reasons.append(f"{engine.file}: {reason}")
+    if not found:
+        title = TITLES[backend]
+        size = "WIDTHxHEIGHT"
+        command = build_command(bundle, gpu.capability, (0, 0), backend=backend).replace("0x0", size)
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        raise EngineError(
+            f"{bundle.path} has no {title} engine that runs on {gpu}{why}. Build them with: {command}"
+        )
+    return sorted(found, key=lambda engine: WARP not in engine.flags)
+
+
+def _lacks_kernel(bundle: Bundle, engine: Engine, gpu: Gpu) -> str | None:
+    operator = bundle.manifest.operator
+    if WARP not in engine.flags:
+        return None
+    if operator is None:
+        return "it leaves out an operator whose kernel the bundle does not have"
+    try:
+        find(bundle, ATTENTION, gpu.capability, top_k=operator.top_k is not None)
+    except VsrError as error:
+        return str(error)
+    return None

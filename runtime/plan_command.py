@@ -1,0 +1,147 @@
+"""The command `plan` of the runtime's command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from runtime import gpu, plan_show, planning, roofline
+from runtime.bundle import Bundle
+from runtime.errors import InputError
+from runtime.media.staging import Staging, write_failure
+from runtime.options import Options
+from runtime.planning import Plan, Request
+from runtime.schedule.drawing import draw
+from runtime.schedule.events import hazards
+from runtime.sizes import parse_memory, parse_size
+
+_GPU_SLOTS = 2  # of engines; a CPU has nothing to gain from a second frame
+
+_EPILOG = """\
+examples:
+  python -m runtime plan --bundle BUNDLE --size 1280x720
+  python -m runtime plan --bundle BUNDLE --size 1920x1080 --target sm_89 --memory 16GB --slots 3
+  python -m runtime plan --bundle BUNDLE --size 1280x720 --slots 2 --draw schedule.svg
+  python -m runtime plan --bundle BUNDLE --size 1280x720 --roofline RTX4090 H100
+
+exit codes: 0 it fits, 2 option refused, 3 drawing not writable, 4 bundle damaged, 7 not enough memory
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `plan` to the runtime's commands."""
+    command = commands.add_parser(
+        "plan",
+        help="what will be done to a frame, in which order, in how much memory",
+        description="Shows the schedule of a clip and its memory, and refuses what does not fit; loads nothing.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
+    add(
+        "--slots",
+        type=int,
+        metavar="S",
+        help=f"frames under way at once (default: {_GPU_SLOTS} with a target, else 1)",
+    )
+    add("--tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
+    add("--overlap", type=int, default=Options.overlap, metavar="N", help="as for restore")
+    add("--vae-tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
+    add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
+    add(
+        "--target",
+        metavar="T",
+        help="GPUs whose engines are meant, e.g. sm_89, or portable (default: the GPU in the machine; without one, the "
+        "CPU)",
+    )
+    add(
+        "--memory",
+        metavar="M",
+        help="refuse what needs more device memory, e.g. 16GB or 16GiB (default: the GPU's, if there is one)",
+    )
+    add("--draw", type=Path, metavar="F.svg", help="draw the schedule")
+    add("--overwrite", action="store_true", help="replace F.svg if it exists")
+    add("--json", action="store_true", help="print schedule and memory as JSON on standard output")
+    add(
+        "--roofline",
+        nargs="+",
+        default=[],
+        metavar="GPU",
+        help="also model how long a frame takes, e.g. RTX4090 H100, or all (see docs/roofline.md)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Returns:
+        0.
+
+    Raises:
+        VsrError: what is refused, not enough memory among it.
+    """
+    console = Console(stderr=options.json)
+    bundle = Bundle.open(options.bundle)
+    limit = None if options.memory is None else parse_memory(options.memory)
+    here = gpu.detect()
+    plan = planning.make(bundle, _request(options, bundle, here))
+    available = limit if limit is not None or here is None else here.memory
+    if available is not None:
+        whose = "--memory allows" if limit is not None else f"{here} has"
+        planning.refuse_what_does_not_fit(bundle, plan, available, whose)
+    if found := hazards(plan.schedule, plan.events):  # proven, so never; a mistake in this program
+        raise AssertionError(f"the derived events are not enough: {found[0]}")
+    predictions = roofline.predict_all(
+        bundle.manifest,
+        roofline.find(",".join(options.roofline)) if options.roofline else (),
+        [(plan.request.width, plan.request.height)],
+        plan.options,
+    )
+    if options.draw is not None:
+        _draw(options.draw, options.overwrite, bundle, plan)
+    if options.json:
+        values = planning.as_json(plan) | {"bundle": str(bundle.path), "available": available}
+        if predictions:
+            values["roofline"] = roofline.as_json(predictions)
+        print(json.dumps(values, indent=1))  # noqa: T201
+        return 0
+    plan_show.show(console, plan, available)
+    if predictions:
+        roofline.show(console, predictions)
+    if options.draw is not None:
+        console.print(f"[bold]{options.draw}[/] shows the schedule", highlight=False)
+    return 0
+
+
+def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None) -> Request:
+    width, height = parse_size(options.size, bundle.manifest)
+    target = options.target or (here.capability if here is not None else None)
+    return Request(
+        width=width,
+        height=height,
+        slots=options.slots if options.slots is not None else _GPU_SLOTS if target else 1,
+        target=target,
+        options=Options({} if options.color is None else {"color": options.color}, overlap=options.overlap),
+        tile=options.tile,
+        vae_tile=options.vae_tile,
+    )
+
+
+def _draw(path: Path, overwrite: bool, bundle: Bundle, plan: Plan) -> None:
+    if path.suffix.lower() != ".svg":
+        raise InputError(f"--draw {path}: drawings are SVG; give a name that ends in .svg.")
+    title = f"{bundle.manifest.family}, {plan.size}, {plan_show.slots(plan.request.slots)}"
+    with contextlib.ExitStack() as stack:
+        staging = Staging(path, overwrite=overwrite)
+        stack.callback(staging.discard)
+        try:
+            staging.temporary.write_text(draw(plan.schedule, plan.events, title), encoding="utf-8")
+        except OSError as error:
+            raise write_failure(error, staging.final, staging.temporary) from error
+        staging.commit()

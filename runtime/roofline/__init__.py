@@ -1,0 +1,24 @@
+"""How long a frame takes by a roofline model: published peak rates, and the work that the manifest counts.
+
+Nothing here is measured but the two rates of `this-machine`. docs/roofline.md says what the model leaves out.
+"""
+
+from runtime.roofline.machines import MACHINES, THIS_MACHINE, Machine, find, measure_here
+from runtime.roofline.model import NOTE, SIZES, Prediction, StageTime, as_json, predict, predict_all
+from runtime.roofline.show import show
+
+__all__ = [
+    "MACHINES",
+    "NOTE",
+    "SIZES",
+    "THIS_MACHINE",
+    "Machine",
+    "Prediction",
+    "StageTime",
+    "as_json",
+    "find",
+    "measure_here",
+    "predict",
+    "predict_all",
+    "show",
+]

@@ -1,0 +1,168 @@
+"""Which engines restore a size: the builder's shapes must be found again, and the best of several taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planned_bundle import WEIGHTS, engines, make
+from stages import dloral_manifest
+
+from engines.shapes import Layout, Size
+from runtime.bundle import Bundle
+from runtime.engine_choice import Choice, Needs, built_for, choose, needs
+from runtime.errors import BundleError, EngineError, InputError
+from runtime.manifest import Engine
+from runtime.options import Options
+from runtime.schedule.build import build
+
+HD, FULL_HD, SMALL = Size(1280, 720), Size(1920, 1080), Size(512, 512)
+BUNDLE = Bundle(Path("B"), dloral_manifest())
+
+
+def chosen(found: list[Engine], size: Size, options: Options | None = None, **tiles: int | None) -> Choice:
+    asked = (size.width, size.height)
+    return choose(BUNDLE, found, "sm_89", asked, options or Options({}), **tiles)
+
+
+@given(
+    width=st.integers(48, 480).map(lambda n: 4 * n),
+    height=st.integers(48, 360).map(lambda n: 4 * n),
+    tile=st.integers(8, 24).map(lambda n: 8 * n),
+    vae_tile=st.integers(4, 30).map(lambda n: 8 * n),
+    batch=st.integers(1, 4),
+    dynamic=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_what_was_built_for_a_size_restores_it(
+    width: int, height: int, tile: int, vae_tile: int, batch: int, dynamic: bool
+) -> None:
+    layout = Layout(tile, vae_tile, batch, dynamic)
+    size = Size(width, height)
+    found = engines(BUNDLE.manifest, [size], layout)
+    choice = chosen(found, size, tile=tile, vae_tile=vae_tile)
+    assert (choice.options.tile, choice.options.vae_tile) == (tile, vae_tile)
+    free = chosen(found, size)
+    assert set(free.engines) == set(Options({}).networks(BUNDLE.manifest))
+    free.options.check(BUNDLE.manifest)
+    assert all(1 <= count <= batch for count in free.batches.values())
+
+
+def test_tiles_come_from_the_engines() -> None:
+    manifest = BUNDLE.manifest
+    usual = chosen(engines(manifest, [HD]), HD)
+    assert (usual.options.tile, usual.options.vae_tile) == (96, 136)
+    other = chosen(engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=64)), FULL_HD)
+    assert (other.options.tile, other.options.vae_tile) == (128, 64)
+    assert other.options.vae_overlap == 16
+
+
+def test_the_usual_tile_goes_first_and_then_the_fewest_tiles() -> None:
+    manifest = BUNDLE.manifest
+    large = engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=200))
+    both = chosen([*large, *engines(manifest, [FULL_HD])], FULL_HD)
+    assert both.options.tile == 96, "a larger tile gives another picture"
+    assert both.options.vae_tile > 136, "the VAE in one piece"
+    two = chosen([*large, *engines(manifest, [FULL_HD], Layout(tile=80))], FULL_HD)
+    assert two.options.tile == 128
+
+
+def test_a_wide_overlap_leaves_small_tiles_out() -> None:
+    found = engines(BUNDLE.manifest, [FULL_HD], Layout(tile=64))
+    assert chosen(found, FULL_HD).options.tile == 64
+    with pytest.raises(EngineError, match="96x96 latents"):
+        chosen(found, FULL_HD, Options({}, overlap=40))
+
+
+def test_batches_follow_the_engines() -> None:
+    manifest = BUNDLE.manifest
+    choice = chosen(engines(manifest, [FULL_HD], Layout(batch=4)), FULL_HD)
+    assert choice.batches["unet"] == 4
+    assert choice.batches["vae_decoder"] == 1
+    few = chosen(engines(manifest, [HD], Layout(batch=4)), HD)
+    assert few.batches["unet"] == 2, "there are no more tiles"
+    schedule = build(manifest, 270, 480, choice.options, 1, choice.batches)
+    assert [step.part for step in schedule.steps if step.network == "unet"] == [(0, 4), (4, 8)]
+
+
+def test_the_best_of_several_engines() -> None:
+    manifest = BUNDLE.manifest
+    static = engines(manifest, [HD])
+    dynamic = engines(manifest, [HD, FULL_HD], Layout(dynamic=True), target="any")
+    fp32 = engines(manifest, [HD], precision="fp32")
+    taken = chosen([*fp32, *dynamic, *static], HD).engines
+    assert all(engine in static for engine in taken.values())
+    assert chosen([*fp32, *dynamic], HD).engines["unet"].target == "any"
+    again = [replace(engine, key="again") for engine in static]
+    assert chosen([*static, *again], HD).engines["unet"].key == "0", "the first of equals"
+    many = engines(manifest, [HD], Layout(batch=2), key="many")
+    assert chosen([*static, *many], HD).engines["unet"].key == "many"
+
+
+def test_engines_that_a_target_runs() -> None:
+    manifest = BUNDLE.manifest
+    own = engines(manifest, [HD])
+    portable = engines(manifest, [HD], target="portable", targets=("sm_80", "sm_86", "sm_89"))
+    stripped = engines(manifest, [HD], flags=("strip",))
+    trt = engines(manifest, [HD], backend="tensorrt", target="portable", targets=("sm_80",))
+    host = engines(manifest, [HD], backend="onnxruntime", target="cpu-avx2", targets=())
+    everything = [*portable, *stripped, *own, *trt, *host]
+    assert built_for(everything, "sm_89") == [*own, *portable, *trt]
+    assert built_for(everything, "sm_120") == trt
+    assert built_for(everything, "portable") == [*portable, *trt]
+    assert built_for(everything, "sm_75") == []
+
+
+def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
+    with pytest.raises(EngineError, match="B has no engines for sm_89") as refused:
+        chosen([], FULL_HD)
+    assert str(refused.value).endswith("python build.py engines B --target sm_89 --size 1920x1080")
+    with pytest.raises(EngineError) as refused:
+        chosen([e for e in engines(BUNDLE.manifest, [SMALL]) if e.network != "cfr"], SMALL)
+    assert "of cfr (64x64 latents)." in str(refused.value)
+    with pytest.raises(EngineError) as refused:
+        chosen(engines(BUNDLE.manifest, [HD], backend="tensorrt"), FULL_HD, vae_tile=64)
+    assert "preprocess (270x480 pixels), vae_encoder (64x64 latents)" in str(refused.value)
+    assert "--backend tensorrt --target sm_89 --size 1920x1080 --vae-tile 64" in str(refused.value)
+    assert "unet" not in str(refused.value), "its tiles are those of 1280x720"
+
+
+def test_only_the_chosen_variant_needs_an_engine() -> None:
+    found = [e for e in engines(BUNDLE.manifest, [SMALL]) if e.network != "postprocess_adain"]
+    assert "postprocess_none" in chosen(found, SMALL, Options({"color": "none"})).engines
+    with pytest.raises(EngineError, match="postprocess_adain"):
+        chosen(found, SMALL)
+
+
+def test_an_engine_that_leaves_inputs_out() -> None:
+    """The one after which a kernel runs reads no latent."""
+    found = engines(BUNDLE.manifest, [SMALL])
+    warps = [
+        replace(e, profiles={n: p for n, p in e.profiles.items() if n != "latent"})
+        if e.network == "cfr"
+        else e
+        for e in found
+    ]
+    assert "latent" not in chosen(warps, SMALL).engines["cfr"].profiles
+
+
+def test_what_cannot_be_is_refused_before() -> None:
+    with pytest.raises(InputError, match="--tile is 100"):
+        chosen([], SMALL, tile=100)
+    with pytest.raises(InputError, match="end at"):
+        chosen([], Size(20000, 1080))
+
+
+def test_needs_are_read_from_reports(tmp_path: Path) -> None:
+    records = engines(BUNDLE.manifest, [SMALL])
+    bundle = make(tmp_path / "b", records, {"cfr": {"activations": None, "weights": 5}, "spynet": []})
+    taken = {engine.network: engine for engine in records if engine.network in ("unet", "cfr", "spynet")}
+    assert needs(bundle, taken) == Needs(
+        {"unet": 300_000_000}, {"unet": WEIGHTS, "cfr": 5}, ("spynet", "cfr")
+    )
+    (bundle.path / taken["unet"].report).write_text("{")
+    with pytest.raises(BundleError, match=r"cannot be read.*--network unet --force"):
+        needs(bundle, taken)
