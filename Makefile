@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint full-size clean
+.PHONY: setup demo test lint full-size gpu-acceptance clean
 
 setup: $(READY)
 
@@ -28,5 +28,9 @@ lint: setup
 full-size: setup
 	$(BIN)/python build.py full-size
 
+gpu-acceptance: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[rtx]"
+	$(BIN)/python build.py gpu-acceptance
+
 clean:
-	rm -rf $(VENV) demo-out full-size-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-out full-size-out gpu-acceptance-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -74,6 +74,17 @@ def parser() -> argparse.ArgumentParser:
         help="frames to restore in plain torch as well, to compare; 0 for none (default: 3)",
     )
     full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
+    accept = commands.add_parser(
+        "gpu-acceptance",
+        help="on a machine with a GPU: build, verify and measure full-size engines, and write one report",
+        description="Full-size networks with random weights: engines for the GPU in this machine, the tests that "
+        "need one, verification, and benchmarks at three sizes. Goes on where a step fails, and exits with 9 then. "
+        "Needs 25 GB of disk while it runs.",
+    )
+    accept.add_argument("--out", type=Path, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)")
+    accept.add_argument(
+        "--backend", choices=("tensorrt-rtx", "tensorrt"), default="tensorrt-rtx", help="(default: %(default)s)"
+    )
     eager = commands.add_parser(
         "eager",
         help="time the model in plain torch, to compare with",
@@ -140,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "verify": _verify,
         "demo": _demo,
         "full-size": _full_size,
+        "gpu-acceptance": _gpu_acceptance,
         "eager": _eager,
     }
     commands |= dict.fromkeys(("engines", "cache", "diff", "doctor"), engine_commands.run)
@@ -284,6 +296,13 @@ def _demo(options: argparse.Namespace) -> int:
 def _check_frames(frames: int) -> None:
     if frames < 1:
         raise InputError(f"--frames is {frames}; expected 1 or more.")
+
+
+def _gpu_acceptance(options: argparse.Namespace) -> int:
+    from export.synthetic.acceptance import gpu_acceptance
+
+    backend = options.backend.replace("-", "_")
+    return gpu_acceptance(Path(__file__), options.out, backend, Console(stderr=True))
 
 
 def _full_size(options: argparse.Namespace) -> int:

@@ -80,7 +80,8 @@ class _Bands:
     end: ir.Value  # (bands,1)
     pads: ir.Value  # (bands,6): zeros around a band of (rows,w,c), as Pad takes them
     picture: ir.Value  # (bands,1): of the batch
-    pixels: ir.Value  # (window*window*windows,): of the band with its zeros
+    lines: ir.Value  # (window*rows,): of the band with its zeros, for each row of windows
+    pixels: ir.Value  # (window*rows*columns,): of one line of each window, for each window
     rows: ir.Value  # (1,): windows of a band, down
     columns: ir.Value  # (1,): windows of a band, across
     count: ir.Value  # (1,): pictures
@@ -230,15 +231,8 @@ class _Rewriting:
             pixels = self._op("Mul", pixels, self._op("Gather", scale, picture))
             pixels = self._op("Add", pixels, self._op("Gather", shift, picture))
             pixels = self._op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)
-        pixels = self._op("Reshape", self._op("Pad", pixels, pads), integers(graph, -1, inputs))
-        windows = self._op("Gather", pixels, bands.pixels)
-        area, products = filter.window**2, filter.products**2
-        windows = self._op("Reshape", windows, integers(graph, area, -1))
-        values = self._op("MatMul", self._both_ways(filter, "B"), windows)
-        values = self._op("Reshape", values, integers(graph, products, -1, inputs))
-        values = self._op("MatMul", values, kernels)
-        values = self._op("Reshape", values, integers(graph, products, -1))
-        values = self._op("MatMul", self._both_ways(filter, "A"), values)
+        values = self._values(filter, self._op("Pad", pixels, pads), bands, inputs)
+        values = self._results(filter, self._op("MatMul", values, kernels))
         values = self._op("Transpose", self._op("Reshape", values, squares), perm=[2, 0, 3, 1, 4])
         values = self._op("Reshape", values, band)
         if layer.bias is not None:
@@ -275,6 +269,28 @@ class _Rewriting:
         by_row = self._joined(bands.count, integers(graph, -1, 1, outputs))
         return picture_of, _Statistics(*(self._op("Reshape", value, by_row) for value in scan[1:]))
 
+    def _values(self, filter: Filter, pixels: ir.Value, bands: _Bands, channels: int) -> ir.Value:
+        """(rows,w,c) -> (products,windows,c), first down the windows, then across."""
+        graph, op = self._graph, self._op
+        side, products = filter.window, filter.products
+        transform = self._transform(filter, "B")
+        lines = op("Reshape", op("Gather", pixels, bands.lines), integers(graph, side, -1))
+        lines = op("Reshape", op("MatMul", transform, lines), integers(graph, products, -1, channels))
+        squares = op("Gather", lines, bands.pixels, axis=1)
+        values = op("MatMul", transform, op("Reshape", squares, integers(graph, products, side, -1)))
+        return op("Reshape", values, integers(graph, products**2, -1, channels))
+
+    def _results(self, filter: Filter, values: ir.Value) -> ir.Value:
+        """(products,windows,c) -> (results,results,windows*c), likewise."""
+        graph, op = self._graph, self._op
+        transform = self._transform(filter, "A")
+        lines = op("MatMul", transform, op("Reshape", values, integers(graph, filter.products, -1)))
+        return op("MatMul", transform, op("Reshape", lines, integers(graph, filter.results, filter.products, -1)))
+
+    def _transform(self, filter: Filter, name: str) -> ir.Value:
+        matrix: np.ndarray = getattr(filter, name)
+        return constant(self._graph, f"{filter.name}_{name}", matrix.astype(np.float32))
+
     def _kernels(self, layer: _Layer, bands: _Bands) -> ir.Value:
         """(products, inputs, outputs): the kernel's values."""
         graph, filter = self._graph, layer.filter
@@ -284,14 +300,10 @@ class _Rewriting:
         # ONNX Runtime would compute and keep a constant as it loads the graph; it does not know this one's shape
         one = self._op("Div", bands.count, bands.count)
         shape = self._op("Mul", one, integers(graph, filter.products**2, _TAPS * _TAPS))
-        transform = self._op("Reshape", self._both_ways(filter, "G"), shape)
+        both_ways = np.kron(filter.G, filter.G).astype(np.float32)
+        transform = self._op("Reshape", constant(graph, f"{filter.name}_G", both_ways), shape)
         taps = self._op("MatMul", transform, taps)
         return self._op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
-
-    def _both_ways(self, filter: Filter, name: str) -> ir.Value:
-        """The transform of a square."""
-        matrix: np.ndarray = getattr(filter, name)
-        return constant(self._graph, f"{filter.name}_{name}", np.kron(matrix, matrix).astype(np.float32))
 
     def _bands_of(self, data: ir.Value, key: ir.Value, filter: Filter) -> _Bands:
         """Cuts pictures; once for all of one size."""
@@ -323,17 +335,19 @@ class _Rewriting:
         right = op("Add", none, integers(graph, side - filter.step - filter.before))
         pads = (op("Sub", first, start), left, none, op("Sub", stop, end), right, none)
 
-        # pixels of its windows
+        # lines of its windows, and pixels of each window's lines
         wide = op("Add", width, integers(graph, side - filter.step))
         within = constant(graph, f"cpu_range_{side}", np.arange(side))
-        line = op("Reshape", op("Mul", within, wide), integers(graph, side, 1, 1, 1))
-        lines = op("Mul", op("Mul", self._range(rows), step), wide)
-        line = op("Add", line, op("Reshape", lines, integers(graph, 1, 1, -1, 1)))
-        column = op("Reshape", within, integers(graph, 1, side, 1, 1))
-        column = op("Add", column, op("Mul", self._range(columns), step))
-        pixels = op("Reshape", op("Add", line, column), integers(graph, -1))
+        windows = self._range(rows)
+        lines = op("Add", op("Reshape", within, integers(graph, side, 1)), op("Mul", windows, step))
+        starts = op("Reshape", op("Mul", windows, wide), integers(graph, 1, -1, 1))
+        within = op("Reshape", within, integers(graph, side, 1, 1))
+        across = op("Add", within, op("Mul", self._range(columns), step))
+        lines, pixels = (
+            op("Reshape", value, integers(graph, -1)) for value in (lines, op("Add", starts, across))
+        )
         return _Bands(
-            first, end, self._joined(*pads, axis=1), picture, pixels, rows, columns, count
+            first, end, self._joined(*pads, axis=1), picture, lines, pixels, rows, columns, count
         )
 
     def _windows_down(self, down: ir.Value, columns: ir.Value, target: int) -> ir.Value:

@@ -72,6 +72,8 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     if bundle is not None:
         try:
             opened = Bundle.open(bundle)
+            if found.backend:
+                found.backend, found.backend_reason = choose_backend("auto", opened)
             found.bundle = _describe(opened)
             found.engines = judge_engines(opened)
             opened.check_hashes(progress)

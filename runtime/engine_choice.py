@@ -18,7 +18,8 @@ from runtime.options import Options, tile_range
 from runtime.shapes import StageShape, frame_shapes
 
 PORTABLE = "portable"
-STRIPPED = "strip"  # flag of an engine without weights
+# flags of engines: without weights; without the operator, whose own kernel runs after it
+STRIPPED, WITHOUT_OPERATOR = "strip", "warp"
 # The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
 # 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
 VAE_TILE = 136
@@ -55,9 +56,8 @@ class Needs:
 
 
 def built_for(engines: Iterable[Engine], target: str) -> list[Engine]:
-    """Those with weights that are for a compute capability (`sm_89`), or named `portable`; its own ones first."""
-    found = [engine for engine in engines if STRIPPED not in engine.flags and _is_for(engine, target)]
-    return sorted(found, key=lambda engine: engine.target != target)
+    """Those with weights that are for a compute capability (`sm_89`), or named `portable`."""
+    return [engine for engine in engines if STRIPPED not in engine.flags and _is_for(engine, target)]
 
 
 def _is_for(engine: Engine, target: str) -> bool:
@@ -81,7 +81,7 @@ def choose(
 
     Of tiles between the VAE's halves, the usual size is best, because a larger tile sees more and gives another
     picture; of those for the VAE the one with the fewest tiles. Of several engines for one shape the best is FP16,
-    static, for many tiles at once, and the first in `engines`.
+    static, for many tiles at once, one that leaves the operator to its kernel, for this very target, and the first.
 
     Args:
         bundle: that they are in.
@@ -102,7 +102,7 @@ def choose(
         for side in _sides(manifest, kind, options) if given is None else (given,):
             tried = with_tile(options, kind, side)
             needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == kind]
-            if all(_engine(manifest, engines, shape) is not None for shape in needed):
+            if all(_engine(manifest, engines, target, shape) is not None for shape in needed):
                 runs = sum(shape.runs for shape in needed)
                 rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
                 served.append(((*rank, side), tried))
@@ -111,7 +111,7 @@ def choose(
     batches: dict[str, int] = {}
     missing = []
     for shape in frame_shapes(manifest, *size, options):
-        engine = _engine(manifest, engines, shape)
+        engine = _engine(manifest, engines, target, shape)
         if engine is None:
             missing.append(shape)
         else:
@@ -191,12 +191,18 @@ def _tiling(manifest: Manifest, stage: str) -> str | None:
     return next(found.tiling for found in manifest.stages if found.name == stage)
 
 
-def _engine(manifest: Manifest, engines: Sequence[Engine], shape: StageShape) -> Engine | None:
+def _engine(manifest: Manifest, engines: Sequence[Engine], target: str, shape: StageShape) -> Engine | None:
     """The best of those that take the shape."""
     network = manifest.networks[shape.network]
 
-    def rank(engine: Engine) -> tuple[bool, bool, int]:
-        return engine.precision != "fp16", _is_dynamic(engine), -_batch(network, engine, shape.runs)
+    def rank(engine: Engine) -> tuple[bool, bool, int, bool, bool]:
+        return (
+            engine.precision != "fp16",
+            _is_dynamic(engine),
+            -_batch(network, engine, shape.runs),
+            WITHOUT_OPERATOR not in engine.flags,
+            engine.target != target,
+        )
 
     own = (engine for engine in engines if engine.network == shape.network)
     return min((engine for engine in own if _takes(network, engine, shape)), key=rank, default=None)

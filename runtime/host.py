@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, InputError
-from runtime.manifest import Engine
+from runtime.manifest import Engine, FileEntry
 from runtime.processor import cpu_target
 
 _log = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
 # A network with fewer is no network but arithmetic: it asks for much scratch, often, in few sizes.
 _PARAMETERS = 10_000
 _BACKEND = "onnxruntime"
+# Sessions may be called from several threads: whoever restores with the same bundle shares them, and the weights.
+_shared: weakref.WeakValueDictionary[tuple[str, FileEntry, int], Any] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,24 @@ class HostDevice:
         record = manifest.networks[network]
         engine = self._engine(network)
         path = self._bundle.file(engine.file if engine else record.graphs.get(FORM, record.graphs["native"]))
-        options = session_options(
-            self._library, self._threads, arena=record.parameters < _PARAMETERS, optimise=engine is None
+        key = (
+            str(path.resolve()),
+            manifest.files[path.relative_to(self._bundle.path).as_posix()],
+            self._threads,
         )
+        with _loading:
+            session = _shared.get(key)
+            if session is None:
+                session = _shared[key] = self._open(path, engine, arena=record.parameters < _PARAMETERS)
+        self._sessions[network] = session
+
+    def _open(self, path: Path, engine: Engine | None, arena: bool) -> Any:
+        options = session_options(self._library, self._threads, arena=arena, optimise=engine is None)
         providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
         mend = ""
         if engine:
             mend = f" Make it anew with: python build.py engines {self._bundle.path} --backend onnxruntime --force"
-        self._sessions[network] = open_session(self._library, path, options, providers, mend)
+        return open_session(self._library, path, options, providers, mend)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a network; returns its outputs by name.

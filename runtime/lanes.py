@@ -67,7 +67,7 @@ class HostLanes:
         self._opened.wait(ticket, timeout)
 
     def close(self) -> None:
-        """See `runtime.device.Device.close`: ends the threads after the step that each is in, and releases the networks."""
+        """See `runtime.device.Device.close`. Steps that are under way are cancelled and waited for."""
         self._stop()
         self._networks.close()
 

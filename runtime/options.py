@@ -57,6 +57,8 @@ class Options:
                 raise InputError(f"--{name} is {value!r}; expected one of {', '.join(stages[0].variants)}.")
         unit = manifest.frame_multiple // manifest.latent_scale
         for kind, option, size in (("latent", "--tile", self.tile), ("vae", "--vae-tile", self.vae_tile)):
+            if not any(stage.tiling == kind for stage in manifest.stages):
+                continue
             low, high = tile_range(manifest, kind)
             if size % unit or not low <= size <= high:
                 raise InputError(f"{option} is {size}; expected a multiple of {unit} from {low} to {high}.")

@@ -19,8 +19,6 @@ from runtime.schedule.drawing import draw
 from runtime.schedule.events import hazards
 from runtime.sizes import parse_memory, parse_size
 
-_GPU_SLOTS = 2  # of engines; a CPU has nothing to gain from a second frame
-
 _EPILOG = """\
 examples:
   python -m runtime plan --bundle BUNDLE --size 1280x720
@@ -44,12 +42,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
-    add(
-        "--slots",
-        type=int,
-        metavar="S",
-        help=f"frames under way at once (default: {_GPU_SLOTS} with a target, else 1)",
-    )
+    add("--slots", type=int, default=1, metavar="S", help="frames in flight, as for restore (default: 1)")
     add("--tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
     add("--overlap", type=int, default=Options.overlap, metavar="N", help="as for restore")
     add("--vae-tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
@@ -125,7 +118,7 @@ def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None) 
     return Request(
         width=width,
         height=height,
-        slots=options.slots if options.slots is not None else _GPU_SLOTS if target else 1,
+        slots=options.slots,
         target=target,
         options=Options({} if options.color is None else {"color": options.color}, overlap=options.overlap),
         tile=options.tile,

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
-from runtime.cuda.start import open_device
+from runtime.cuda.start import open_device, usable
 from runtime.device import Device
-from runtime.errors import DeviceError, InputError
+from runtime.errors import DeviceError, EngineError, InputError
 from runtime.host import HostDevice
 from runtime.lanes import HostLanes
 from runtime.manifest import Manifest, dimension
@@ -97,7 +98,7 @@ class Restorer:
     ) -> None:
         opened = Bundle.open(bundle, check=check)
         self.manifest = opened.manifest
-        self.backend = choose_backend(backend)[0]
+        self.backend = choose_backend(backend, opened)[0]
         if slots < 1:
             raise InputError(f"--slots is {slots}; expected 1 or more.")
         self.slots = slots
@@ -112,10 +113,9 @@ class Restorer:
         self._clocks: dict[int, Clock] = defaultdict(lambda: defaultdict(float))
         self._timings: deque[Clock] = deque(maxlen=_KEPT_TIMINGS)
         self._returned = 0
-        self._constants = opened.constants()
         self._runner: Runner | None = None
         self._prepared: tuple[int, int] | None = None
-        self._stream = stream_address(stream)
+        self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(ENGINES)}.")
         self.load_seconds: dict[str, float] = {}
@@ -133,6 +133,11 @@ class Restorer:
         else:
             networks = self._options.networks(self.manifest)
             self._device = _host_device(self.backend, opened, networks, threads, cache, self.load_seconds)
+        try:
+            self._constants = opened.constants()
+        except BaseException:
+            self._device.close()
+            raise
 
     def restore(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Restores a clip.
@@ -197,6 +202,11 @@ class Restorer:
             if (
                 min(height, width) < least
             ):  # too small for the networks: enlarge first, reduce the result again
+                if isinstance(taken, DeviceArray) or self._device_results:
+                    raise InputError(
+                        f"frames on the GPU must be at least {least}x{least}, not {width}x{height}; enlarge them, or "
+                        "pass and take arrays of the CPU."
+                    )
                 taken = resize_bicubic(taken, *enlarged_size(height, width, least))
             return results + self._count(runner.push(taken))
 
@@ -331,17 +341,32 @@ class Restorer:
         self._size = frame.shape
 
 
-def choose_backend(backend: str) -> tuple[str, str]:
+def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:
     """The backend that a request stands for, and why.
+
+    Args:
+        backend: one of `BACKENDS`.
+        bundle: whose engines `auto` looks at; None for no bundle yet.
 
     Raises:
         InputError: there is no such backend.
     """
     if backend not in BACKENDS:
         raise InputError(f"there is no backend {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    if backend == "auto":
-        return HostDevice.name, "it runs on every machine; the others are taken when asked for"
-    return backend, "as asked"
+    if backend != "auto":
+        return backend, "as asked"
+    here = gpu.detect()
+    if here is None:
+        return HostDevice.name, f"there is no GPU ({gpu.why_none()})"
+    if bundle is None:
+        return HostDevice.name, f"unless a bundle has engines for {here}"
+    for name in ENGINES:
+        try:
+            usable(bundle, name, here)
+        except EngineError:
+            continue
+        return name, f"the bundle has engines for {here}"
+    return HostDevice.name, f"the bundle has no engines that run on {here}"
 
 
 def _host_device(

@@ -178,39 +178,36 @@ class _Managed(ctypes.Structure):
 
 
 _NAME = b"dltensor"
-_api = ctypes.pythonapi
-_api.PyCapsule_New.restype = ctypes.py_object
-_api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-_api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-_api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+# With addresses instead of objects: a capsule that is going must not be counted as an object again.
+_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+_get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
 _exported: dict[int, tuple[Any, ...]] = {}  # address of a tensor that is out -> what must live as long
 
 
 def _pointer(capsule: Any) -> int:
-    try:
-        return int(_api.PyCapsule_GetPointer(capsule, _NAME))
-    except ValueError as error:
-        raise InputError("the frame's DLPack capsule was used already.") from error
+    if not _is_named(id(capsule), _NAME):
+        raise InputError("the frame's DLPack capsule was used already.")
+    return int(_get(id(capsule), _NAME))
 
 
-def _forget(address: int) -> None:
+@_Deleter
+def _forget_managed(address: int) -> None:
+    """Whoever took the tensor over is done with it."""
     _exported.pop(address, None)
-
-
-_forget_managed = _Deleter(_forget)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _forget_capsule(capsule: int) -> None:
     """A capsule goes: if nobody took its tensor over, the tensor goes with it."""
-    valid = ctypes.pythonapi.PyCapsule_IsValid
-    valid.argtypes, valid.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_int
-    if valid(capsule, _NAME):
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-            ctypes.cast(pointer, ctypes.c_void_p).value or 0
-        )
-        _forget(get(capsule, _NAME))
+    if _is_named(capsule, _NAME):
+        _exported.pop(int(_get(capsule, _NAME)), None)
 
 
 def _export(address: int, shape: tuple[int, ...], owner: Any) -> Any:
@@ -220,4 +217,4 @@ def _export(address: int, shape: tuple[int, ...], owner: Any) -> Any:
     )
     place = ctypes.addressof(managed)
     _exported[place] = managed, sizes, owner
-    return _api.PyCapsule_New(place, _NAME, ctypes.cast(_forget_capsule, ctypes.c_void_p))
+    return _new(place, _NAME, ctypes.cast(_forget_capsule, ctypes.c_void_p))

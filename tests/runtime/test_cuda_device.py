@@ -17,9 +17,10 @@ from runtime.bundle import Bundle
 from runtime.cuda import engines
 from runtime.cuda.device import CudaDevice
 from runtime.cuda.driver import CudaError, Driver
+from runtime.cuda.interop import DeviceArray
 from runtime.engine_choice import Choice
-from runtime.errors import DeviceError, EngineError
-from runtime.manifest import Engine, FileEntry
+from runtime.errors import DeviceError, EngineError, InputError
+from runtime.manifest import Engine, FileEntry, Operator, Profile
 from runtime.options import Options
 from runtime.pipeline import Pipeline
 from runtime.runner import FrameError, Runner
@@ -401,6 +402,99 @@ def test_kernels_that_were_compiled_are_kept(bundle: Bundle, tmp_path: Path) -> 
     broken.open()
     broken.device.close()
     assert [path.name for path in file.parent.iterdir()] == ["kernels.bin"]
+
+
+def test_the_attention_runs_as_a_kernel_after_an_engine_without_it(bundle: Bundle) -> None:
+    """Its operands come from the bundle, its addresses from the tile's part, its grid from the metadata."""
+    manifest, launches = bundle.manifest, []
+    operands = {
+        "M": np.arange(50, dtype=np.float32).reshape(2, 5, 5),
+        "P": np.ones((2, 4, 5), np.float32),
+        "bias": np.ones(4, np.float32),
+    }
+    files = dict(manifest.files)
+    for name, array in operands.items():
+        np.save(bundle.path / f"{name}.npy", array)
+        files[f"{name}.npy"] = FileEntry.of(bundle.path / f"{name}.npy")
+    pointers = ["current", "previous", "M", "P", "bias"]
+    numbers = ["heads", "positions", "k"]
+    metadata = json.loads((bundle.path / manifest.kernels[0]).read_text()) | {
+        "kernel": "gated_topk_attention",
+        "grid": ["ceil(positions / 16)", "pictures", "1"],
+        "shared_memory": 100_000,
+        "arguments": [{"name": name, "type": "pointer"} for name in pointers]
+        + [{"name": name, "type": "int32"} for name in numbers]
+        + [{"name": "fused", "type": "pointer"}],
+    }
+    file = "kernels/attention.json"
+    (bundle.path / file).write_text(json.dumps(metadata))
+    files[file] = FileEntry.of(bundle.path / file)
+    shapes = {name: Profile((), (), ()) for name in ("previous_latent", "flow")}
+    records = tuple(
+        dataclasses.replace(record, flags=("warp",), profiles=shapes) if record.network == "cfr" else record
+        for record in manifest.engines
+    )
+    (bundle.path / "engines" / "cfr.engine").write_bytes(b"cfr+warp")
+    operator = Operator("cfr", "latent", "warped", "fused", {name: f"{name}.npy" for name in operands}, None)
+    manifest = dataclasses.replace(
+        manifest, files=files, engines=records, operator=operator, kernels=(*manifest.kernels, file)
+    )
+    gpu = Gpu(Bundle(bundle.path, manifest), LARGE, 1, graphs=False)
+
+    def attend(current: int, previous: int, m: int, p: int, bias: int, *rest: int) -> None:
+        heads, positions, k, fused = rest
+        launches.append((heads, positions, k))
+        assert np.array_equal(array_at(m, (2, 5, 5), np.float32), operands["M"])
+        z, warped = (array_at(address, (1, 4, 64, 64), np.float32) for address in (current, previous))
+        array_at(fused, (1, 4, 64, 64), np.float32)[...] = z + warped
+
+    gpu.driver.kernels["gated_topk_attention"] = attend
+
+    class Warping(Cheap):
+        def run(self, network: str, inputs: dict) -> dict:
+            if network == "cfr" and "latent" not in inputs:
+                return {"warped": np.sin(inputs["previous_latent"] + inputs["flow"][:, :1])}
+            return super().run(network, inputs)
+
+    class Both(Warping):
+        def run(self, network: str, inputs: dict) -> dict:
+            if network != "cfr":
+                return super().run(network, inputs)
+            (warped,) = super().run("cfr", {k: v for k, v in inputs.items() if k != "latent"}.copy()).values()
+            return {"warped": warped, "fused": inputs["latent"] + warped}
+
+    gpu.trt.networks = Warping(manifest)
+    frames = clip(LARGE, 3)
+    results = run(gpu.open(), frames)
+    pipeline = Pipeline(manifest, Both(manifest), TILED, PROMPT)
+    for got, frame in zip(results, frames, strict=True):
+        assert np.array_equal(got, pipeline.run(frame)[0])
+    tiles = next(step.grid.tiles for step in gpu.schedule.steps if step.name == "cut cfr.latent")
+    assert launches == [(2, 64 * 64, 64 * 64)] * tiles * 3
+    grids = [arguments[1:8] for name, arguments in gpu.driver.calls if name == "cuLaunchKernel"]
+    assert (256, 1, 1, 128, 1, 1, 100_000) in grids
+    assert "cuFuncSetAttribute" in gpu.driver.names(), "more shared memory than a kernel gets without asking"
+
+
+def test_frames_on_the_gpu_are_read_where_they_lie(bundle: Bundle) -> None:
+    frames = clip(LARGE, 6)
+    gpu = Gpu(bundle, LARGE, 2, stream=0x999, device_results=True)
+    runner, results = gpu.open(), []
+    start = len(gpu.driver.calls)
+    for frame in frames:
+        held = frame.copy()
+        array = DeviceArray(held.ctypes.data, held.shape, held)
+        results += [array_at(r.address, r.shape, np.uint8).copy() for r in runner.push(array)]
+    results += [array_at(r.address, r.shape, np.uint8).copy() for r in runner.flush()]
+    for got, wanted in zip(results, expected(bundle, frames, TILED), strict=True):
+        assert np.array_equal(got, wanted)
+    calls = gpu.driver.calls[start:]
+    names = [name for name, _ in calls]
+    assert not {"cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"} & set(names), "nothing crosses the bus"
+    met = [arguments for name, arguments in calls if name == "cuEventRecord" and int(arguments[1]) == 0x999]
+    assert len(met) == len(frames), "every frame waits for what the caller's stream was asked before"
+    with pytest.raises(InputError, match=r"must have the shape \(136, 200, 3\)"):
+        runner.push(DeviceArray(1, (4, 4, 3), None))
 
 
 def test_no_driver_is_a_sentence() -> None:

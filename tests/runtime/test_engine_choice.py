@@ -98,6 +98,8 @@ def test_the_best_of_several_engines() -> None:
     assert chosen([*fp32, *dynamic], HD).engines["unet"].target == "any"
     again = [replace(engine, key="again") for engine in static]
     assert chosen([*static, *again], HD).engines["unet"].key == "0", "the first of equals"
+    warps = [replace(engine, key="warps", flags=("warp",)) for engine in static]
+    assert chosen([*static, *warps], HD).engines["cfr"].key == "warps", "its kernel runs after it"
     many = engines(manifest, [HD], Layout(batch=2), key="many")
     assert chosen([*static, *many], HD).engines["unet"].key == "many"
 
@@ -110,7 +112,8 @@ def test_engines_that_a_target_runs() -> None:
     trt = engines(manifest, [HD], backend="tensorrt", target="portable", targets=("sm_80",))
     host = engines(manifest, [HD], backend="onnxruntime", target="cpu-avx2", targets=())
     everything = [*portable, *stripped, *own, *trt, *host]
-    assert built_for(everything, "sm_89") == [*own, *portable, *trt]
+    assert built_for(everything, "sm_89") == [*portable, *own, *trt]
+    assert chosen([*portable, *own], HD).engines["unet"] in own
     assert built_for(everything, "sm_120") == trt
     assert built_for(everything, "portable") == [*portable, *trt]
     assert built_for(everything, "sm_75") == []

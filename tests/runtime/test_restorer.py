@@ -12,6 +12,7 @@ from conftest import real_clip
 from runtime import Restorer, media
 from runtime.errors import BundleError, DeviceError, InputError
 from runtime.resample import resize_bicubic
+from runtime.runner import FrameError
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,75 @@ def test_a_second_thread_is_refused(golden_bundle: Path, clip: list[np.ndarray],
             restorer.push(clip[0])
         go_on.set()
         thread.join()
+
+
+def test_slots_change_no_byte(golden_bundle: Path, clip: list[np.ndarray], restorer: Restorer) -> None:
+    expected = list(restorer.restore(clip[:4]))
+    with Restorer(golden_bundle, slots=3) as several:
+        assert several.push(clip[0]) == []
+        several.flush()
+        for got, wanted in zip(several.restore(clip[:4]), expected, strict=True):
+            assert np.array_equal(got, wanted)
+        assert len(several.timings()) == 5
+        assert several.memory["buffers"] > 2 * restorer.memory["buffers"]
+
+
+def test_restorers_of_a_bundle_share_their_weights(golden_bundle: Path, restorer: Restorer) -> None:
+    with Restorer(golden_bundle) as other:
+        ours, its = (r._device._networks._sessions for r in (restorer, other))
+        assert all(ours[name] is its[name] for name in its)
+    with Restorer(golden_bundle, threads=1) as other:
+        assert other._device._networks._sessions["unet"] is not ours["unet"], "threads belong to a session"
+
+
+def test_frames_before_a_failure_are_yielded(
+    golden_bundle: Path, clip: list[np.ndarray], monkeypatch
+) -> None:
+    with Restorer(golden_bundle, slots=2) as restorer:
+        networks, calls = restorer._device._networks, []
+        run = networks.run
+
+        def fail(network: str, inputs: dict) -> dict:
+            calls.append(network)
+            if calls.count("unet") == 3:
+                raise DeviceError("unet is out of order.")
+            return run(network, inputs)
+
+        monkeypatch.setattr(networks, "run", fail)
+        results = []
+        with pytest.raises(FrameError, match="frame 2: unet is out of order"):
+            for result in restorer.restore(clip[:5]):
+                results.append(result)
+        assert len(results) == 2
+        with pytest.raises(DeviceError, match="make a new one"):
+            restorer.push(clip[0])
+
+
+def test_frames_of_other_libraries_are_taken_without_a_copy(
+    restorer: Restorer, clip: list[np.ndarray]
+) -> None:
+    import torch
+
+    (expected,) = restorer.restore(clip[:1])
+    restorer.reset()
+    (got,) = restorer.push(torch.from_numpy(clip[0]))
+    assert np.array_equal(got, expected)
+    assert np.array_equal(torch.from_dlpack(got).numpy(), expected)
+
+
+def test_gpu_frames_and_streams_need_an_engines_backend(golden_bundle: Path, restorer: Restorer) -> None:
+    import types
+
+    frame = types.SimpleNamespace(__cuda_array_interface__={"data": (1, False), "shape": (128, 128, 3)})
+    with pytest.raises(
+        InputError, match="lies on a GPU; the backend onnxruntime-cpu takes arrays of the CPU"
+    ):
+        restorer.push(frame)
+    for wanted in ({"stream": 5}, {"device_results": True}):
+        with pytest.raises(InputError, match="need the backend tensorrt_rtx or tensorrt"):
+            Restorer(golden_bundle, backend="onnxruntime-cpu", **wanted)
+    with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
+        Restorer(golden_bundle, backend="tensorrt_rtx")
 
 
 def test_memory_that_runs_out_names_the_way_out(

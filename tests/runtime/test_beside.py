@@ -1,0 +1,102 @@
+"""Threads that read and write beside the work: order, errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from runtime.beside import Behind, ahead
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()} & {"read", "write"}
+
+
+def test_items_come_in_order_and_are_fetched_early() -> None:
+    fetched: list[int] = []
+
+    def items():
+        for number in range(6):
+            fetched.append(number)
+            yield number
+
+    found = ahead(items(), depth=2)
+    assert next(found) == 0
+    time.sleep(0.2)
+    assert fetched == [0, 1, 2, 3], "two wait, one more is in the hand of the thread that puts it"
+    assert list(found) == [1, 2, 3, 4, 5]
+    assert not threads()
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    def items():
+        yield 1
+        yield 2
+        raise ValueError("the third is broken")
+
+    got = []
+    with pytest.raises(ValueError, match="the third"):
+        for item in ahead(items()):
+            got.append(item)
+    assert got == [1, 2]
+    assert not threads()
+
+
+def test_who_stops_early_leaves_no_thread() -> None:
+    found = ahead(iter(range(1000)))
+    next(found)
+    found.close()
+    assert not threads()
+
+
+def test_writing_is_in_order_and_complete() -> None:
+    written: list[int] = []
+
+    def write(item: int) -> None:
+        time.sleep(0.01)
+        written.append(item)
+
+    with Behind(write) as behind:
+        for number in range(10):
+            behind.put(number)
+        assert len(written) < 10
+    assert written == list(range(10))
+    assert not threads()
+
+
+def test_a_write_that_fails_is_told_and_nothing_is_written_after_it() -> None:
+    written: list[int] = []
+
+    def write(item: int) -> None:
+        if item == 3:
+            raise OSError("disk full")
+        written.append(item)
+
+    with pytest.raises(OSError, match="disk full"), Behind(write) as behind:
+        for number in range(50):
+            behind.put(number)
+            time.sleep(0.005)
+    assert written == [0, 1, 2]
+    assert not threads()
+    with pytest.raises(OSError, match="disk full"), Behind(write) as behind:
+        behind.put(3)  # known on leaving at the latest
+    assert not threads()
+
+
+def test_an_error_of_the_caller_is_not_waited_with() -> None:
+    started, written = threading.Event(), []
+
+    def write(item: int) -> None:
+        started.set()
+        time.sleep(0.05)
+        written.append(item)
+
+    with pytest.raises(KeyboardInterrupt), Behind(write, depth=5) as behind:
+        for number in range(5):
+            behind.put(number)
+        started.wait()
+        raise KeyboardInterrupt
+    assert len(written) <= 2, "what waits is given up"
+    assert not threads()
