@@ -317,6 +317,7 @@ class FakeTensorRT:
         networks: run them.
         driver: on whose streams they run.
         scratch: bytes that each engine works in.
+        name_of: plan -> name of its network, with the flag; for plans that are more than that.
 
     Attributes:
         refuse: network whose context fails to start.
@@ -326,12 +327,18 @@ class FakeTensorRT:
     __name__ = "tensorrt_rtx"
 
     def __init__(
-        self, manifest: Manifest, networks: Networks, driver: FakeDriver, scratch: int = 1000
+        self,
+        manifest: Manifest,
+        networks: Networks,
+        driver: FakeDriver,
+        scratch: int = 1000,
+        name_of: Callable[[bytes], str] = bytes.decode,
     ) -> None:
         import tensorrt_rtx
 
         self.real = tensorrt_rtx
         self.manifest, self.networks, self.driver, self.scratch = manifest, networks, driver, scratch
+        self.name_of = name_of
         self.refuse: str | None = None
         self.loaded: list[str] = []
         self.caches: list[bytes] = []
@@ -353,8 +360,9 @@ class _Runtime(_Checked):
         if plan.startswith(b"damaged"):
             self._logger.log(self._trt.real.ILogger.Severity.ERROR, "magic tag does not match")
             return None
-        self._trt.loaded.append(plan.decode())
-        return _Engine(self._trt, plan.decode())
+        name = self._trt.name_of(plan)
+        self._trt.loaded.append(name)
+        return _Engine(self._trt, name)
 
 
 class _Engine(_Checked):

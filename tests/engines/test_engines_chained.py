@@ -1,0 +1,105 @@
+"""From `build.py engines` to the runtime: real plans, their records, the choice among them, the chain.
+
+The plans are TensorRT-RTX's own, chosen by the runtime as on a machine with the GPU that they are for. Only what a GPU
+would compute is computed by ONNX Runtime and numpy, in the memory and at the addresses that the device gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from building import build, copy_of, rtx
+from fake_gpu import FakeDriver, FakeTensorRT, array_at
+
+from engines.cache import Cache
+from engines.operator import leave_out
+from kernels.fold import FoldedAttention
+from kernels.reference import gated_topk_attention
+from runtime import Restorer
+from runtime.actions import Buffers
+from runtime.bundle import Bundle
+from runtime.cuda import engines as loaded_engines
+from runtime.cuda import start
+from runtime.errors import EngineError
+from runtime.gpu import Gpu
+from runtime.host import HostDevice
+
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
+
+
+class Networks(HostDevice):
+    """The bundle's networks, and cfr without its attention where `latent` is not given."""
+
+    def run(self, network: str, inputs: Buffers) -> Buffers:
+        if network == "cfr" and "latent" not in inputs:
+            manifest = self._bundle.manifest
+            path = self._bundle.file(manifest.networks["cfr"].graphs["native"])
+            graph = leave_out(path, manifest.operator)
+            session = onnxruntime.InferenceSession(graph.SerializeToString())
+            return {"warped": session.run(["warped"], inputs)[0]}
+        return super().run(network, inputs)
+
+
+def attend(
+    current: int, previous: int, m: int, p: int, bias: int, heads: int, positions: int, k: int, fused: int
+) -> None:
+    side = int(positions**0.5)
+    z, warped = (array_at(address, (1, 4, side, side), np.float32) for address in (current, previous))
+    folded = FoldedAttention(
+        array_at(m, (heads, 5, 5), np.float32),
+        array_at(p, (heads, 4, 5), np.float32),
+        array_at(bias, (4,), np.float32),
+    )
+    array_at(fused, (1, 4, side, side), np.float32)[...] = gated_topk_attention(z, warped, folded)
+
+
+@rtx
+@pytest.mark.parametrize("operator", ["inside", "kernel"])
+def test_engines_that_were_built_are_chosen_and_chained(
+    golden_bundle_fp16: Path,
+    golden_frames: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operator: str,
+) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    cache = Cache(tmp_path / "cache", 1 << 40)
+    build(bundle, cache, operator=operator)
+    opened = Bundle.open(bundle)
+    plans = {
+        hashlib.sha256(opened.file(record.file).read_bytes()).hexdigest(): record
+        for record in opened.manifest.engines
+    }
+
+    def name_of(plan: bytes) -> str:
+        record = plans[hashlib.sha256(plan).hexdigest()]
+        return record.network + "".join(f"+{flag}" for flag in record.flags if flag == "warp")
+
+    driver = FakeDriver(kernels={"gated_topk_attention": attend})
+    networks = Networks(opened)
+    for network in opened.manifest.networks:
+        networks.load(network)
+    trt = FakeTensorRT(opened.manifest, networks, driver, name_of=name_of)
+    loaded_engines._shared.clear()
+    monkeypatch.setattr(start, "library", lambda backend: trt)
+    monkeypatch.setattr(start, "bindings", lambda: driver)
+    monkeypatch.setattr(start, "detect", lambda: RTX_4090)
+    with (
+        Restorer(
+            bundle, backend="tensorrt_rtx", slots=2, engine_cache=tmp_path / "kept", timeout=60
+        ) as ours,
+        Restorer(bundle, backend="onnxruntime-cpu") as cpu,
+    ):
+        frames = golden_frames[:3]
+        for got, expected in zip(ours.restore(frames), cpu.restore(frames), strict=True):
+            assert np.abs(got.astype(int) - expected).max() <= 1
+        with pytest.raises(EngineError, match=r"no engine for sm_89 of .*--size 1280x720"):
+            list(ours.restore([np.zeros((180, 320, 3), np.uint8)]))
+    assert ("cfr+warp" in trt.loaded) == (operator == "kernel")
+    assert ("cuLaunchKernel" in driver.names()) == (operator == "kernel")
+    assert driver.live == []
+    assert len(list((tmp_path / "kept").iterdir())) == 1

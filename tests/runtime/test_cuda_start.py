@@ -1,0 +1,95 @@
+"""Which backend and which engines are taken, and what is said where none can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from stages import dloral_manifest
+
+from runtime import gpu
+from runtime.bundle import Bundle
+from runtime.cuda import start
+from runtime.cuda.start import usable
+from runtime.errors import DeviceError, EngineError
+from runtime.gpu import Gpu
+from runtime.manifest import Engine, Operator
+from runtime.restorer import choose_backend
+
+HERE = Gpu("RTX 4090", "sm_89", 24 << 30, "13.0")
+
+
+def engine(file: str, backend: str = "tensorrt_rtx", flags: tuple[str, ...] = ()) -> Engine:
+    return Engine("cfr", backend, "1", "sm_89", ("sm_89",), None, "fp16", {}, flags, file, file, file)
+
+
+def bundle(*engines: Engine, operator: Operator | None = None) -> Bundle:
+    return Bundle(
+        Path("/b"), dataclasses.replace(dloral_manifest(), engines=engines, kernels=(), operator=operator)
+    )
+
+
+def runs(bundle: Bundle, engine: Engine, gpu: Gpu, installed: str | None) -> str | None:
+    return None if "old" not in engine.file else "it was built by TensorRT-RTX 0.9"
+
+
+def test_engines_that_run_here_are_taken() -> None:
+    opened = bundle(engine("a"), engine("old"), engine("other", "tensorrt"))
+    assert [found.file for found in usable(opened, "tensorrt_rtx", HERE, runs)] == ["a"]
+
+
+def test_where_none_runs_each_reason_is_given_and_the_command() -> None:
+    with pytest.raises(EngineError) as caught:
+        usable(bundle(engine("old-1"), engine("old-2")), "tensorrt_rtx", HERE, runs)
+    text = str(caught.value)
+    assert "no TensorRT-RTX engine that runs on RTX 4090 (sm_89): old-1: it was built by" in text
+    assert "old-2" in text
+    assert "python build.py engines /b --backend tensorrt-rtx --target sm_89 --size WIDTHxHEIGHT" in text
+    with pytest.raises(EngineError, match=r"no TensorRT engine that runs on .*\)\. Build them"):
+        usable(bundle(), "tensorrt", HERE, runs)
+
+
+def test_an_engine_without_the_attention_needs_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Operator("cfr", "latent", "warped", "fused", {}, None)
+    both = engine("inside"), engine("warp", flags=("warp",))
+    assert [e.file for e in usable(bundle(*both), "tensorrt_rtx", HERE, runs)] == ["inside"]
+    without = bundle(*both, operator=operator)
+    assert [e.file for e in usable(without, "tensorrt_rtx", HERE, runs)] == ["inside"]
+    monkeypatch.setattr(start, "find", lambda *arguments, **named: None)
+    assert [e.file for e in usable(without, "tensorrt_rtx", HERE, runs)] == ["warp", "inside"]
+
+
+def test_auto_takes_engines_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "detect", lambda: None)
+    monkeypatch.setattr(gpu, "why_none", lambda: "no CUDA driver")
+    assert choose_backend("auto") == ("onnxruntime-cpu", "there is no GPU (no CUDA driver)")
+    monkeypatch.setattr(gpu, "detect", lambda: HERE)
+    monkeypatch.setattr("runtime.restorer.usable", lambda b, name, g: usable(b, name, g, runs))
+    assert choose_backend("auto")[0] == "onnxruntime-cpu"
+    assert choose_backend("auto", bundle(engine("a"))) == (
+        "tensorrt_rtx",
+        "the bundle has engines for RTX 4090 (sm_89)",
+    )
+    assert choose_backend("auto", bundle(engine("b", "tensorrt")))[0] == "tensorrt"
+    assert choose_backend("auto", bundle(engine("old"))) == (
+        "onnxruntime-cpu",
+        "the bundle has no engines that run on RTX 4090 (sm_89)",
+    )
+    assert choose_backend("tensorrt", None) == ("tensorrt", "as asked")
+
+
+def test_without_a_gpu_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "library", lambda backend: None)
+    monkeypatch.setattr(start, "detect", lambda: None)
+    monkeypatch.setattr(start, "why_none", lambda: "no CUDA driver")
+    with pytest.raises(DeviceError, match="tensorrt_rtx needs an NVIDIA GPU: no CUDA driver"):
+        start.open_device(bundle(), "tensorrt_rtx", tile=None, vae_tile=None)
+
+
+def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DeviceError, match=r"TensorRT is not installed. .*pip install 'vsr-trt\[gpu\]'"):
+        start.open_device(bundle(), "tensorrt", tile=None, vae_tile=None)
