@@ -224,9 +224,18 @@ def _write(
                 if order.workspace is not None and log.out_of_memory:
                     raise _too_large(order)
                 if log.lacks_fused_attention:
+                    dynamic = any(profile.min[1:] != profile.max[1:] for profile in order.profiles.values())
+                    where, mend = (
+                        (
+                            "at dynamic sizes",
+                            "Build static engines: leave out --dynamic and give every --size.",
+                        )
+                        if dynamic
+                        else ("in this precision", "Build it in FP16: --precision fp16.")
+                    )
                     raise EngineError(
-                        f"{library.title} has no fused kernel for an attention of {order.network} at dynamic sizes "
-                        "(its heads are too narrow). Build static engines: leave out --dynamic and give every --size."
+                        f"{library.title} has no fused kernel for an attention of {order.network} {where} (its heads "
+                        f"are too narrow). {mend}"
                     )
                 raise EngineError(f"{library.title} cannot build {order.network}: {log.reasons()}.")
             return file.tell()

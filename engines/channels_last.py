@@ -25,34 +25,34 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from engines.graphs import constant, integers, take_over
-from engines.winograd import Filter, strided, upsampling, winograd
+from engines.winograd import TAPS, Filter, direct, upsampling, winograd
 
 _CONTRIB = "com.microsoft"
-_TAPS = 3
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _ROW, _CHANNEL = 1, 3  # axes
 
-# Of a layer's larger side. With fewer channels the transforms take longer than the products they save; of wider
-# layers (the UNet's) the pictures are so small that transforming kernels takes longer.
+# Of the larger of a layer's input and output. With fewer, transforms take longer than the products they save.
 MIN_CHANNELS = 128
-MAX_CHANNELS = 512
-# Products in one band, for each channel: its tensors are then of 2 to 10 MB. Twice or half as many make no difference.
-_BAND = 128 * 36
+# Windows of 36 products in one band: its tensors are then of 2 to 10 MB.
+_WINDOWS = 128
+# As many where the kernel's values are read again and again from memory, being too large for a cache.
+_WINDOWS_OF_WIDE = 256
+_WIDE = 256 * 256 + 1
+_WINDOW_PRODUCTS = 36
 _BAND_ROWS = np.array([1 << power for power in range(7)])
 
 
-def replace_convolutions(
-    graph: ir.Graph, min_channels: int = MIN_CHANNELS, max_channels: int = MAX_CHANNELS
-) -> int:
-    """Rewrites the FP32 convolutions that gain by it, and what surrounds them; returns how many.
+def replace_convolutions(graph: ir.Graph, min_channels: int = MIN_CHANNELS) -> int:
+    """Rewrites the FP32 convolutions that gain by it, and what lies between them; returns how many nodes.
 
-    Only those whose sides are known, from the graph's symbolic shapes, to be whole windows.
+    Only those whose sides are known, from the graph's symbolic shapes, to be whole windows, and many: of a few
+    windows, the transform of the kernel takes longer than the products.
 
     Args:
         graph: changed in place.
-        min_channels, max_channels: of a layer, the larger of its input and output.
+        min_channels: of a layer, the larger of its input and output.
     """
-    return _Rewriting(graph, range(min_channels, max_channels + 1)).run()
+    return _Rewriting(graph, min_channels).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,9 @@ class _Bands:
     pads: ir.Value  # (bands,6): zeros around a band of (rows,w,c), as Pad takes them
     picture: ir.Value  # (bands,1): of the batch
     lines: ir.Value  # (window*rows,): of the band with its zeros, for each row of windows
-    pixels: ir.Value  # (window*rows*columns,): of one line of each window, for each window
+    pixels: (
+        ir.Value
+    )  # (window*rows*columns,): of one line of each window, for each window; of them all, if direct
     rows: ir.Value  # (1,): windows of a band, down
     columns: ir.Value  # (1,): windows of a band, across
     count: ir.Value  # (1,): pictures
@@ -98,9 +100,9 @@ class _Statistics:
 class _Rewriting:
     """The pass over one graph. Values that exist with the channels last are remembered by those that do not."""
 
-    def __init__(self, graph: ir.Graph, channels: range) -> None:
+    def __init__(self, graph: ir.Graph, min_channels: int) -> None:
         self._graph = graph
-        self._channels = channels
+        self._min_channels = min_channels
         self._last: dict[ir.Value, ir.Value] = {}
         self._statistics: dict[ir.Value, _Statistics] = {}
         self._bands: dict[tuple[str, ...], _Bands] = {}
@@ -128,10 +130,42 @@ class _Rewriting:
 
     def _made(self, node: ir.Node) -> tuple[ir.Value, _Statistics | None] | None:
         """What the node's result is with the channels last, or None where it stays as it is."""
-        if node.op_type == "Add" and node.domain == "":
-            return self._sum(node)
-        if node.op_type != "Conv" or node.domain != "":
+        if node.domain != "":
             return None
+        if node.op_type == "Conv":
+            return self._convolution(node)
+        if node.op_type == "Add":
+            return self._sum(node)
+        if node.op_type == "Concat" and node.attributes["axis"].as_int() == 1:
+            if any(value in self._last for value in node.inputs):
+                parts = [self._to_last(value) for value in node.inputs if value is not None]
+                return self._joined(*parts, axis=_CHANNEL), None
+        if node.op_type == "GroupNormalization" and (data := node.inputs[0]) in self._last:
+            if not self._is_fused(node):
+                return self._normalised(node, data), None
+        if node.op_type == "Transpose":
+            self._turned(node)
+        return None
+
+    def _is_fused(self, norm: ir.Node) -> bool:
+        """Whether a normalisation will become part of the convolution that follows."""
+        for product in norm.outputs[0].uses():
+            for use in product.node.outputs[0].uses():
+                if use.node.op_type == "Conv" and (layer := self._layer(use.node)) is not None:
+                    if layer.norm is norm:
+                        return True
+        return False
+
+    def _turned(self, node: ir.Node) -> None:
+        """Remembers a transpose from the channels last, and removes one to them."""
+        data, output = node.inputs[0], node.outputs[0]
+        permutation = list(node.attributes["perm"].as_ints())
+        if data is not None and permutation == _TO_FIRST:
+            self._last[output] = data
+        elif data in self._last and permutation == _TO_LAST and not output.is_graph_output():
+            ir.convenience.replace_all_uses_with(output, self._last[data])
+
+    def _convolution(self, node: ir.Node) -> tuple[ir.Value, _Statistics | None] | None:
         layer = self._layer(node)
         if layer is not None:
             if self._awaits_residual(node):
@@ -170,23 +204,36 @@ class _Rewriting:
         if data is None or weight is None or weight.const_value is None or weight.dtype != ir.DataType.FLOAT:
             return None
         outputs, inputs, *kernel = _sizes(weight)
-        if kernel != [_TAPS, _TAPS] or max(outputs, inputs) not in self._channels:
+        if kernel != [TAPS, TAPS] or max(outputs, inputs) < self._min_channels:
             return None
-        if _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
-            filter = winograd()
-            if (small := _before_doubling(data)) is not None:
-                data, filter = small, upsampling()
-        elif _is_convolution(node, strides=[2, 2], pads=[0, 0, 1, 1]):
-            filter = strided()
-        else:
+        if (filter := self._filter(node, data)) is None:
             return None
-        norm = _normalisation(data) if filter.name != "upsampling" else None
+        if filter.name == "upsampling":
+            assert (doubling := data.producer()) is not None
+            assert doubling.inputs[0] is not None
+            return _Layer(filter, doubling.inputs[0], weight, bias, None)
+        norm = _normalisation(data)
         if norm is not None:
             assert norm.inputs[0] is not None
             data = norm.inputs[0]
-        if not _are_multiples(data, filter.step):
-            return None
         return _Layer(filter, data, weight, bias, norm)
+
+    def _filter(self, node: ir.Node, data: ir.Value) -> Filter | None:
+        """How a 3x3 convolution is best computed."""
+        factors = _factors(data)
+        if min(factors) >= 4 and _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
+            if _before_doubling(data) is not None:
+                return upsampling()
+            for results, least in ((4, 8), (2, 4)):
+                if all(factor >= least and factor % results == 0 for factor in factors):
+                    return winograd(results)
+        if _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
+            return direct(step=1, before=1)
+        if all(factor and factor % 2 == 0 for factor in factors):
+            for before in (0, 1):
+                if _is_convolution(node, strides=[2, 2], pads=[before, before, 1, 1]):
+                    return direct(step=2, before=before)
+        return None
 
     def _filtered(
         self, layer: _Layer, result: ir.Value, residual: ir.Value | None
@@ -201,7 +248,7 @@ class _Rewriting:
         graph, filter = self._graph, layer.filter
         inputs, outputs = layer.channels
         data = self._to_last(layer.data)
-        bands = self._bands_of(data, layer.data, filter)
+        bands = self._bands_of(layer)
         measured = any(use.node.op_type == "GroupNormalization" for use in result.uses())
         width = self._shape(data, 2)
         rows = self._op("Reshape", data, self._joined(integers(graph, -1), width, integers(graph, inputs)))
@@ -209,13 +256,18 @@ class _Rewriting:
         high = self._op("Mul", bands.rows, integers(graph, filter.results))
         wide = self._op("Mul", bands.columns, integers(graph, filter.results))
         squares = self._joined(
-            integers(graph, filter.results, filter.results), bands.rows, bands.columns, integers(graph, outputs)
+            integers(graph, filter.results, filter.results),
+            bands.rows,
+            bands.columns,
+            integers(graph, outputs),
         )
         band = self._joined(high, wide, integers(graph, outputs))
-        scale, shift = self._normalised(layer.norm, layer.data) if layer.norm is not None else (None, None)
+        scale, shift = self._factor_and_shift(layer.norm) if layer.norm is not None else (None, None)
 
         def of_band(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-            return ir.Value(name=f"{result.name}_band_{name}", type=ir.TensorType(dtype), shape=ir.Shape(shape))
+            return ir.Value(
+                name=f"{result.name}_band_{name}", type=ir.TensorType(dtype), shape=ir.Shape(shape)
+            )
 
         body_inputs = [
             of_band("first", ir.DataType.INT64, [1]),
@@ -231,9 +283,16 @@ class _Rewriting:
             pixels = self._op("Mul", pixels, self._op("Gather", scale, picture))
             pixels = self._op("Add", pixels, self._op("Gather", shift, picture))
             pixels = self._op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)
-        values = self._values(filter, self._op("Pad", pixels, pads), bands, inputs)
-        values = self._results(filter, self._op("MatMul", values, kernels))
-        values = self._op("Transpose", self._op("Reshape", values, squares), perm=[2, 0, 3, 1, 4])
+        pixels = self._op("Pad", pixels, pads)
+        if filter.is_direct:
+            pixels = self._op("Reshape", pixels, integers(graph, -1, inputs))
+            values = self._op("Gather", pixels, bands.pixels)
+            values = self._op("Reshape", values, integers(graph, -1, TAPS * TAPS * inputs))
+            values = self._op("MatMul", values, kernels)
+        else:
+            values = self._op("MatMul", self._values(filter, pixels, bands, inputs), kernels)
+            values = self._op("Reshape", self._results(filter, values), squares)
+            values = self._op("Transpose", values, perm=[2, 0, 3, 1, 4])
         values = self._op("Reshape", values, band)
         if layer.bias is not None:
             values = self._op("Add", values, layer.bias)
@@ -285,40 +344,48 @@ class _Rewriting:
         graph, op = self._graph, self._op
         transform = self._transform(filter, "A")
         lines = op("MatMul", transform, op("Reshape", values, integers(graph, filter.products, -1)))
-        return op("MatMul", transform, op("Reshape", lines, integers(graph, filter.results, filter.products, -1)))
+        return op(
+            "MatMul", transform, op("Reshape", lines, integers(graph, filter.results, filter.products, -1))
+        )
 
     def _transform(self, filter: Filter, name: str) -> ir.Value:
         matrix: np.ndarray = getattr(filter, name)
         return constant(self._graph, f"{filter.name}_{name}", matrix.astype(np.float32))
 
     def _kernels(self, layer: _Layer, bands: _Bands) -> ir.Value:
-        """(products, inputs, outputs): the kernel's values."""
+        """(products, inputs, outputs): the kernel's values; (taps * inputs, outputs) if they are its taps."""
         graph, filter = self._graph, layer.filter
         inputs, outputs = layer.channels
         taps = self._op("Transpose", layer.weight, perm=[2, 3, 1, 0])
-        taps = self._op("Reshape", taps, integers(graph, _TAPS * _TAPS, -1))
+        if filter.is_direct:
+            return self._op("Reshape", taps, integers(graph, -1, outputs))
+        taps = self._op("Reshape", taps, integers(graph, TAPS * TAPS, -1))
         # ONNX Runtime would compute and keep a constant as it loads the graph; it does not know this one's shape
         one = self._op("Div", bands.count, bands.count)
-        shape = self._op("Mul", one, integers(graph, filter.products**2, _TAPS * _TAPS))
+        shape = self._op("Mul", one, integers(graph, filter.products**2, TAPS * TAPS))
         both_ways = np.kron(filter.G, filter.G).astype(np.float32)
         transform = self._op("Reshape", constant(graph, f"{filter.name}_G", both_ways), shape)
         taps = self._op("MatMul", transform, taps)
         return self._op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
 
-    def _bands_of(self, data: ir.Value, key: ir.Value, filter: Filter) -> _Bands:
+    def _bands_of(self, layer: _Layer) -> _Bands:
         """Cuts pictures; once for all of one size."""
-        assert key.shape is not None
-        name = (*(str(key.shape[axis]) for axis in (0, 2, 3)), filter.name)
-        if name not in self._bands:
-            self._bands[name] = self._cut(data, filter)
-        return self._bands[name]
+        data, filter = layer.data, layer.filter
+        inputs, outputs = layer.channels
+        windows = _WINDOWS_OF_WIDE if inputs * outputs >= _WIDE else _WINDOWS
+        windows = windows * _WINDOW_PRODUCTS // filter.products**2
+        assert data.shape is not None
+        key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), filter.name, str(windows))
+        if key not in self._bands:
+            self._bands[key] = self._cut(self._to_last(data), filter, windows)
+        return self._bands[key]
 
-    def _cut(self, data: ir.Value, filter: Filter) -> _Bands:
+    def _cut(self, data: ir.Value, filter: Filter, target: int) -> _Bands:
         graph, op = self._graph, self._op
         count, height, width = (self._shape(data, axis) for axis in range(3))
         step, side = integers(graph, filter.step), filter.window
         down, columns = op("Div", height, step), op("Div", width, step)
-        rows = self._windows_down(down, columns, _BAND // filter.products**2)
+        rows = self._windows_down(down, columns, target)
 
         # rows of the picture that belong to each band
         total = op("Div", op("Mul", count, down), rows)
@@ -335,20 +402,22 @@ class _Rewriting:
         right = op("Add", none, integers(graph, side - filter.step - filter.before))
         pads = (op("Sub", first, start), left, none, op("Sub", stop, end), right, none)
 
-        # lines of its windows, and pixels of each window's lines
+        # lines of its windows, and pixels of each window's lines; or pixels of its windows
         wide = op("Add", width, integers(graph, side - filter.step))
         within = constant(graph, f"cpu_range_{side}", np.arange(side))
-        windows = self._range(rows)
-        lines = op("Add", op("Reshape", within, integers(graph, side, 1)), op("Mul", windows, step))
-        starts = op("Reshape", op("Mul", windows, wide), integers(graph, 1, -1, 1))
-        within = op("Reshape", within, integers(graph, side, 1, 1))
-        across = op("Add", within, op("Mul", self._range(columns), step))
-        lines, pixels = (
-            op("Reshape", value, integers(graph, -1)) for value in (lines, op("Add", starts, across))
-        )
-        return _Bands(
-            first, end, self._joined(*pads, axis=1), picture, lines, pixels, rows, columns, count
-        )
+        down, across = (op("Mul", self._range(value), step) for value in (rows, columns))
+        lines = op("Add", op("Reshape", within, integers(graph, side, 1)), down)
+        if filter.is_direct:
+            lines = op("Mul", op("Add", op("Reshape", down, integers(graph, -1, 1)), within), wide)
+            pixels = op("Add", op("Reshape", across, integers(graph, -1, 1)), within)
+            lines = op("Unsqueeze", lines, integers(graph, 1, 3))
+            pixels = op("Add", lines, op("Unsqueeze", pixels, integers(graph, 1)))
+        else:
+            starts = op("Mul", self._range(rows), wide)
+            pixels = op("Add", op("Reshape", within, integers(graph, side, 1, 1)), across)
+            pixels = op("Add", pixels, op("Reshape", starts, integers(graph, -1, 1)))
+        lines, pixels = (op("Reshape", value, integers(graph, -1)) for value in (lines, pixels))
+        return _Bands(first, end, self._joined(*pads, axis=1), picture, lines, pixels, rows, columns, count)
 
     def _windows_down(self, down: ir.Value, columns: ir.Value, target: int) -> ir.Value:
         """The most rows of windows that divide the picture's, and are of no more than `target` windows; or one."""
@@ -359,13 +428,20 @@ class _Rewriting:
         fits = op("And", fits, op("Equal", remainder, integers(graph, 0)))
         return op("ReduceMax", op("Where", fits, choices, integers(graph, 1)), integers(graph, 0))
 
-    def _normalised(self, node: ir.Node, data: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _normalised(self, node: ir.Node, data: ir.Value) -> ir.Value:
+        factor, shift = (
+            self._op("Unsqueeze", value, integers(self._graph, 1)) for value in self._factor_and_shift(node)
+        )
+        return self._op("Add", self._op("Mul", self._last[data], factor), shift)
+
+    def _factor_and_shift(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         """What each pixel is multiplied with, and what is added: (n,1,c).
 
         The statistics are of rows first, then over rows and channels: short sums, exact to the last digits.
         """
         graph, op = self._graph, self._op
-        scale, bias = node.inputs[1:]
+        data, scale, bias = node.inputs
+        assert data is not None
         assert scale is not None
         assert bias is not None
         groups = node.attributes["num_groups"].as_int()
@@ -447,12 +523,12 @@ def _are_same_size(left: ir.Value | None, right: ir.Value | None) -> bool:
     return shapes[0] is not None and len(shapes[0]) == 4 and shapes[0] == shapes[1]
 
 
-def _are_multiples(value: ir.Value, step: int) -> bool:
-    """Whether the sides of an (n,c,a*h,b*w) are known to be multiples of `step`."""
+def _factors(value: ir.Value) -> list[int]:
+    """a and b of an (n,c,a*h,b*w); 0 where they are not known."""
     if value.shape is None or len(value.shape) != 4:
-        return False
+        return [0, 0]
     factors = [re.fullmatch(r"(\d+)(?:\*[A-Za-z_]\w*)?", str(size)) for size in value.shape[2:]]
-    return all(factor is not None and int(factor[1]) % step == 0 for factor in factors)
+    return [int(factor[1]) if factor is not None else 0 for factor in factors]
 
 
 def _is_convolution(node: ir.Node, strides: list[int], pads: list[int]) -> bool:
@@ -484,7 +560,9 @@ def _before_doubling(value: ir.Value) -> ir.Value | None:
     if node is None or node.op_type != "Resize" or len(value.uses()) != 1:
         return None
     names = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-    if any(name not in node.attributes or node.attributes[name].value != text for name, text in names.items()):
+    if any(
+        name not in node.attributes or node.attributes[name].value != text for name, text in names.items()
+    ):
         return None
     scales = node.inputs[2] if len(node.inputs) == 3 else None
     if scales is None or scales.const_value is None or "axes" in node.attributes:

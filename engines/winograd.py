@@ -6,9 +6,10 @@ becomes a matrix product, which is where the time goes.
 
 | filter | of | products a result, direct |
 |---|---|---|
-| `winograd()` | 3x3, stride 1: F(4x4,3x3) | 2.25, 9 |
+| `winograd(4)` | 3x3, stride 1: F(4x4,3x3) | 2.25, 9 |
+| `winograd(2)` | the same: F(2x2,3x3), with fewer values of the kernel | 4, 9 |
 | `upsampling()` | 3x3 on a picture doubled by repeating its pixels, from the small one | 2.25, 9 |
-| `strided()` | 3x3, stride 2, one pixel of zeros below and on the right | 9, 9: as it is, to stay in the layout |
+| `direct(step, before)` | 3x3, any stride | 9, 9: as it is, to stay in the layout |
 
 Sources: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016; the points 0, 1,
 -1, 1/2, -2 after B. Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for
@@ -27,9 +28,7 @@ import numpy as np
 _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))  # and infinity
-_TILE = 4  # results a side
-_TAPS = 3
-_WINDOW = _TILE + _TAPS - 1
+TAPS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +62,35 @@ class Filter:
         return self.A.shape[1]
 
     @property
+    def is_direct(self) -> bool:
+        """Whether the values are the pixels themselves."""
+        return np.array_equal(self.B, np.eye(self.window))
+
+    @property
     def window(self) -> int:
         """A side of the window."""
         return self.B.shape[1]
 
 
-def winograd() -> Filter:
-    """F(4,3) for `POINTS` and infinity (Toom and Cook's construction)."""
-    A, G, B = np.zeros((_TILE, _WINDOW)), np.zeros((_WINDOW, _TAPS)), np.zeros((_WINDOW, _WINDOW))
-    for i, point in enumerate(POINTS):
-        others = [other for other in POINTS if other != point]
+def winograd(results: int) -> Filter:
+    """F(results,3) for the first of `POINTS`, and infinity (Toom and Cook's construction).
+
+    Args:
+        results: 2 to 4.
+    """
+    points = POINTS[: results + 1]
+    window = results + TAPS - 1
+    A, G, B = np.zeros((results, window)), np.zeros((window, TAPS)), np.zeros((window, window))
+    for i, point in enumerate(points):
+        others = [other for other in points if other != point]
         scale = float(math.prod(point - other for other in others))
-        A[:, i] = [float(point**power) for power in range(_TILE)]
-        G[i] = [float(point**power) / scale for power in range(_TAPS)]
+        A[:, i] = [float(point**power) for power in range(results)]
+        G[i] = [float(point**power) / scale for power in range(TAPS)]
         B[i, :-1] = _polynomial(others)
     A[-1, -1] = 1.0
     G[-1, -1] = 1.0
-    B[-1] = _polynomial(list(POINTS))
-    return Filter("winograd", A, G, B, step=_TILE, before=1)
+    B[-1] = _polynomial(list(points))
+    return Filter(f"winograd_{results}", A, G, B, step=results, before=1)
 
 
 def upsampling() -> Filter:
@@ -94,9 +104,15 @@ def upsampling() -> Filter:
     return Filter("upsampling", A, G, B, step=1, before=1)
 
 
-def strided() -> Filter:
-    """Every second result, each the sum of its three products."""
-    return Filter("strided", np.ones((1, _TAPS)), np.eye(_TAPS), np.eye(_TAPS), step=2, before=0)
+def direct(step: int, before: int) -> Filter:
+    """As it is written: the values are the pixels themselves.
+
+    Args:
+        step: the stride.
+        before: pixels of zeros above and on the left.
+    """
+    ones, taps = np.ones((1, TAPS)), np.eye(TAPS)
+    return Filter(f"direct_{step}_{before}", ones, taps, taps, step, before)
 
 
 def _polynomial(roots: list[Fraction]) -> list[float]:

@@ -2,14 +2,19 @@
 
 It does what the published code does for a frame: both frames of the window are encoded, the attention
 is the dense module, the text encoder runs every time. In one thing it is kinder: the adapters are merged.
-It exists to be timed beside the runtime, on the same weights, frames and machine: `build.py eager`.
+It exists to be timed beside the runtime, on the same weights, frames and machine: `build.py time torch`, and
+`build.py time torch-compile` for `Compiled`.
 """
 
 from __future__ import annotations
 
-import statistics
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +31,20 @@ from export.networks.postprocess import Postprocess
 from export.networks.preprocess import Preprocess
 from export.networks.spynet import SpyNet, warp
 from kernels.torch_forms import DenseAttention
+from runtime.errors import DeviceError
+
+_COMPILED = ("encoder", "spynet", "attention", "text_encoder", "unet", "decoder")
+_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # that inductor calls by itself; elsewhere g++
 
 
 class Eager:
-    """The whole model in memory; `frame` restores one frame and times its stages."""
+    """The whole model in memory; `frame` restores one frame and times its stages, `run` the next one of a clip.
+
+    Attributes:
+        seconds: of each stage of the last frame.
+        versions: of what does the work.
+        threads: that torch uses.
+    """
 
     def __init__(self, sd: Path, checkpoint: Path, prompt: str) -> None:
         base, loaded = BaseModel.open(sd), load(checkpoint)
@@ -45,6 +60,9 @@ class Eager:
         self.unet = unet.UNet(denoiser, model.config.scaling_factor).eval()
         self.postprocess = Postprocess("adain")
         self.seconds: dict[str, float] = {}
+        self.versions = {"torch": torch.__version__}
+        self.threads = torch.get_num_threads()
+        self._previous: Tensor | None = None
 
     @torch.no_grad()
     def frame(self, previous: Tensor, current: Tensor) -> Tensor:
@@ -68,6 +86,26 @@ class Eager:
         with self._timed("postprocess"):
             return self.postprocess(decoded, references[:1])[0]
 
+    def run(self, frame: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """Restores the next frame (H,W,3) u8, of at least 128x128.
+
+        Returns:
+            The result (4H,4W,3) u8, and the seconds of each stage.
+
+        Raises:
+            DeviceError: torch failed, most often for lack of memory.
+        """
+        current = torch.from_numpy(frame)
+        try:
+            result = self.frame(current if self._previous is None else self._previous, current)
+        except RuntimeError as error:  # of torch's allocator and compiler too
+            raise DeviceError(f"torch failed on a frame: {_first_line(error)}") from error
+        self._previous = current
+        return result.numpy(), self.seconds
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -75,19 +113,55 @@ class Eager:
         self.seconds[stage] = time.perf_counter() - started
 
 
-def measure(eager: Eager, frames: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Restores frames, u8 (H,W,3) of at least 128x128; the first is warm-up if there are more.
+class Compiled(Eager):
+    """The same, with every module that has weights through `torch.compile`: inductor, static shapes.
 
-    Returns:
-        `frames`, how many; `stages`, the median seconds of each.
+    What is compiled is kept in a folder of its own, which `close` removes: an earlier run's code would make the
+    first frame look quick.
+
+    Args:
+        sd, checkpoint, prompt: as for `Eager`.
+        compile_module: torch's, or another one for tests.
+
+    Raises:
+        DeviceError: there is no C++ compiler, or torch cannot compile here.
     """
-    runs: list[dict[str, float]] = []
-    previous = None
-    for frame in frames:
-        current = torch.from_numpy(frame)
-        eager.frame(current if previous is None else previous, current)
-        previous = current
-        runs.append(eager.seconds)
-    measured = runs[1:] or runs
-    stages = {stage: statistics.median(run[stage] for run in measured) for stage in measured[0]}
-    return {"frames": len(runs), "stages": stages}
+
+    def __init__(
+        self, sd: Path, checkpoint: Path, prompt: str, compile_module: Callable[..., Any] = torch.compile
+    ) -> None:
+        compiler = _compiler_version()
+        super().__init__(sd, checkpoint, prompt)
+        self.versions["compiler"] = compiler
+        self._cache = tempfile.TemporaryDirectory(prefix="vsr-trt-", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
+        try:
+            for name in _COMPILED:
+                setattr(self, name, compile_module(getattr(self, name), dynamic=False))
+        except RuntimeError as error:
+            raise DeviceError(f"torch.compile does not work here: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Removes what was compiled."""
+        self._cache.cleanup()
+
+
+def _compiler_version() -> str:
+    """The first line that the C++ compiler says of itself.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    name = os.environ.get("CXX") or _COMPILERS.get(sys.platform, "g++")
+    path = shutil.which(name)
+    if path is None:
+        raise DeviceError(
+            f"torch.compile needs a C++ compiler, and there is no {name} here. Install one, e.g. with: apt install g++ "
+            "(or name yours in the environment variable CXX)"
+        )
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    return (done.stdout.strip() or path).splitlines()[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

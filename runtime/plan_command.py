@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime import gpu, plan_show, planning, roofline
+from runtime.bench.compare import median_stages
 from runtime.bundle import Bundle
 from runtime.errors import InputError
 from runtime.media.staging import Staging, write_failure
@@ -66,7 +67,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         metavar="GPU",
-        help="also model how long a frame takes, e.g. RTX4090 H100, or all (see docs/roofline.md)",
+        help="also model how long a frame takes, at this size and at the usual ones, e.g. RTX4090 H100, this-machine, "
+        "or all (see docs/roofline.md)",
+    )
+    add(
+        "--measured",
+        type=Path,
+        metavar="F.json",
+        help="beside the model, the stages as `bench --json F.json` measured them on that GPU at this size",
     )
 
 
@@ -90,12 +98,7 @@ def run(options: argparse.Namespace) -> int:
         planning.refuse_what_does_not_fit(bundle, plan, available, whose)
     if found := hazards(plan.schedule, plan.events):  # proven, so never; a mistake in this program
         raise AssertionError(f"the derived events are not enough: {found[0]}")
-    predictions = roofline.predict_all(
-        bundle.manifest,
-        roofline.find(",".join(options.roofline)) if options.roofline else (),
-        [(plan.request.width, plan.request.height)],
-        plan.options,
-    )
+    predictions = _predictions(options, bundle, plan) if options.roofline else ()
     if options.draw is not None:
         _draw(options.draw, options.overwrite, bundle, plan)
     if options.json:
@@ -110,6 +113,22 @@ def run(options: argparse.Namespace) -> int:
     if options.draw is not None:
         console.print(f"[bold]{options.draw}[/] shows the schedule", highlight=False)
     return 0
+
+
+def _predictions(
+    options: argparse.Namespace, bundle: Bundle, plan: planning.Plan
+) -> tuple[roofline.Prediction, ...]:
+    """The model at the plan's size, and at the usual ones with the tiles of the plan."""
+    machines = roofline.find(",".join(options.roofline))
+    size = plan.request.width, plan.request.height
+    if options.measured is None:
+        return roofline.predict_all(
+            bundle.manifest, machines, list(dict.fromkeys([size, *roofline.SIZES])), plan.options
+        )
+    if len(machines) != 1:
+        raise InputError("--measured is of one machine; name that one with --roofline.")
+    measured = median_stages(options.measured, *size)
+    return (roofline.predict(bundle.manifest, machines[0], *size, plan.options, measured=measured),)
 
 
 def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None) -> Request:

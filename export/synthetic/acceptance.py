@@ -219,7 +219,7 @@ def _figures(outcome: Outcome) -> tuple[str, str]:
     modes = outcome.result.get("modes", {}) if isinstance(outcome.result, dict) else {}
     try:
         throughput = f"{modes['throughput']['fps']:.1f}"
-        latency = f"{modes['latency']['latency']['median'] * 1e3:.1f}"
+        latency = f"{modes['latency']['latency']['summary']['median'] * 1e3:.1f}"
     except (KeyError, TypeError):
         return "", ""
     return throughput, latency

@@ -48,25 +48,7 @@ class Earlier:
         Raises:
             InputError: it cannot be read, is something else, or of another schema version.
         """
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"--compare {file}: there is no such file. {_AGAIN} {file}") from error
-        except OSError as error:
-            raise InputError(f"--compare {file}: it cannot be read: {error.strerror or error}.") from error
-        except ValueError as error:
-            raise InputError(
-                f"--compare {file}: it is no JSON, so no report of bench. {_AGAIN} FILE"
-            ) from error
-        if not isinstance(data, dict) or data.get("kind") != KIND:
-            raise InputError(
-                f"--compare {file}: it is no report of bench, which says: kind {KIND!r}. {_AGAIN} FILE"
-            )
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"--compare {file}: it has schema version {data.get('schema_version')!r}, and this program reads "
-                f"{SCHEMA_VERSION}. {_AGAIN} FILE"
-            )
+        data = _read(file, "--compare")
         try:
             return _earlier(file, data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -111,6 +93,52 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return " and ".join(map(str, value))
     return "the default" if value is None else str(value)
+
+
+def median_stages(file: Path, width: int, height: int) -> dict[str, float]:
+    """Median seconds of each stage in a report of bench; in latency mode where it has that.
+
+    Args:
+        file: that `--json` wrote.
+        width, height: of the restored picture; the report has to be of that size.
+
+    Raises:
+        InputError: it cannot be read, is something else, of another size, or without stages.
+    """
+    data, option = _read(file, "--measured"), "--measured"
+    try:
+        size, modes = data["settings"]["size"], data["modes"]
+        observed = (modes.get("latency") or modes["throughput"])["observed"] or {}
+        stages = {name: float(series["summary"]["median"]) for name, series in observed.get("stages", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{option} {file}: the report is damaged ({error}). {_AGAIN} FILE") from error
+    if size != f"{width}x{height}":
+        raise InputError(f"{option} {file}: it is of {size}, and the plan of {width}x{height}.")
+    if not stages:
+        raise InputError(f"{option} {file}: it has no stages. {_AGAIN} FILE")
+    return stages
+
+
+def _read(file: Path, option: str) -> dict[str, Any]:
+    """A report of bench as it lies in the file; `option` named it."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{option} {file}: there is no such file. {_AGAIN} {file}") from error
+    except OSError as error:
+        raise InputError(f"{option} {file}: it cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"{option} {file}: it is no JSON, so no report of bench. {_AGAIN} FILE") from error
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise InputError(
+            f"{option} {file}: it is no report of bench, which says: kind {KIND!r}. {_AGAIN} FILE"
+        )
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{option} {file}: it has schema version {data.get('schema_version')!r}, and this program reads "
+            f"{SCHEMA_VERSION}. {_AGAIN} FILE"
+        )
+    return data
 
 
 def _earlier(file: Path, data: Mapping[str, Any]) -> Earlier:

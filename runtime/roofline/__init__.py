@@ -3,8 +3,8 @@
 Nothing here is measured but the two rates of `this-machine`. docs/roofline.md says what the model leaves out.
 """
 
-from runtime.roofline.machines import MACHINES, THIS_MACHINE, Machine, find, measure_here
-from runtime.roofline.model import NOTE, SIZES, Prediction, StageTime, as_json, predict, predict_all
+from runtime.roofline.machines import MACHINES, THIS_MACHINE, Machine, find, matrix_rate, measure_here
+from runtime.roofline.model import NOTE, SIZES, Prediction, StageTime, as_json, operations, predict, predict_all
 from runtime.roofline.show import show
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "StageTime",
     "as_json",
     "find",
+    "matrix_rate",
     "measure_here",
+    "operations",
     "predict",
     "predict_all",
     "show",

@@ -133,11 +133,20 @@ def measure_here(seconds: float = _SECONDS) -> Machine:
         THIS_MACHINE,
         f"this machine's processor, {cores} cores",
         None,
-        _best([_product(side) for side in _SIDES], seconds),
+        matrix_rate(seconds),
         bandwidth,
         f"numpy's FP32 matrix products up to {_SIDES[-1]} a side, copies of {_COPIED >> 20} MB",
         measured=True,
     )
+
+
+def matrix_rate(seconds: float = _SECONDS) -> float:
+    """FP32 matrix products that numpy computes here, in operations a second: the best of many.
+
+    Args:
+        seconds: how long it is tried.
+    """
+    return _best([_product(side) for side in _SIDES], seconds)
 
 
 Job = tuple[float, Callable[[], object]]

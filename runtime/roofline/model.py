@@ -112,6 +112,25 @@ def predict(
     """
     if precision == "fp16" and machine.fp16 is None:
         raise InputError(f"{machine.name} has no FP16 rate; take fp32.")
+    shapes = _counted(manifest, width, height, options)
+    times = tuple(
+        _time(manifest, machine, shape, precision, (measured or {}).get(shape.stage)) for shape in shapes
+    )
+    return Prediction(machine, width, height, times)
+
+
+def operations(manifest: Manifest, width: int, height: int, options: Options | None = None) -> float:
+    """Floating point operations of a frame as the manifest counts them, two for a multiply-add.
+
+    Raises:
+        InputError: a size or option that cannot be.
+        BundleError: the bundle was built without counts.
+    """
+    return sum(_operations(manifest, shape) for shape in _counted(manifest, width, height, options))
+
+
+def _counted(manifest: Manifest, width: int, height: int, options: Options | None) -> tuple[StageShape, ...]:
+    """The frame's stages, all of which have their work counted."""
     shapes = frame_shapes(manifest, width, height, options or Options({}))
     if uncounted := sorted({s.network for s in shapes if manifest.networks[s.network].work is None}):
         raise BundleError(
@@ -119,10 +138,13 @@ def predict(
             "the build could not count it and said so. Build it anew with: python build.py bundle --sd DIR "
             "--checkpoint FILE --out BUNDLE"
         )
-    times = tuple(
-        _time(manifest, machine, shape, precision, (measured or {}).get(shape.stage)) for shape in shapes
-    )
-    return Prediction(machine, width, height, times)
+    return shapes
+
+
+def _operations(manifest: Manifest, shape: StageShape) -> float:
+    work = manifest.networks[shape.network].work
+    assert work is not None
+    return 2 * shape.runs * evaluate(work.multiply_adds, shape.sizes)
 
 
 def predict_all(
@@ -153,7 +175,7 @@ def _time(
     assert rate is not None
     numbers = work.weights + evaluate(work.activations, shape.sizes)
     moved = shape.runs * (numbers * _BYTES[chosen] + evaluate(work.integer_bytes, shape.sizes))
-    flop = 2 * shape.runs * evaluate(work.multiply_adds, shape.sizes)
+    flop = _operations(manifest, shape)
     return StageTime(shape, chosen, flop, moved, flop / rate, moved / machine.bandwidth, measured)
 
 

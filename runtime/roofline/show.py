@@ -19,19 +19,19 @@ _LEGEND = (
 
 
 def show(console: Console, predictions: Sequence[Prediction]) -> None:
-    """A table for each prediction, or one for all where there are several machines, and where the rates come from."""
+    """The stages at the first size, where there is one machine; a table of all; and where the rates come from."""
     machines = {prediction.machine.name: prediction.machine for prediction in predictions}
-    if len(machines) > 1:
+    if len(machines) == 1:
+        first = predictions[0]
+        _title(console, f"{first.machine.name}, {first.width}x{first.height}")
+        console.print(_stages(first))
+        console.print(
+            f"[bold]{_ms(first.seconds)} ms, {_significant(first.fps)} frames a second[/] ({NOTE})\n",
+            highlight=False,
+        )
+    if len(predictions) > 1:
         _title(console, "milliseconds (frames a second)")
         console.print(_summary(predictions))
-    else:
-        for prediction in predictions:
-            _title(console, f"{prediction.machine.name}, {prediction.width}x{prediction.height}")
-            console.print(_stages(prediction))
-            console.print(
-                f"[bold]{_ms(prediction.seconds)} ms, {_significant(prediction.fps)} frames a second[/] ({NOTE})\n",
-                highlight=False,
-            )
     for machine in machines.values():
         console.print(_rates(machine), highlight=False, soft_wrap=True)
     console.print(f"[dim]{_LEGEND}", highlight=False)

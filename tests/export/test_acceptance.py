@@ -13,7 +13,7 @@ from rich.console import Console
 
 from export.synthetic.acceptance import REPORT, SIZES, Task, accept, tasks
 
-BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"median": 0.0412}}}}
+BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"summary": {"median": 0.0412}}}}}
 
 
 def steps(tmp_path: Path) -> list[Task]:

@@ -322,3 +322,25 @@ def test_the_drawing_in_the_documents_is_up_to_date() -> None:
         "draw it anew: python -m runtime plan --bundle GOLDEN --size 512x512 --slots 2 --draw docs/schedule.svg "
         "--overwrite"
     )
+
+
+def test_measured_stages_stand_beside_the_model(tmp_path: Path) -> None:
+    from runtime.bench.compare import median_stages
+
+    report = {
+        "kind": "vsr-trt bench",
+        "schema_version": 1,
+        "settings": {"size": "512x512"},
+        "modes": {"latency": {"observed": {"stages": {"unet": {"summary": {"median": 0.25}}}}}},
+    }
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(report))
+    assert median_stages(file, 512, 512) == {"unet": 0.25}
+    with pytest.raises(InputError, match=r"--measured .*it is of 512x512, and the plan of 1280x720"):
+        median_stages(file, 1280, 720)
+    file.write_text(json.dumps(report | {"modes": {"throughput": {"observed": None}}}))
+    with pytest.raises(InputError, match="it has no stages"):
+        median_stages(file, 512, 512)
+    file.write_text(json.dumps(report | {"modes": {}}))
+    with pytest.raises(InputError, match="the report is damaged"):
+        median_stages(file, 512, 512)
