@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,13 @@ from rich.markup import escape
 
 from engines import cli as engine_commands
 from engines.accuracy import cli as accuracy_commands
+from engines.alternatives import cli as alternative_commands
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from engines.alternatives.ways import Way
     from export.bundle import BundleRequest
     from export.network import Exported
     from runtime.actions import Networks
@@ -37,7 +37,7 @@ examples:
   python build.py verify BUNDLE
   python build.py engines BUNDLE --target sm_86,sm_89 --size 1920x1080
   python build.py demo
-  python build.py eager clip.mp4 --sd SD --checkpoint model.pkl
+  python build.py alternatives BUNDLE --clip clip.mp4 --sd SD --checkpoint model.pkl
 
 exit codes: 0 done, 2 option refused, 3 output not writable, 4 bundle refused, 5 weights refused, 6 export
 failed, 7 a network failed while running, 9 verification failed, 10 engine cannot be built, 130 interrupted
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_bundle(commands)
     accuracy_commands.add_commands(commands)
     engine_commands.add_commands(commands)
+    alternative_commands.add_commands(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
     demo.add_argument("--frames", type=int, default=4, help="frames to restore (default: 4)")
@@ -70,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument(
         "--torch-frames",
         type=int,
-        default=3,
-        help="frames to restore in plain torch as well, to compare; 0 for none (default: 3)",
+        default=4,
+        help="frames of the comparison with torch and ONNX Runtime; 0 for none in torch (default: 4)",
     )
     full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
     accept = commands.add_parser(
@@ -81,28 +82,16 @@ def parser() -> argparse.ArgumentParser:
         "need one, verification, and benchmarks at three sizes. Goes on where a step fails, and exits with 9 then. "
         "Needs 25 GB of disk while it runs.",
     )
-    accept.add_argument("--out", type=Path, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)")
     accept.add_argument(
-        "--backend", choices=("tensorrt-rtx", "tensorrt"), default="tensorrt-rtx", help="(default: %(default)s)"
+        "--out", type=Path, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)"
     )
-    eager = commands.add_parser(
-        "eager",
-        help="time the model in plain torch, to compare with",
-        description="Restores frames with torch modules in the order of the published code, both frames of a "
-        "window encoded each time, and prints each stage's median seconds as JSON. Writes no pictures.",
+    accept.add_argument(
+        "--backend",
+        choices=("tensorrt-rtx", "tensorrt"),
+        default="tensorrt-rtx",
+        help="(default: %(default)s)",
     )
-    eager.add_argument("input", type=Path, metavar="INPUT", help="a video or a folder of pictures")
-    _add_weights(eager)
-    eager.add_argument("--frames", type=int, default=3, help="the first is warm-up (default: 3)")
     return top
-
-
-def _add_weights(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
-    add(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
-    )
 
 
 def _add_bundle(commands: argparse._SubParsersAction) -> None:
@@ -114,8 +103,11 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_weights(command)
     add = command.add_argument
+    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
+    add(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
+    )
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's directory")
     add(
         "--stage",
@@ -152,10 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "full-size": _full_size,
         "gpu-acceptance": _gpu_acceptance,
-        "eager": _eager,
+        "time": _time,
+        "alternatives": _alternatives,
     }
     commands |= dict.fromkeys(("engines", "cache", "diff", "doctor"), engine_commands.run)
-    with terminal.errors(as_json=getattr(options, "json", False)) as outcome:
+    as_json = getattr(options, "json", False) in (True, "-")  # alternatives names a file
+    with terminal.errors(as_json=as_json) as outcome:
         outcome.code = commands[options.command](options)
     return outcome.code
 
@@ -289,13 +283,9 @@ def _verify(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    _check_frames(options.frames)
+    if options.frames < 1:
+        raise InputError(f"--frames is {options.frames}; expected 1 or more.")
     return showcase.demo(Path(__file__), options.out, options.frames, Console())
-
-
-def _check_frames(frames: int) -> None:
-    if frames < 1:
-        raise InputError(f"--frames is {frames}; expected 1 or more.")
 
 
 def _gpu_acceptance(options: argparse.Namespace) -> int:
@@ -308,9 +298,12 @@ def _gpu_acceptance(options: argparse.Namespace) -> int:
 def _full_size(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    _check_frames(options.frames)
-    if options.torch_frames < 0:
-        raise InputError(f"--torch-frames is {options.torch_frames}; expected 0 or more.")
+    if options.frames < 2:
+        raise InputError(f"--frames is {options.frames}; expected 2 or more, for the first is warm-up.")
+    if options.torch_frames < 0 or options.torch_frames == 1:
+        raise InputError(
+            f"--torch-frames is {options.torch_frames}; expected 0, or 2 or more, for the first is warm-up."
+        )
     return showcase.full_size(
         Path(__file__),
         options.out,
@@ -322,31 +315,27 @@ def _full_size(options: argparse.Namespace) -> int:
     )
 
 
-def _eager(options: argparse.Namespace) -> int:
-    from export.bundle import DEFAULT_PROMPT
-    from export.eager import Eager, measure
-    from export.families.dloral import MINIMUM_SIDE
-    from runtime.media import open_source
+def _time(options: argparse.Namespace) -> int:
+    def open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
+        import torch
 
-    _check_frames(options.frames)
-    with open_source(options.input, frames=options.frames) as source:
-        if min(source.info.width, source.info.height) < MINIMUM_SIDE:
-            raise InputError(
-                f"{options.input} is {source.info.width}x{source.info.height}; plain torch takes frames of at "
-                f"least {MINIMUM_SIDE}x{MINIMUM_SIDE}. (The runtime takes any.)"
-            )
-        console = Console(stderr=True)
-        with console.status("reading the weights…") as status:
-            eager = Eager(options.sd, options.checkpoint, DEFAULT_PROMPT)
+        from engines.alternatives import COMPILED
+        from engines.alternatives.ways import refuse_small
+        from export.bundle import DEFAULT_PROMPT
+        from export.eager import Compiled, Eager
+        from export.families.dloral import MINIMUM_SIDE
 
-            def arrays() -> Iterator[np.ndarray]:
-                for frame in source:
-                    status.update(f"frame {frame.index + 1} of {options.frames}")
-                    yield frame.rgb
+        refuse_small(options.way, MINIMUM_SIDE, height, width)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        model = Compiled if options.way == COMPILED else Eager
+        return model(options.sd, options.checkpoint, DEFAULT_PROMPT)
 
-            report = measure(eager, arrays())
-    print(json.dumps(report | {"peak_memory": peak_bytes()}, indent=1))  # noqa: T201
-    return 0
+    return alternative_commands.time_way(options, open_torch)
+
+
+def _alternatives(options: argparse.Namespace) -> int:
+    return alternative_commands.alternatives(options, Path(__file__))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,9 @@ def _config(library: Library, builder: Any, network: Any, order: Order) -> Any:
     )  # names of layers, for reports and profilers
     if hasattr(module.BuilderFlag, "TF32"):
         config.clear_flag(module.BuilderFlag.TF32)  # it would cut FP32 products to 11 bits, islands' too
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # The runtime's memory for all of it, none allocated while it runs: or it could not be captured as a graph.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if library.targets:
         config.num_compute_capabilities = len(order.capabilities)
         for index, name in enumerate(order.capabilities):

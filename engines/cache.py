@@ -35,7 +35,7 @@ from engines.builder import write_error
 from runtime.errors import InputError, OutputError
 from runtime.manifest import sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ENTRY = "entry.json"
 DEFAULT_LIMIT = 50_000_000_000  # bytes: some twenty full-size UNets
 _STALE = 24 * 3600.0  # seconds after which a directory in tmp/ belongs to a process that was killed

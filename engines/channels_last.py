@@ -33,12 +33,12 @@ _ROW, _CHANNEL = 1, 3  # axes
 
 # Of the larger of a layer's input and output. With fewer, transforms take longer than the products they save.
 MIN_CHANNELS = 128
-# Windows of 36 products in one band: its tensors are then of 2 to 10 MB.
-_WINDOWS = 128
-# As many where the kernel's values are read again and again from memory, being too large for a cache.
-_WINDOWS_OF_WIDE = 256
-_WIDE = 256 * 256 + 1
-_WINDOW_PRODUCTS = 36
+# Products for each channel in one band: its tensors are then of 2 to 10 MB. More where the kernel's values, of
+# channels times channels, are too large for a cache, and each band reads them from memory.
+_BAND, _WIDE_BAND = 128 * 36, 256 * 36
+_WIDE = 256 * 256
+# Of channels times channels: beyond, ONNX Runtime's own convolution is as fast as `direct`, and loads faster.
+_DIRECT = 512 * 512
 _BAND_ROWS = np.array([1 << power for power in range(7)])
 
 
@@ -83,7 +83,7 @@ class _Bands:
     lines: ir.Value  # (window*rows,): of the band with its zeros, for each row of windows
     pixels: (
         ir.Value
-    )  # (window*rows*columns,): of one line of each window, for each window; of them all, if direct
+    )  # (window*rows*columns,): of a window's line, for each window; of all its lines, if direct
     rows: ir.Value  # (1,): windows of a band, down
     columns: ir.Value  # (1,): windows of a band, across
     count: ir.Value  # (1,): pictures
@@ -130,31 +130,31 @@ class _Rewriting:
 
     def _made(self, node: ir.Node) -> tuple[ir.Value, _Statistics | None] | None:
         """What the node's result is with the channels last, or None where it stays as it is."""
-        if node.domain != "":
+        if node.domain != "" or node.outputs[0].dtype != ir.DataType.FLOAT:
             return None
         if node.op_type == "Conv":
             return self._convolution(node)
         if node.op_type == "Add":
             return self._sum(node)
-        if node.op_type == "Concat" and node.attributes["axis"].as_int() == 1:
-            if any(value in self._last for value in node.inputs):
-                parts = [self._to_last(value) for value in node.inputs if value is not None]
-                return self._joined(*parts, axis=_CHANNEL), None
-        if node.op_type == "GroupNormalization" and (data := node.inputs[0]) in self._last:
-            if not self._is_fused(node):
-                return self._normalised(node, data), None
-        if node.op_type == "Transpose":
+        if node.op_type == "Concat":
+            return self._concatenation(node)
+        if node.op_type == "GroupNormalization":
+            return self._normalisation(node)
+        if node.op_type == "Transpose" and "perm" in node.attributes:
             self._turned(node)
         return None
 
+    def _concatenation(self, node: ir.Node) -> tuple[ir.Value, None] | None:
+        parts = [value for value in node.inputs if value is not None]
+        if node.attributes["axis"].as_int() != 1 or not any(part in self._last for part in parts):
+            return None
+        return self._joined(*(self._to_last(part) for part in parts), axis=_CHANNEL), None
+
     def _is_fused(self, norm: ir.Node) -> bool:
         """Whether a normalisation will become part of the convolution that follows."""
-        for product in norm.outputs[0].uses():
-            for use in product.node.outputs[0].uses():
-                if use.node.op_type == "Conv" and (layer := self._layer(use.node)) is not None:
-                    if layer.norm is norm:
-                        return True
-        return False
+        followers = [use.node for user in norm.outputs[0].uses() for use in user.node.outputs[0].uses()]
+        layers = [self._layer(node) for node in followers if node.op_type == "Conv"]
+        return any(layer is not None and layer.norm is norm for layer in layers)
 
     def _turned(self, node: ir.Node) -> None:
         """Remembers a transpose from the channels last, and removes one to them."""
@@ -201,24 +201,24 @@ class _Rewriting:
     def _layer(self, node: ir.Node) -> _Layer | None:
         data, weight = node.inputs[:2]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if data is None or weight is None or weight.const_value is None or weight.dtype != ir.DataType.FLOAT:
+        if data is None or weight is None or weight.const_value is None or data.dtype != ir.DataType.FLOAT:
             return None
         outputs, inputs, *kernel = _sizes(weight)
         if kernel != [TAPS, TAPS] or max(outputs, inputs) < self._min_channels:
             return None
-        if (filter := self._filter(node, data)) is None:
+        if (filter := self._filter(node, data, inputs * outputs)) is None:
             return None
         if filter.name == "upsampling":
-            assert (doubling := data.producer()) is not None
-            assert doubling.inputs[0] is not None
-            return _Layer(filter, doubling.inputs[0], weight, bias, None)
-        norm = _normalisation(data)
+            small = _before_doubling(data)
+            assert small is not None
+            return _Layer(filter, small, weight, bias, None)
+        norm = _norm_before(data)
         if norm is not None:
             assert norm.inputs[0] is not None
             data = norm.inputs[0]
         return _Layer(filter, data, weight, bias, norm)
 
-    def _filter(self, node: ir.Node, data: ir.Value) -> Filter | None:
+    def _filter(self, node: ir.Node, data: ir.Value, channels: int) -> Filter | None:
         """How a 3x3 convolution is best computed."""
         factors = _factors(data)
         if min(factors) >= 4 and _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
@@ -227,6 +227,8 @@ class _Rewriting:
             for results, least in ((4, 8), (2, 4)):
                 if all(factor >= least and factor % results == 0 for factor in factors):
                     return winograd(results)
+        if channels > _DIRECT:
+            return None
         if _is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
             return direct(step=1, before=1)
         if all(factor and factor % 2 == 0 for factor in factors):
@@ -246,87 +248,100 @@ class _Rewriting:
             residual: with the channels last, to be added.
         """
         graph, filter = self._graph, layer.filter
+        outputs = integers(graph, layer.channels[1])
+        bands = self._bands_of(layer)
+        high, wide = (
+            self._op("Mul", windows, integers(graph, filter.results))
+            for windows in (bands.rows, bands.columns)
+        )
+        shape = self._joined(high, wide, outputs)
+        scanned = [bands.first, bands.end, bands.pads, bands.picture]
+        if residual is not None:
+            scanned.append(self._op("Reshape", residual, self._joined(integers(graph, -1), shape)))
+        measured = any(use.node.op_type == "GroupNormalization" for use in result.uses())
+        body = self._body(layer, bands, shape, f"{result.name}_band", residual is not None, measured)
+        scan = self._steps.op_multi_out(
+            "Scan",
+            scanned,
+            num_outputs=len(body.outputs),
+            attributes={"num_scan_inputs": len(scanned), "body": ir.AttrGraph("body", body)},
+        )
+        whole = self._joined(bands.count, integers(graph, -1), wide, outputs)
+        picture = self._op("Reshape", scan[0], whole)
+        if not measured:
+            return picture, None
+        by_row = self._joined(bands.count, integers(graph, -1, 1, layer.channels[1]))
+        return picture, _Statistics(*(self._op("Reshape", value, by_row) for value in scan[1:]))
+
+    def _body(
+        self, layer: _Layer, bands: _Bands, shape: ir.Value, name: str, has_residual: bool, is_measured: bool
+    ) -> ir.Graph:
+        """What is done for each band.
+
+        Args:
+            layer: the convolution.
+            bands: the cut.
+            shape: of a band's results.
+            name: unique in the graph.
+            has_residual: whether a band of the residual is the last input.
+            is_measured: whether the means and squares of rows are outputs too.
+        """
+        graph, filter, op = self._graph, layer.filter, self._op
         inputs, outputs = layer.channels
         data = self._to_last(layer.data)
-        bands = self._bands_of(layer)
-        measured = any(use.node.op_type == "GroupNormalization" for use in result.uses())
-        width = self._shape(data, 2)
-        rows = self._op("Reshape", data, self._joined(integers(graph, -1), width, integers(graph, inputs)))
+        rows = op(
+            "Reshape", data, self._joined(integers(graph, -1), self._shape(data, 2), integers(graph, inputs))
+        )
         kernels = self._kernels(layer, bands)
-        high = self._op("Mul", bands.rows, integers(graph, filter.results))
-        wide = self._op("Mul", bands.columns, integers(graph, filter.results))
         squares = self._joined(
             integers(graph, filter.results, filter.results),
             bands.rows,
             bands.columns,
             integers(graph, outputs),
         )
-        band = self._joined(high, wide, integers(graph, outputs))
-        scale, shift = self._factor_and_shift(layer.norm) if layer.norm is not None else (None, None)
+        norm = self._factor_and_shift(layer.norm) if layer.norm is not None else None
 
-        def of_band(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-            return ir.Value(
-                name=f"{result.name}_band_{name}", type=ir.TensorType(dtype), shape=ir.Shape(shape)
-            )
-
-        body_inputs = [
-            of_band("first", ir.DataType.INT64, [1]),
-            of_band("end", ir.DataType.INT64, [1]),
-            of_band("pads", ir.DataType.INT64, [6]),
-            of_band("picture", ir.DataType.INT64, [1]),
+        integer, single = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.FLOAT)
+        given = [
+            ir.Value(name=f"{name}_{part}", type=integer, shape=ir.Shape([size]))
+            for part, size in (("first", 1), ("end", 1), ("pads", 6), ("picture", 1))
         ]
-        scanned = [bands.first, bands.end, bands.pads, bands.picture]
-        first, end, pads, picture = body_inputs
+        first, end, pads, picture = given
         outside, self._steps = self._steps, tape.Tape()
-        pixels = self._op("Slice", rows, first, end, integers(graph, 0))
-        if scale is not None and shift is not None:
-            pixels = self._op("Mul", pixels, self._op("Gather", scale, picture))
-            pixels = self._op("Add", pixels, self._op("Gather", shift, picture))
-            pixels = self._op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)
-        pixels = self._op("Pad", pixels, pads)
+        pixels = op("Slice", rows, first, end, integers(graph, 0))
+        if norm is not None:
+            factor, shift = (op("Gather", value, picture) for value in norm)
+            pixels = op("Add", op("Mul", pixels, factor), shift)
+            pixels = op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)  # with alpha 1, it is SiLU
+        pixels = op("Pad", pixels, pads)
         if filter.is_direct:
-            pixels = self._op("Reshape", pixels, integers(graph, -1, inputs))
-            values = self._op("Gather", pixels, bands.pixels)
-            values = self._op("Reshape", values, integers(graph, -1, TAPS * TAPS * inputs))
-            values = self._op("MatMul", values, kernels)
+            pixels = op("Gather", op("Reshape", pixels, integers(graph, -1, inputs)), bands.pixels)
+            values = op("MatMul", op("Reshape", pixels, integers(graph, -1, TAPS * TAPS * inputs)), kernels)
         else:
-            values = self._op("MatMul", self._values(filter, pixels, bands, inputs), kernels)
-            values = self._op("Reshape", self._results(filter, values), squares)
-            values = self._op("Transpose", values, perm=[2, 0, 3, 1, 4])
-        values = self._op("Reshape", values, band)
+            values = op("MatMul", self._values(filter, pixels, bands, inputs), kernels)
+            values = op("Reshape", self._results(filter, values), squares)
+            values = op("Transpose", values, perm=[2, 0, 3, 1, 4])
+        values = op("Reshape", values, shape)
         if layer.bias is not None:
-            values = self._op("Add", values, layer.bias)
-        if residual is not None:
-            body_inputs.append(of_band("residual", ir.DataType.FLOAT, ["rows", "columns", outputs]))
-            values = self._op("Add", values, body_inputs[-1])
+            values = op("Add", values, layer.bias)
+        if has_residual:
+            given.append(
+                ir.Value(name=f"{name}_residual", type=single, shape=ir.Shape([None, None, outputs]))
+            )
+            values = op("Add", values, given[-1])
         made = [values]
-        if measured:
-            across = integers(graph, 1)
-            means = self._op("ReduceMean", values, across)
-            centred = self._op("Sub", values, means)
-            made += [means, self._op("ReduceSum", self._op("Mul", centred, centred), across)]
-        for value in made:
-            value.dtype = ir.DataType.FLOAT
+        if is_measured:
+            axis = integers(graph, 1)
+            means = op("ReduceMean", values, axis)
+            centred = op("Sub", values, means)
+            made += [means, op("ReduceSum", op("Mul", centred, centred), axis)]
+        for value, across in zip(made, (None, 1, 1), strict=False):
+            value.type, value.shape = single, ir.Shape([None, across, outputs])
         for number, node in enumerate(self._steps.nodes):  # names are shared with the graph around
-            node.outputs[0].name = f"{result.name}_band_{number}"
-        body = ir.Graph(body_inputs, made, nodes=self._steps.nodes, name="band")
-
+            node.outputs[0].name = f"{name}_{number}"
+        body = ir.Graph(given, made, nodes=self._steps.nodes, name="band")
         self._steps = outside
-        if residual is not None:
-            by_band = self._joined(integers(graph, -1), band)
-            scanned.append(self._op("Reshape", residual, by_band))
-        scan = self._steps.op_multi_out(
-            "Scan",
-            scanned,
-            num_outputs=len(made),
-            attributes={"num_scan_inputs": len(scanned), "body": ir.AttrGraph("body", body)},
-        )
-        whole = self._joined(bands.count, integers(graph, -1), wide, integers(graph, outputs))
-        picture_of = self._op("Reshape", scan[0], whole)
-        if not measured:
-            return picture_of, None
-        by_row = self._joined(bands.count, integers(graph, -1, 1, outputs))
-        return picture_of, _Statistics(*(self._op("Reshape", value, by_row) for value in scan[1:]))
+        return body
 
     def _values(self, filter: Filter, pixels: ir.Value, bands: _Bands, channels: int) -> ir.Value:
         """(rows,w,c) -> (products,windows,c), first down the windows, then across."""
@@ -356,24 +371,24 @@ class _Rewriting:
         """(products, inputs, outputs): the kernel's values; (taps * inputs, outputs) if they are its taps."""
         graph, filter = self._graph, layer.filter
         inputs, outputs = layer.channels
-        taps = self._op("Transpose", layer.weight, perm=[2, 3, 1, 0])
+        # in two steps that ONNX Runtime, which computes them as it loads the graph, has fast code for
+        taps = self._op("Transpose", layer.weight, perm=[1, 2, 3, 0])
+        taps = self._op("Transpose", taps, perm=[1, 2, 0, 3])
         if filter.is_direct:
             return self._op("Reshape", taps, integers(graph, -1, outputs))
-        taps = self._op("Reshape", taps, integers(graph, TAPS * TAPS, -1))
-        # ONNX Runtime would compute and keep a constant as it loads the graph; it does not know this one's shape
+        # a shape that is known in a run only: what is computed from here on would be kept otherwise
         one = self._op("Div", bands.count, bands.count)
-        shape = self._op("Mul", one, integers(graph, filter.products**2, TAPS * TAPS))
+        shape = self._joined(self._op("Mul", one, integers(graph, TAPS * TAPS)), integers(graph, -1))
+        taps = self._op("Reshape", taps, shape)
         both_ways = np.kron(filter.G, filter.G).astype(np.float32)
-        transform = self._op("Reshape", constant(graph, f"{filter.name}_G", both_ways), shape)
-        taps = self._op("MatMul", transform, taps)
+        taps = self._op("MatMul", constant(graph, f"{filter.name}_G", both_ways), taps)
         return self._op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
 
     def _bands_of(self, layer: _Layer) -> _Bands:
         """Cuts pictures; once for all of one size."""
         data, filter = layer.data, layer.filter
         inputs, outputs = layer.channels
-        windows = _WINDOWS_OF_WIDE if inputs * outputs >= _WIDE else _WINDOWS
-        windows = windows * _WINDOW_PRODUCTS // filter.products**2
+        windows = (_WIDE_BAND if inputs * outputs > _WIDE else _BAND) // filter.products**2
         assert data.shape is not None
         key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), filter.name, str(windows))
         if key not in self._bands:
@@ -428,11 +443,14 @@ class _Rewriting:
         fits = op("And", fits, op("Equal", remainder, integers(graph, 0)))
         return op("ReduceMax", op("Where", fits, choices, integers(graph, 1)), integers(graph, 0))
 
-    def _normalised(self, node: ir.Node, data: ir.Value) -> ir.Value:
+    def _normalisation(self, node: ir.Node) -> tuple[ir.Value, None] | None:
+        data = node.inputs[0]
+        if data is None or data not in self._last or self._is_fused(node):
+            return None
         factor, shift = (
             self._op("Unsqueeze", value, integers(self._graph, 1)) for value in self._factor_and_shift(node)
         )
-        return self._op("Add", self._op("Mul", self._last[data], factor), shift)
+        return self._op("Add", self._op("Mul", self._last[data], factor), shift), None
 
     def _factor_and_shift(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         """What each pixel is multiplied with, and what is added: (n,1,c).
@@ -570,7 +588,7 @@ def _before_doubling(value: ir.Value) -> ir.Value | None:
     return node.inputs[0] if scales.const_value.numpy().tolist() == [1, 1, 2, 2] else None
 
 
-def _normalisation(value: ir.Value) -> ir.Node | None:
+def _norm_before(value: ir.Value) -> ir.Node | None:
     """The GroupNormalization, if `value` is its SiLU (x * sigmoid(x)) and nothing else uses either."""
     product = value.producer()
     if product is None or product.op_type != "Mul" or len(value.uses()) != 1 or value.is_graph_output():

@@ -90,8 +90,15 @@ class Behind(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self._given_up = value is not None
-        self._items.put(_END)
-        self._thread.join()
+        try:
+            self._items.put(_END)
+            self._thread.join()
+        except BaseException:  # Ctrl-C while waiting: what waits is given up, what is being written is not
+            self._given_up = True
+            if self._thread.is_alive():
+                self._items.put(_END)
+            self._thread.join()
+            raise
         if value is None:
             self._check()
 

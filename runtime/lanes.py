@@ -19,6 +19,8 @@ from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import slot_arrays
 from runtime.timeline import Observer, Span
 
+_LOOK = 0.1  # seconds between attempts to cancel what is under way
+
 
 class HostLanes:
     """Executes a schedule on threads, one a lane.
@@ -84,8 +86,8 @@ class HostLanes:
 
     def _stop(self) -> None:
         if self._run is not None:
-            run, self._run = self._run, None
-            run.stop(self._cancel)
+            self._run.stop(self._cancel)
+            self._run = None
 
 
 class _Run:
@@ -154,10 +156,11 @@ class _Run:
             self._changed.notify_all()
         for tickets in self._queues:
             tickets.put(None)
-        if any(frame < self._submitted for frame in self._done.values()):
-            cancel()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                if any(frame < self._submitted for frame in self._done.values()):
+                    cancel()  # again: a call may have begun since
+                thread.join(_LOOK)
 
     def _failed(self, frame: int) -> bool:
         return self._failure is not None and self._failure.frame <= frame
@@ -184,15 +187,14 @@ class _Run:
         started = time.perf_counter()
         try:
             perform(step, self.arrays[ticket.slot], self._networks)
+            if self._observer is not None:
+                times = started, time.perf_counter()
+                self._observer(
+                    Span(ticket.frame, ticket.slot, step.name, step.stage, step.lane, step.action, *times)
+                )
         except Exception as error:  # whatever it is, the caller must hear of it, in its own thread
             failure = StepError(str(error) or type(error).__name__, ticket.frame, step.name, step.stage)
             failure.__cause__ = error
             with self._changed:
                 if self._failure is None or ticket.frame < self._failure.frame:
                     self._failure = failure
-            return
-        if self._observer is not None:
-            ended = time.perf_counter()
-            self._observer(
-                Span(ticket.frame, ticket.slot, step.name, step.stage, step.lane, step.action, started, ended)
-            )

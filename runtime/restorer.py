@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +69,7 @@ class Restorer:
             Frames that lie on the GPU are read after what was put on it; results that stay there are to
             be read on it. None: the application waits before `push`, and before it pushes more frames.
         device_results: results stay on the GPU, with `__cuda_array_interface__` and `__dlpack__`; each is
-            valid until as many frames as there are slots were pushed after it was returned.
+            valid until the next frame is pushed, or the Restorer closed.
 
     Raises:
         BundleError: no bundle, or one that lost or changed a file, or of another schema version.
@@ -153,13 +155,15 @@ class Restorer:
             FrameError: a network failed; the results before that frame were yielded.
             DeviceError: the Restorer is closed.
         """
+        if self._runner is not None and self._runner.under_way:
+            self.flush()  # frames of a clip that was given up
         self.reset()
         clip = self._clip
         try:
             for frame in frames:
-                if self._clip != clip:
-                    raise DeviceError("another clip was begun on this Restorer; make one for each clip.")
+                self._check_clip(clip)
                 yield from self.push(frame)
+            self._check_clip(clip)
             yield from self.flush()
         except FrameError as error:
             yield from error.results
@@ -167,9 +171,11 @@ class Restorer:
             raise
 
     def prepare(self, height: int, width: int) -> None:
-        """Makes ready for frames (height, width, 3), so that the first one takes no longer than others.
+        """Makes ready for frames (height, width, 3): loads engines, allocates memory. (A GPU still gets faster over
+        the first frames of each slot.)
 
         Raises:
+            InputError: frames of another size are under way.
             DeviceError: not enough memory, or no engine for this size.
         """
         with self._alone():
@@ -196,19 +202,17 @@ class Restorer:
             taken: Frame | DeviceArray = self._taken(frame)
             self._check(taken)
             height, width = taken.shape[:2]
-            results = self._collect() if self._prepared != (height, width) else []
-            runner = self._prepare(height, width)
             least = self.manifest.minimum_side
-            if (
-                min(height, width) < least
-            ):  # too small for the networks: enlarge first, reduce the result again
+            if min(taken.shape[:2]) < least:
+                # too small for the networks: enlarged first, the result reduced again
                 if isinstance(taken, DeviceArray) or self._device_results:
                     raise InputError(
                         f"frames on the GPU must be at least {least}x{least}, not {width}x{height}; enlarge them, or "
                         "pass and take arrays of the CPU."
                     )
                 taken = resize_bicubic(taken, *enlarged_size(height, width, least))
-            return results + self._count(runner.push(taken))
+            runner = self._prepare(height, width)
+            return self._count(runner.push(taken))
 
     def flush(self) -> list[Frame]:
         """Returns the results that are still under way. More frames may be pushed afterwards."""
@@ -236,12 +240,17 @@ class Restorer:
         return list(self._timings)
 
     def close(self) -> None:
-        """Releases everything. Closing twice is harmless; so is a frame that another thread has under way."""
+        """Releases everything, results on the GPU too. Closing twice is harmless. Waits for other threads' calls."""
         with self._busy:
             self._runner = None
             if self._device is not None:
                 self._device.close()
                 self._device = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_device", None) is not None:
+            warnings.warn("a Restorer was dropped without close()", ResourceWarning, stacklevel=2)
+            self.close()
 
     def __enter__(self) -> Restorer:
         return self
@@ -253,6 +262,10 @@ class Restorer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _check_clip(self, clip: int) -> None:
+        if self._clip != clip:
+            raise DeviceError("another clip was begun on this Restorer; make one for each clip.")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -267,12 +280,17 @@ class Restorer:
         if self._device is None:
             raise DeviceError("this Restorer is closed; make a new one.")
         if self._runner is None or self._prepared != (height, width):
+            if self._runner is not None and self._runner.under_way:
+                raise InputError(
+                    f"{self._runner.under_way} frames of another size are under way; call flush() before frames of "
+                    f"{width}x{height}."
+                )
             self._runner, self._prepared = None, None
             inside = enlarged_size(height, width, self.manifest.minimum_side)
             options, batches = self._device.arrange(*inside, self._options)
             schedule = build(self.manifest, *inside, options, self.slots, batches)
             watched = self._device.times_itself or self._observer is not None
-            observer = self._observe if watched else None
+            observer = _weakly(self._observe) if watched else None
             self._device.open(schedule, derive(schedule), self._constants, observer)
             self._clocks.clear()
             self._returned = 0
@@ -339,6 +357,17 @@ class Restorer:
                 f"{frame.shape[1]}x{frame.shape[0]}; call reset() where a new clip begins."
             )
         self._size = frame.shape
+
+
+def _weakly(observe: Observer) -> Observer:
+    """An observer that does not keep its Restorer: one that is dropped must not live on in its device's threads."""
+    held = weakref.WeakMethod(observe)
+
+    def tell(span: Span) -> None:
+        if (method := held()) is not None:
+            method(span)
+
+    return tell
 
 
 def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:

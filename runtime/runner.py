@@ -43,9 +43,15 @@ class Runner:
     ) -> None:
         self._device, self._slots, self._timeout, self._finish = device, slots, timeout, finish
         self._flying: deque[Ticket] = deque()
+        self._numbers: dict[int, int] = {}  # frame under way -> its number in its clip
         self._next = 0
         self._clip_began = 0
         self._broken: str | None = None
+
+    @property
+    def under_way(self) -> int:
+        """How many frames."""
+        return len(self._flying)
 
     def begin(self) -> None:
         """The next frame has no predecessor. Frames under way go on."""
@@ -63,6 +69,7 @@ class Runner:
         ticket = Ticket(self._next, self._next % self._slots, self._next == self._clip_began)
         self._device.receive(ticket.slot, frame)
         with self._breaking():
+            self._numbers[ticket.frame] = ticket.frame - self._clip_began
             results: list[Any] = []
             try:
                 self._device.submit(ticket)
@@ -98,10 +105,10 @@ class Runner:
         except StepError as error:
             raise self._told(error, results) from error
         results.append(self._finish(self._device.deliver(ticket.slot)))
-        self._flying.popleft()
+        self._numbers.pop(self._flying.popleft().frame)
 
     def _told(self, error: StepError, results: list[Any]) -> FrameError:
-        frame, text = error.frame - self._clip_began, str(error).rstrip(".")
+        frame, text = self._numbers.get(error.frame, error.frame), str(error).rstrip(".")
         told = text if text.startswith(error.stage) else f"{error.stage}: {text}"
         return FrameError(f"frame {frame}: {told}.", frame, error.stage, results)
 

@@ -100,6 +100,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skip_without_gpu(items)
     slow = (
         "test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install", "test_shapes",
-        "test_engine_builds", "test_engine_faults", "test_engines_cli", "test_verify",
+        "test_engine_builds", "test_engine_faults", "test_engines_cli", "test_verify", "test_alternatives",
     )  # fmt: skip
     items.sort(key=lambda item: any(name in item.nodeid for name in slow))

@@ -260,15 +260,6 @@ def test_build_refusals(tmp_path: Path, capsys, arguments: tuple, code: int, mes
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_eager_times_every_stage(capsys) -> None:
-    weights = ["--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl"]
-    assert build.main([str(value) for value in ("eager", GOLDEN / "in", *weights, "--frames", 2)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["frames"] == 2
-    assert set(report["stages"]) >= {"vae_encoder", "spynet", "cfr", "text_encoder", "unet", "vae_decoder"}
-    assert all(seconds > 0 for seconds in report["stages"].values())
-
-
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     options = ["--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl", "--out", tmp_path / "bundle"]
     command = [sys.executable, ROOT / "build.py", "bundle", *options]

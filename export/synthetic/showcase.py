@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,12 @@ from typing import Any
 import av
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from export.synthetic.demo import write_demo
 from export.synthetic.full_size import write_model
 from runtime.errors import InputError, VsrError
 
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
-# Of the encoder (1.12), UNet (0.80) and decoder (2.51) at 512x512, counted as 2 a multiply-add.
-_FRAME_FLOP = 4.43e12
 _START = 6.5  # seconds; a street with fine detail
 _SIDE = 128  # of the pictures that full-size networks restore
 _TARGET, _SIZE = "sm_89", "1920x1080"  # of the engines that are compiled at full size
@@ -97,7 +93,8 @@ def full_size(
         build_script: path of build.py.
         out: folder for everything that is made, about 15 GB.
         frames: of 128x128, restored to 512x512. The first one calibrates the FP16 graphs that are compiled.
-        torch_frames: as many of them are restored in plain torch as well, to compare; 0 for none.
+        torch_frames: as many of them are restored in each of the other ways as well, to compare; 0 for all of
+            them, and not in torch.
         precision: of the bundle.
         keep: leave weights and bundle there afterwards; the report and the frames stay anyway.
         console: where to show what is done.
@@ -125,25 +122,25 @@ def full_size(
             ["-m", "runtime", "restore", clip, "-o", restored, "--bundle", bundle, "--overwrite", "--json"],
             capture=True,
         )
-        eager = None
-        if torch_frames:
-            console.rule("4. python build.py eager")
-            eager = _run(
-                [build_script, "eager", clip, *sources, "--frames", min(frames, torch_frames)], capture=True
-            )
         engines = _full_size_engines(build_script, bundle, clip, out / "cache", precision, console)
+        console.rule("6. python build.py alternatives")  # the last one, whose table is what one looks for
+        compared = ["--frames", min(frames, torch_frames), *sources]
+        if not torch_frames:
+            compared = ["--frames", frames, "--ways", "runtime,onnxruntime"]
+        alternatives = _run(
+            [build_script, "alternatives", bundle, "--clip", clip, *compared, "--json", "-"], capture=True
+        )
     finally:
         if not keep:
             for folder in (weights, bundle, out / "cache"):
                 shutil.rmtree(folder, ignore_errors=True)
     report = {
         "machine": _machine(doctor),
-        "matmul_flops": _matmul_rate(),
         "precision": precision,
         "build": built,
         "run": ran,
-        "torch": eager,
         "engines": engines,
+        "alternatives": alternatives,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print_full_size(report, console)
@@ -159,28 +156,15 @@ def _full_size_engines(
         console.print("TensorRT-RTX is not installed: no engines are compiled (pip install 'vsr-trt[rtx]')")
         return None
     if precision == "fp32":
-        console.rule("5. python build.py calibrate")
+        console.rule("4. python build.py calibrate")
         _run([build_script, "calibrate", bundle, "--clip", clip, "--frames", 1])
-    console.rule("6. python build.py engines")
+    console.rule("5. python build.py engines")
     options = ["--target", _TARGET, "--size", _SIZE, "--cache-dir", cache, "--json"]
     return _run([build_script, "engines", bundle, *options], capture=True)
 
 
 def _print_full_size(report: dict[str, Any], console: Console) -> None:
     ran, built = report["run"], report["build"]
-    title = f"full size, {report['precision']}, random weights, 128x128 -> 512x512, {ran['frames']} frames"
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage")
-    columns = {"runtime": ran} | ({"plain torch": report["torch"]} if report["torch"] else {})
-    for name in columns:
-        table.add_column(f"{name}, median s", justify="right")
-    for stage in dict.fromkeys(stage for column in columns.values() for stage in column["stages"]):
-        seconds = [column["stages"].get(stage) for column in columns.values()]
-        table.add_row(stage, *("" if value is None else f"{value:.3f}" for value in seconds))
-    totals = [sum(column["stages"].values()) for column in columns.values()]
-    table.add_row("[bold]all", *(f"[bold]{total:.2f}" for total in totals))
-    table.add_row("memory, GB", *(f"{column['peak_memory'] / 1e9:.1f}" for column in columns.values()))
-    console.print(table)
     console.print(
         f"loading {ran['load_seconds']:.0f} s; build {built['seconds']:.0f} s and "
         f"{built['peak_memory'] / 1e9:.1f} GB of memory; bundle {built['bytes'] / 1e9:.1f} GB\n"
@@ -195,25 +179,6 @@ def _print_full_size(report: dict[str, Any], console: Console) -> None:
             f"{max(found['peak_memory'] for found in reports) / 1e9:.1f} GB of memory for the largest build; on a GPU "
             f"{weights / 1e9:.2f} GB of weights and {scratch / 1e9:.2f} GB of activations (as the builder reports it)"
         )
-    rate = report["matmul_flops"]
-    console.print(
-        f"This machine multiplies FP32 matrices at {rate / 1e9:.0f} GFLOP/s. At that rate the "
-        f"{_FRAME_FLOP / 1e12:.2f} TFLOP of a frame take {_FRAME_FLOP / rate:.1f} s."
-    )
-
-
-def _matmul_rate() -> float:
-    """FP32 matrix products that torch computes here, in operations a second: the best of five."""
-    import torch
-
-    size = 2048
-    left, right = torch.rand(size, size), torch.rand(size, size)
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def _machine(doctor: dict[str, Any]) -> str:
@@ -244,9 +209,14 @@ def _run(arguments: Sequence[object], capture: bool = False) -> Any:
         VsrError: the command failed; it has said why itself.
     """
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
-    if done.returncode:
-        error = VsrError(f"the command failed with exit code {done.returncode}: {' '.join(command[1:])}")
-        error.exit_code = done.returncode
+    with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, text=True) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            process.terminate()  # not killed: it may have processes of its own to end
+            raise
+    if process.returncode:
+        error = VsrError(f"the command failed with exit code {process.returncode}: {' '.join(command[1:])}")
+        error.exit_code = process.returncode
         raise error
-    return json.loads(done.stdout) if capture else None
+    return json.loads(output) if capture else None

@@ -109,7 +109,9 @@ def median_stages(file: Path, width: int, height: int) -> dict[str, float]:
     try:
         size, modes = data["settings"]["size"], data["modes"]
         observed = (modes.get("latency") or modes["throughput"])["observed"] or {}
-        stages = {name: float(series["summary"]["median"]) for name, series in observed.get("stages", {}).items()}
+        stages = {
+            name: float(series["summary"]["median"]) for name, series in observed.get("stages", {}).items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{option} {file}: the report is damaged ({error}). {_AGAIN} FILE") from error
     if size != f"{width}x{height}":

@@ -19,6 +19,9 @@ from runtime.schedule.graph import Grid, Schedule, Step
 
 WARP = "warp"  # flag of an engine that leaves the attention to its kernel
 
+ContextKey = tuple[str, str, tuple[tuple[int, ...], ...]]
+"""Lane, network, and the shapes of its inputs: what an execution context is for."""
+
 Enqueue = Callable[[Any, Mapping[str, int]], None]
 """Puts a step on a stream, with the buffers at these addresses."""
 
@@ -146,24 +149,26 @@ class Actions:
     def network(
         self,
         step: Step,
-        record: Engine,
-        engine: LoadedEngine,
+        engines: Mapping[str, tuple[Engine, LoadedEngine]],
         scratch: tuple[int, int],
-        contexts: dict[str, Any],
+        contexts: dict[ContextKey, Any],
         cache: RuntimeCache | None,
     ) -> Enqueue:
         """An engine in its context, and after one that leaves it out the attention's kernel.
 
+        What is returned looks up engine and context when it is called: whoever empties `engines` and `contexts` frees
+        them, also where an error still holds on to what is returned.
+
         Args:
             step: runs the engine's network.
-            record: of the engine.
-            engine: loaded.
+            engines: network -> its record, and the engine.
             scratch: address and size of what it works in.
-            contexts: network -> context, of the slot; made where there is none yet.
+            contexts: of the slot; made where there is none yet for this lane, network and shapes.
             cache: of compiled kernels.
         """
         manifest, network = self._bundle.manifest, step.network
         assert network is not None
+        record = engines[network][0]
         left_out = WARP in record.flags
         inputs = [tensor.name for tensor in manifest.networks[network].inputs]
         operands = {**step.reads, **step.writes}
@@ -172,24 +177,19 @@ class Actions:
             outputs = set(step.writes) - {manifest.operator.output}
             operands = {name: buffer for name, buffer in operands.items() if name in {*inputs, *outputs}}
         shapes = {name: self._part_shape(step, step.reads[name]) for name in inputs}
-        if network not in contexts:
-            context = engine.context(cache)
-            if engine.scratch > scratch[1]:
-                raise DeviceError(
-                    f"{network} works in {engine.scratch} bytes, and {scratch[1]} were planned."
-                )
-            context.set_device_memory(*scratch)
-            check_shapes(context, network, shapes)
-            contexts[network] = context
-        context = contexts[network]
+        key = step.lane, network, tuple(shapes.values())
+        if key not in contexts:
+            contexts[key] = engines[network][1].context(scratch, cache)
+            check_shapes(contexts[key], network, shapes)
         offsets = {operand: self._offset(step, buffer) for operand, buffer in operands.items()}
 
         def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            context = contexts[key]
             for operand, buffer in operands.items():
                 if not context.set_tensor_address(operand, at[buffer] + offsets[operand]):
                     raise EngineError(f"the engine of {network} has no tensor {operand}. Build it anew.")
             if not context.execute_async_v3(int(stream)):
-                raise DeviceError(f"{network} could not be started: {engine.why()}.")
+                raise DeviceError(f"{network} could not be started: {engines[network][1].why()}.")
 
         if not left_out:
             return enqueue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from runtime.actions import Buffers
 from runtime.bundle import Bundle
-from runtime.cuda.actions import Actions, Enqueue
+from runtime.cuda.actions import Actions, ContextKey, Enqueue
 from runtime.cuda.driver import Context, CudaError, Driver, Owned
 from runtime.cuda.engines import LoadedEngine, RuntimeCache, share
 from runtime.cuda.interop import DeviceArray, DeviceFrame
@@ -35,6 +36,7 @@ from runtime.schedule.memory import scratch_sizes
 from runtime.timeline import Observer
 
 _log = logging.getLogger(__name__)
+_PATIENCE = 20.0  # seconds that work under way is waited for before its memory is given back
 _POLL = 20e-6  # seconds between looks at a frame that is waited for
 _WARM_FRAMES = 1  # of each slot, before its segments are captured: engines make ready in their first runs
 
@@ -51,12 +53,13 @@ class _Slot:
         at: buffer -> address.
         done: recorded when the result is in its staging memory.
         met: recorded on the caller's stream, where lanes wait for it.
-        contexts: network -> execution context.
+        contexts: execution contexts, see `Actions.network`.
         recorded: step -> event that is recorded after it, for those that something waits for.
         launches: for each segment its steps' work.
         graphs: segment's number -> graph, once captured.
         used: how many frames went through.
-        external: address of a frame of the caller's that is read where it lies, None for a staged one.
+        external: a frame of the caller's on the device, None for a staged one. It is read where it lies, or
+            copied into the slot where engines could not read it there.
         lent: the result that the caller may still read where it lies.
     """
 
@@ -65,7 +68,7 @@ class _Slot:
     at: Mapping[str, int]
     done: Any
     met: Any
-    contexts: dict[str, Any] = field(default_factory=dict)
+    contexts: dict[ContextKey, Any] = field(default_factory=dict)
     recorded: dict[str, Any] = field(default_factory=dict)
     launches: list[list[tuple[Step, Enqueue]]] = field(default_factory=list)
     graphs: dict[int, Any] = field(default_factory=dict)
@@ -112,7 +115,7 @@ class CudaDevice:
         self._capability, self._choose = capability, choose
         self._graphs, self._caller, self._device_results = graphs, stream, device_results
         self._cache = RuntimeCache(cache) if cache is not None else None
-        self._context = Context(driver)
+        self._context: Context | None = Context(driver)
         self._owned = Owned(driver)
         self._choice: Choice | None = None
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
@@ -127,7 +130,7 @@ class CudaDevice:
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
         """See `runtime.device.Device.open`."""
-        with self._context.current():
+        with self._current():
             self._release()
             try:
                 self._open(schedule, events, constants, observer)
@@ -147,13 +150,13 @@ class CudaDevice:
             place.frame[0] = frame
 
     def deliver(self, slot: int) -> Any:
-        """A slot's result: a copy, or where it lies on the device (valid until the slot is used again)."""
+        """A slot's result: a copy, or where it lies on the device (valid until the next frame is received)."""
         place = self._slots[slot]
         if not self._device_results:
             return place.result[0].copy()
         place.lent = True
         buffer = self._schedule.buffers[self._result]
-        return DeviceFrame(place.at[self._result], buffer.shape[1:], self._caller, self)
+        return DeviceFrame(place.at[self._result], buffer.shape[1:])
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.device.Device.submit`.
@@ -162,16 +165,19 @@ class CudaDevice:
             StepError: a step could not be put on its stream.
         """
         slot = self._slots[ticket.slot]
-        with self._context.current():
-            self._meet_caller(slot)
-            for number, segment in enumerate(self._segments):
-                self._enqueue(ticket, slot, number, segment)
-            self._record(slot.done, self._streams[self._segments_end])
+        with self._current():
+            try:
+                self._meet_caller(slot)
+                for number, segment in enumerate(self._segments):
+                    self._enqueue(ticket, slot, number, segment)
+                self._record(slot.done, self._streams[self._segments_end])
+            except CudaError as error:
+                raise self._lost(ticket, error) from error
             slot.used += 1
 
     def is_done(self, ticket: Ticket) -> bool:
         """See `runtime.device.Device.is_done`."""
-        with self._context.current():
+        with self._current():
             try:
                 return self._driver.is_ready(self._slots[ticket.slot].done)
             except CudaError:
@@ -181,36 +187,42 @@ class CudaDevice:
         """See `runtime.device.Device.wait`."""
         slot = self._slots[ticket.slot]
         until = None if timeout is None else time.monotonic() + timeout
-        with self._context.current():
+        with self._current():
             try:
                 while not self._driver.is_ready(slot.done):
                     if until is not None and time.monotonic() > until:
                         raise self._late(ticket, slot, timeout)
                     time.sleep(_POLL)
+                if self._stopwatch is not None:
+                    self._stopwatch.report(ticket)
             except CudaError as error:
-                step = self._schedule.steps[-1]
-                raise StepError(
-                    f"the GPU was lost: {error}", ticket.frame, step.name, "some stage of it"
-                ) from error
-            if self._stopwatch is not None:
-                self._stopwatch.report(ticket)
+                raise self._lost(ticket, error) from error
 
     def close(self) -> None:
         """See `runtime.device.Device.close`. What is under way is waited for: it uses what is given back."""
-        if self._context is None:
+        context = self._context
+        if context is None:
             return
-        with self._context.current():
-            self._release()
-            self._engines.clear()
-            if self._cache is not None:
-                self._cache.save()
-        self._context.close()
-        self._context = None  # type: ignore[assignment]
+        try:
+            with context.current():
+                self._context = None  # from here on, and not if even this fails: then closing can be tried again
+                self._release()
+                self._engines.clear()
+                if self._cache is not None:
+                    self._cache.save()
+        finally:
+            if self._context is None:
+                context.close()
 
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that were allocated: `buffers` on the device, scratch included, and `pinned` on the host."""
         return {"buffers": self._allocated, "pinned": self._pinned}
+
+    def _current(self) -> AbstractContextManager[None]:
+        if self._context is None:
+            raise DeviceError("the device is closed.")
+        return self._context.current()
 
     def _clear(self) -> None:
         self._slots: list[_Slot] = []
@@ -222,14 +234,39 @@ class CudaDevice:
         self._capture = self._graphs
 
     def _release(self) -> None:
-        """Waits for the streams, then gives everything of the schedule back, in reverse order."""
-        for stream in self._streams.values():
-            try:
-                self._driver.call("cuStreamSynchronize", stream)
-            except DeviceError as error:
-                _log.warning("%s", error)
-        self._clear()  # contexts first: they hold addresses of what goes
+        """Waits for the streams, then gives everything of the schedule back, in reverse order.
+
+        A GPU that does not end its work keeps what that work uses: giving it back would wait for ever.
+        """
+        ended = self._all_ended()
+        for slot in self._slots:  # contexts first: they hold addresses of what goes
+            slot.launches.clear()
+            slot.graphs.clear()
+            slot.contexts.clear()
+        self._clear()
+        if not ended:
+            _log.error(
+                "the GPU has not ended its work after %g seconds; its memory is lost to this process.",
+                _PATIENCE,
+            )
+            self._owned.abandon()
         self._owned.close()
+
+    def _all_ended(self) -> bool:
+        """Whether the streams, the caller's where it reads results of ours, ended their work within `_PATIENCE`."""
+        streams = list(self._streams.values())
+        if self._caller is not None and any(slot.lent for slot in self._slots):
+            streams.append(self._caller)
+        until = time.monotonic() + _PATIENCE
+        for stream in streams:
+            try:
+                while not self._driver.is_idle(stream):
+                    if time.monotonic() > until:
+                        return False
+                    time.sleep(_POLL)
+            except DeviceError as error:  # lost: nothing runs any more
+                _log.warning("%s", error)
+        return True
 
     def _open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
@@ -250,23 +287,26 @@ class CudaDevice:
                 self._driver.call("cuMemcpyHtoD", addresses.slots[0][name], array.ctypes.data, array.nbytes)
         lanes = dict.fromkeys(step.lane for step in schedule.steps if not schedule.lanes[step.lane].host)
         self._streams = {lane: self._owned.stream() for lane in lanes}
-        self._segments = segments(schedule, events, (self._frame, self._result))
+        self._segments = segments(schedule, events, (self._frame,))
         self._segments_end = download.lane
         if observer is not None:
             self._stopwatch = Stopwatch(self._driver, self._owned, schedule, observer, self._streams)
             self._capture = False
         for number in range(schedule.slots):
-            self._slots.append(self._slot(number, schedule, addresses, actions))
+            self._add_slot(number, schedule, addresses, actions)
+        # copies of constants return before they have arrived, and lanes do not wait for the stream that they are on
+        self._driver.call("cuCtxSynchronize")
 
     def _load(self, schedule: Schedule) -> None:
         """The engines of a schedule; those that are loaded and still fit stay."""
         if self._choice is None:
             raise DeviceError("no engines were chosen: arrange() comes first.")
-        device = int(self._driver.call("cuCtxGetDevice"))
+        assert self._context is not None
+        context = self._context.address
         self._engines = {
             network: (
                 record,
-                share(self._trt, self._bundle.file(record.file), self._file_hash(record), device),
+                share(self._trt, self._bundle.file(record.file), self._file_hash(record), context),
             )
             for network, record in self._choice.engines.items()
         }
@@ -289,26 +329,26 @@ class CudaDevice:
                 "`python -m runtime plan` tells what is needed."
             )
 
-    def _slot(self, number: int, schedule: Schedule, addresses: Addresses, actions: Actions) -> _Slot:
-        shapes = [schedule.buffers[name] for name in (schedule.frame, schedule.result)]
-        staged = [self._owned.pinned(buffer.bytes).reshape(buffer.shape) for buffer in shapes]
+    def _add_slot(self, number: int, schedule: Schedule, addresses: Addresses, actions: Actions) -> None:
+        names = (schedule.frame,) if self._device_results else (schedule.frame, schedule.result)
+        buffers = [schedule.buffers[name] for name in names]
+        staged = [self._owned.pinned(buffer.bytes).reshape(buffer.shape) for buffer in buffers]
         self._pinned += sum(array.nbytes for array in staged)
-        slot = _Slot(staged[0], staged[1], addresses.slots[number], self._owned.event(), self._owned.event())
+        slot = _Slot(staged[0], staged[-1], addresses.slots[number], self._owned.event(), self._owned.event())
+        self._slots.append(slot)  # before its contexts are made: what fails from here on is released with it
         for segment in self._segments:
             if segment.records:
                 slot.recorded[segment.steps[-1].name] = self._owned.event()
             slot.launches.append(
                 [(step, self._enqueuer(step, slot, addresses, actions)) for step in segment.steps]
             )
-        return slot
 
     def _enqueuer(self, step: Step, slot: _Slot, addresses: Addresses, actions: Actions) -> Enqueue:
         if step.action == "network":
             assert step.network is not None
             assert step.workspace is not None
-            record, engine = self._engines[step.network]
             scratch = addresses.scratch[step.workspace]
-            return actions.network(step, record, engine, scratch, slot.contexts, self._cache)
+            return actions.network(step, self._engines, scratch, slot.contexts, self._cache)
         if step.action == "upload":
             return actions.upload(step, slot.frame)
         if step.action == "download":
@@ -316,10 +356,12 @@ class CudaDevice:
         return {"cut": actions.cut, "blend": actions.blend, "copy": actions.copy}[step.action](step)
 
     def _meet_caller(self, slot: _Slot) -> None:
-        """Streams wait for what the caller's stream was asked before: it may write the frame, or read a result."""
-        waits = slot.external is not None or slot.lent
-        if waits and self._caller is not None:
-            self._record(slot.met, self._caller)
+        """Streams wait for what others were asked before: to write the frame, or to read the slot's last result."""
+        others = {self._caller} if slot.external is not None or slot.lent else set()
+        if slot.external is not None:
+            others.add(slot.external.stream)
+        for other in others - {None}:
+            self._record(slot.met, self._driver.module.CUstream(other))
             for stream in self._streams.values():
                 self._driver.call("cuStreamWaitEvent", stream, slot.met, 0)
         slot.lent = False
@@ -344,10 +386,13 @@ class CudaDevice:
     def _run(
         self, ticket: Ticket, slot: _Slot, launches: Sequence[tuple[Step, Enqueue]], stream: Any
     ) -> None:
-        at = slot.at
-        if slot.external is not None:
-            at = {**at, self._frame: slot.external.address}
+        at, frame = slot.at, slot.external
+        if frame is not None and frame.is_aligned:
+            at = {**at, self._frame: frame.address}
         for step, enqueue in launches:
+            if step.action == "upload" and frame is not None and not frame.is_aligned:
+                size = self._schedule.buffers[self._frame].bytes
+                self._driver.call("cuMemcpyDtoDAsync", at[self._frame], frame.address, size, stream)
             if self._passed_over(step, ticket, slot):
                 continue
             started = time.perf_counter()
@@ -381,11 +426,23 @@ class CudaDevice:
         self._driver.call("cuEventRecord", event, stream)
 
     def _late(self, ticket: Ticket, slot: _Slot, timeout: float | None) -> StepError:
-        """Names the first step that is known not to have ended."""
-        last = None
-        for name, event in slot.recorded.items():
-            if not self._driver.is_ready(event):
-                last = name
-                break
-        step = self._schedule.step(last) if last else self._schedule.steps[-2]
-        return StepError(f"it has not ended within {timeout:g} seconds", ticket.frame, step.name, step.stage)
+        """Names the stages among which one has not ended, by the events that are known to have passed."""
+        began: dict[str, str] = {}  # lane -> its first stage of which nothing is known
+        for segment in self._segments:
+            began.setdefault(segment.lane, segment.steps[0].stage)
+            last = segment.steps[-1]
+            done = slot.recorded.get(last.name) if segment.lane != self._segments_end else slot.done
+            if done is None:
+                continue
+            if not self._driver.is_ready(done):
+                first = began[segment.lane]
+                stages = last.stage if first == last.stage else f"{first} to {last.stage}"
+                return StepError(
+                    f"it has not ended within {timeout:g} seconds", ticket.frame, last.name, stages
+                )
+            began.pop(segment.lane)
+        raise AssertionError("a frame whose last event is recorded is done")
+
+    def _lost(self, ticket: Ticket, error: CudaError) -> StepError:
+        text = f"the GPU was lost: {str(error).rstrip('.')}. A new process can use it again"
+        return StepError(text, ticket.frame, self._schedule.steps[-1].name, "GPU")

@@ -88,33 +88,53 @@ class Driver:
         Raises:
             CudaError: something before it failed.
         """
-        (status, *_) = self.module.cuEventQuery(event)
+        return self._query("cuEventQuery", event)
+
+    def is_idle(self, stream: Any) -> bool:
+        """Whether everything on a stream is done.
+
+        Raises:
+            CudaError: something on it failed.
+        """
+        return self._query("cuStreamQuery", stream)
+
+    def _query(self, name: str, handle: Any) -> bool:
+        (status, *_) = getattr(self.module, name)(handle)
         if status == self.module.CUresult.CUDA_ERROR_NOT_READY:
             return False
         if status != self.module.CUresult.CUDA_SUCCESS:
-            raise CudaError("cuEventQuery", status.name)
+            raise CudaError(name, status.name)
         return True
 
 
-class Owned(contextlib.ExitStack):
+class Owned:
     """Resources of the driver, given back in the reverse order. What cannot be given back is logged, not raised:
     it is most often the consequence of a lost device, and what comes after it must still be tried.
+
+    Args:
+        driver: makes the calls.
     """
 
     def __init__(self, driver: Driver) -> None:
-        super().__init__()
         self._driver = driver
+        self._releases: list[tuple[str, tuple[Any, ...]]] = []
 
     def defer(self, name: str, *arguments: Any) -> None:
         """Makes a call when the resources are given back."""
+        self._releases.append((name, arguments))
 
-        def release() -> None:
+    def close(self) -> None:
+        """Gives everything back; what is made afterwards is given back by the next call."""
+        while self._releases:
+            name, arguments = self._releases.pop()
             try:
                 self._driver.call(name, *arguments)
             except DeviceError as error:
                 _log.warning("%s", error)
 
-        self.callback(release)
+    def abandon(self) -> None:
+        """Gives nothing back: the device still uses it, and will not end."""
+        self._releases.clear()
 
     def stream(self) -> Any:
         """A stream that does not wait for the default one."""
@@ -195,6 +215,19 @@ class Context:
             device = driver.call("cuDeviceGet", 0)
             self._context = driver.call("cuDevicePrimaryCtxRetain", device)
             self._retained = device
+        elif device := self._ordinal():
+            raise DeviceError(
+                f"the current CUDA context is on device {device}; engines and kernels are chosen for device 0. Make a "
+                "context on that one current, or hide the others: CUDA_VISIBLE_DEVICES."
+            )
+
+    @property
+    def address(self) -> int:
+        """Of the context."""
+        return int(self._context)
+
+    def _ordinal(self) -> int:
+        return int(self._driver.call("cuCtxGetDevice"))
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from runtime.engine_check import TITLES
 from runtime.errors import DeviceError, EngineError
 
 _log = logging.getLogger(__name__)
+_KEPT_MESSAGES = 20
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _shared: weakref.WeakValueDictionary[tuple[str, str, int], LoadedEngine] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
@@ -36,8 +37,32 @@ def library(backend: str) -> Any:
         ) from error
 
 
+class _Library:
+    """A library's only logger and runtime in this process: it keeps pointers to the first that it is given.
+
+    Attributes:
+        messages: errors since they were last cleared.
+        runtime: deserialises engines.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self.trt = trt
+        self.messages: list[str] = []
+        self._logger = _logger(trt, self.messages)
+        self.runtime = trt.Runtime(self._logger)
+
+
+_libraries: dict[int, _Library] = {}  # never emptied
+
+
+def _opened(trt: Any) -> _Library:
+    if id(trt) not in _libraries:
+        _libraries[id(trt)] = _Library(trt)
+    return _libraries[id(trt)]
+
+
 class LoadedEngine:
-    """A deserialised engine, its weights on the GPU, and the messages of its library.
+    """A deserialised engine, its weights on the GPU.
 
     Args:
         trt: the library.
@@ -50,9 +75,9 @@ class LoadedEngine:
 
     def __init__(self, trt: Any, plan: bytes, name: str) -> None:
         self._trt, self._name = trt, name
-        self._messages: list[str] = []
-        self._runtime = trt.Runtime(_logger(trt, self._messages))
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        self._library = _opened(trt)
+        self._library.messages.clear()
+        self.engine = self._library.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EngineError(
                 f"{name} cannot be loaded: {self.why()}. Build it anew: python build.py engines BUNDLE --force"
@@ -63,16 +88,20 @@ class LoadedEngine:
         """Bytes that a context of it works in."""
         return int(self.engine.device_memory_size_v2)
 
-    def context(self, cache: RuntimeCache | None = None) -> Any:
-        """An execution context that works in memory of ours: it needs `set_device_memory` before it runs.
+    def context(self, memory: tuple[int, int], cache: RuntimeCache | None = None) -> Any:
+        """An execution context that works in memory of ours.
 
         Args:
+            memory: address and size, of `scratch` bytes at least.
             cache: of kernels that were compiled for this GPU before; TensorRT-RTX only.
 
         Raises:
-            DeviceError: there is not enough memory.
+            DeviceError: there is not enough memory, or the library refuses it.
         """
-        trt = self._trt
+        if self.scratch > memory[1]:
+            raise DeviceError(f"{self._name} works in {self.scratch} bytes, and {memory[1]} were planned.")
+        trt, messages = self._trt, self._library.messages
+        messages.clear()
         ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(
             trt, "DynamicShapesKernelSpecializationStrategy"
@@ -93,34 +122,37 @@ class LoadedEngine:
             context = self.engine.create_execution_context(ours)
         if context is None:
             raise DeviceError(f"{self._name}: no execution context could be made: {self.why()}.")
+        context.set_device_memory(*memory)
+        if messages:  # it has no other way to say that it refuses the memory
+            raise DeviceError(f"{self._name} cannot work in the memory that it is given: {self.why()}.")
         return context
 
     def why(self) -> str:
         """The library's last words."""
-        return "; ".join(self._messages[-3:]).rstrip(".") or "it gives no reason"
+        return "; ".join(self._library.messages[-3:]).rstrip(".") or "it gives no reason"
 
 
-def share(trt: Any, file: Path, key: str, device: int) -> LoadedEngine:
+def share(trt: Any, file: Path, key: str, context: int) -> LoadedEngine:
     """An engine, loaded once in this process for all that use it at the same time: its weights are shared.
 
     Args:
         trt: the library.
         file: the plan.
         key: of its content.
-        device: context that it lives in.
+        context: address of the CUDA context that it lives in.
 
     Raises:
         EngineError: the plan cannot be read, or the library refuses it.
     """
     with _loading:
-        found = _shared.get((trt.__name__, key, device))
+        found = _shared.get((trt.__name__, key, context))
         if found is None:
             try:
                 plan = file.read_bytes()
             except OSError as error:
                 raise EngineError(f"{file} cannot be read: {error.strerror or error}.") from error
             found = LoadedEngine(trt, plan, file.name)
-            _shared[trt.__name__, key, device] = found
+            _shared[trt.__name__, key, context] = found
         return found
 
 
@@ -151,8 +183,9 @@ class RuntimeCache:
         """Writes what is new in it, whole or not at all. A folder that cannot be written costs time, not more."""
         if self._cache is None:
             return
-        blob = bytes(self._cache.serialize())
-        if blob == self._read:
+        serialized = self._cache.serialize()
+        blob = b"" if serialized is None else bytes(serialized)
+        if not blob or blob == self._read:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +227,7 @@ def _logger(trt: Any, messages: list[str]) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (severities.INTERNAL_ERROR, severities.ERROR):
                 messages.append(message)
+                del messages[:-_KEPT_MESSAGES]
             _log.log(_LEVELS.get(severity.name, logging.DEBUG), "%s", message)
 
     return Logger()

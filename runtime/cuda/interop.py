@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.cuda.memory import ALIGNMENT
 from runtime.errors import InputError
 
 _CUDA, _UINT = 2, 1  # DLPack's kDLCUDA and kDLUInt
+_LEGACY = 1  # CU_STREAM_LEGACY: what 0 stands for, and what both protocols ask to be written instead
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,18 @@ class DeviceArray:
         address: of its first byte.
         shape: of it; uint8, C-contiguous.
         owner: kept until the frame is done with.
+        stream: on which it is written, where its producer says so.
     """
 
     address: int
     shape: tuple[int, ...]
     owner: Any
+    stream: int | None = None
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether engines can read it where it lies; a part of a larger array may lie anywhere."""
+        return self.address % ALIGNMENT == 0
 
     def check(self, expected: Sequence[int]) -> None:
         """Refuses another shape than (H,W,3) `expected`.
@@ -65,12 +74,19 @@ def device_array(frame: Any, stream: int | None = None) -> DeviceArray:
             raise InputError(f"a frame must be uint8, not {interface['typestr']}.")
         shape = tuple(int(size) for size in interface["shape"])
         _contiguous(shape, interface.get("strides"))
-        return DeviceArray(int(interface["data"][0]), shape, frame)
+        producer = interface.get("stream")
+        if producer == 0:
+            raise InputError(
+                "a frame's __cuda_array_interface__ names the stream 0, which that protocol rules out."
+            )
+        return DeviceArray(int(interface["data"][0]), shape, frame, producer)
     # -1: the producer need not wait for anything. Without a stream of ours the caller has waited already.
     capsule = frame.__dlpack__(stream=-1 if stream is None else stream)
     tensor = _Managed.from_address(_pointer(capsule)).tensor
     if tensor.device_type != _CUDA:
         raise InputError("the frame does not lie on a CUDA device.")
+    if tensor.device_id != 0:
+        raise InputError(f"the frame lies on CUDA device {tensor.device_id}; this version uses device 0.")
     if (tensor.code, tensor.bits, tensor.lanes) != (_UINT, 8, 1):
         raise InputError(f"a frame must be uint8, not DLPack type {tensor.code} of {tensor.bits} bits.")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
@@ -92,16 +108,20 @@ def stream_address(stream: Any) -> int | None:
     """
     if stream is None:
         return None
+    found: int | None = None
     if isinstance(stream, int) and not isinstance(stream, bool):
-        return stream
-    if hasattr(stream, "__cuda_stream__"):
+        found = stream
+    elif hasattr(stream, "__cuda_stream__"):
         protocol = stream.__cuda_stream__
-        return int((protocol() if callable(protocol) else protocol)[1])
-    for attribute in ("cuda_stream", "handle"):  # torch's, pycuda's
-        if hasattr(stream, attribute):
-            return int(getattr(stream, attribute))
-    if type(stream).__module__.startswith("cuda.") and hasattr(stream, "__int__"):
-        return int(stream)
+        found = int((protocol() if callable(protocol) else protocol)[1])
+    elif attributes := [
+        name for name in ("cuda_stream", "handle") if hasattr(stream, name)
+    ]:  # torch's, pycuda's
+        found = int(getattr(stream, attributes[0]))
+    elif type(stream).__module__.startswith("cuda.") and hasattr(stream, "__int__"):
+        found = int(stream)
+    if found is not None:
+        return found or _LEGACY  # the default stream, torch's for example
     raise InputError(
         f"{type(stream).__name__} is no CUDA stream: expected its address as a number, or a stream of cuda-python, "
         "torch or pycuda."
@@ -109,19 +129,16 @@ def stream_address(stream: Any) -> int | None:
 
 
 class DeviceFrame:
-    """A restored frame where it lies on the device, (4H,4W,3) uint8. It may be read until its slot is used again:
-    until `slots` more frames were pushed; copy what is needed for longer.
+    """A restored frame where it lies on the device, (4H,4W,3) uint8, finished. It is valid until the next frame is
+    pushed, or the Restorer closed: copy what is needed for longer, on the Restorer's stream or before that.
 
     Args:
         address: of its first byte.
         shape: (4H,4W,3).
-        stream: that it is to be read on, None for any.
-        owner: of the memory, kept as long as this is.
     """
 
-    def __init__(self, address: int, shape: tuple[int, ...], stream: int | None, owner: Any) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
         self.address, self.shape, self.dtype = address, shape, "uint8"
-        self._stream, self._owner = stream, owner
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -131,15 +148,23 @@ class DeviceFrame:
             "typestr": "|u1",
             "data": (self.address, False),
             "strides": None,
-            "stream": self._stream,
+            "stream": None,  # nothing is to be waited for
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, 0
 
-    def __dlpack__(self, *, stream: Any = None, **ignored: Any) -> Any:
-        """A capsule; the frame is done already, so no stream has to wait for it."""
-        return _export(self.address, self.shape, self)
+    def __dlpack__(
+        self, *, stream: Any = None, dl_device: Any = None, copy: bool | None = None, **newer: Any
+    ) -> Any:
+        """A capsule.
+
+        Raises:
+            BufferError: a copy, or another device, is asked for.
+        """
+        if copy or dl_device not in (None, (_CUDA, 0)):
+            raise BufferError("a restored frame is given as it lies on CUDA device 0, and not copied.")
+        return _export(self.address, self.shape)
 
 
 def _contiguous(shape: tuple[int, ...], strides: Sequence[int] | None) -> None:
@@ -178,7 +203,6 @@ class _Managed(ctypes.Structure):
 
 
 _NAME = b"dltensor"
-# With addresses instead of objects: a capsule that is going must not be counted as an object again.
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
@@ -188,7 +212,9 @@ _get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
 _is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
-_exported: dict[int, tuple[Any, ...]] = {}  # address of a tensor that is out -> what must live as long
+# Descriptions of tensors that were given out. Results lie at the same few addresses for ever, so they are few, and
+# nobody has to tell when a consumer is done with one: no deleter, and no code of ours in another library's clean-up.
+_exported: dict[tuple[int, tuple[int, ...]], tuple[_Managed, Any]] = {}
 
 
 def _pointer(capsule: Any) -> int:
@@ -197,24 +223,10 @@ def _pointer(capsule: Any) -> int:
     return int(_get(id(capsule), _NAME))
 
 
-@_Deleter
-def _forget_managed(address: int) -> None:
-    """Whoever took the tensor over is done with it."""
-    _exported.pop(address, None)
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _forget_capsule(capsule: int) -> None:
-    """A capsule goes: if nobody took its tensor over, the tensor goes with it."""
-    if _is_named(capsule, _NAME):
-        _exported.pop(int(_get(capsule, _NAME)), None)
-
-
-def _export(address: int, shape: tuple[int, ...], owner: Any) -> Any:
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    managed = _Managed(
-        _Tensor(address, _CUDA, 0, len(shape), _UINT, 8, 1, sizes, None, 0), None, _forget_managed
-    )
-    place = ctypes.addressof(managed)
-    _exported[place] = managed, sizes, owner
-    return _new(place, _NAME, ctypes.cast(_forget_capsule, ctypes.c_void_p))
+def _export(address: int, shape: tuple[int, ...]) -> Any:
+    if (address, shape) not in _exported:
+        sizes = (ctypes.c_int64 * len(shape))(*shape)
+        tensor = _Tensor(address, _CUDA, 0, len(shape), _UINT, 8, 1, sizes, None, 0)
+        _exported[address, shape] = _Managed(tensor, None, _Deleter()), sizes
+    managed, _ = _exported[address, shape]
+    return _new(ctypes.addressof(managed), _NAME, None)

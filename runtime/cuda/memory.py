@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from runtime.cuda.driver import Owned
 from runtime.schedule.graph import Schedule
 
-ALIGNMENT = 256  # bytes; what CUDA's own allocations have, and TensorRT asks for
+ALIGNMENT = 512  # bytes; what TensorRT asks for of the memory that its contexts work in, on some GPUs
 
 
 @dataclass(frozen=True)

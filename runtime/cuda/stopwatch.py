@@ -59,10 +59,10 @@ class Stopwatch:
             step = self._schedule.step(name)
             # of lanes that the result did not wait for
             self._driver.call("cuEventSynchronize", self._events[ticket.slot][name][1])
-            start, end = (
-                self._began + self._driver.call("cuEventElapsedTime", self._zero, event) / 1e3
-                for event in self._events[ticket.slot][name]
-            )
+            begin, finish = self._events[ticket.slot][name]
+            # two numbers of single precision: the length by itself, or it would fade after some minutes
+            start = self._began + self._driver.call("cuEventElapsedTime", self._zero, begin) / 1e3
+            end = start + self._driver.call("cuEventElapsedTime", begin, finish) / 1e3
             self._observer(
                 Span(ticket.frame, ticket.slot, name, step.stage, step.lane, step.action, start, end, enqueue)
             )

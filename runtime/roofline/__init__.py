@@ -4,7 +4,16 @@ Nothing here is measured but the two rates of `this-machine`. docs/roofline.md s
 """
 
 from runtime.roofline.machines import MACHINES, THIS_MACHINE, Machine, find, matrix_rate, measure_here
-from runtime.roofline.model import NOTE, SIZES, Prediction, StageTime, as_json, operations, predict, predict_all
+from runtime.roofline.model import (
+    NOTE,
+    SIZES,
+    Prediction,
+    StageTime,
+    as_json,
+    operations,
+    predict,
+    predict_all,
+)
 from runtime.roofline.show import show
 
 __all__ = [

@@ -90,9 +90,7 @@ def test_engines_that_were_built_are_chosen_and_chained(
     monkeypatch.setattr(start, "bindings", lambda: driver)
     monkeypatch.setattr(start, "detect", lambda: RTX_4090)
     with (
-        Restorer(
-            bundle, backend="tensorrt_rtx", slots=2, engine_cache=tmp_path / "kept", timeout=60
-        ) as ours,
+        Restorer(bundle, backend="tensorrt_rtx", slots=2, engine_cache=tmp_path / "kept", timeout=60) as ours,
         Restorer(bundle, backend="onnxruntime-cpu") as cpu,
     ):
         frames = golden_frames[:3]

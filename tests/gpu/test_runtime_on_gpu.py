@@ -26,6 +26,7 @@ from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.timeline import Span
 
+SLACK = 64 * 2**20  # bytes that the driver takes for itself
 ROOT = Path(__file__).parents[2]
 SIZES = ("512x512", "1280x640")  # the second is cut into tiles
 
@@ -110,22 +111,23 @@ def test_memory_does_not_grow(engines: tuple, wide: list) -> None:
     bundle, backend = engines
     with Restorer(bundle, backend=backend, slots=2) as restorer:
         list(restorer.restore(wide * 2))
+        torch.cuda.synchronize()  # makes a context current, which the Restorer does only while it is called
         free = driver.call("cuMemGetInfo")[0]
         list(restorer.restore(wide * 20))
-        assert driver.call("cuMemGetInfo")[0] >= free
+        assert driver.call("cuMemGetInfo")[0] >= free - SLACK
 
 
 def test_everything_is_given_back(engines: tuple, wide: list) -> None:
     driver = Driver(bindings())
     bundle, backend = engines
-    torch.cuda.init()
-    list(Restorer(bundle, backend=backend).restore(wide[:1]))  # what libraries keep once
+    with Restorer(bundle, backend=backend) as restorer:
+        list(restorer.restore(wide[:1]))  # what libraries keep once
     torch.cuda.synchronize()
     free = driver.call("cuMemGetInfo")[0]
     for _ in range(3):
         with Restorer(bundle, backend=backend, slots=2) as restorer:
             list(restorer.restore(wide))
-    assert driver.call("cuMemGetInfo")[0] >= free - 64 * 2**20
+    assert driver.call("cuMemGetInfo")[0] >= free - SLACK
 
 
 def test_two_restorers_share_weights(engines: tuple, golden_frames: list) -> None:
@@ -150,6 +152,12 @@ def test_frames_of_torch_go_in_and_out_without_a_copy(engines: tuple, golden_fra
         for frame in frames:
             got += [torch.from_dlpack(result).clone() for result in restorer.push(frame)]
         got += [torch.from_dlpack(result).clone() for result in restorer.flush()]
+        odd = torch.empty(frames[0].numel() + 3, dtype=torch.uint8, device="cuda")[3:].view(frames[0].shape)
+        odd.copy_(frames[0])  # begins where engines cannot read
+        restorer.reset()
+        moved = [torch.from_dlpack(r).clone() for r in [*restorer.push(odd), *restorer.flush()]]
+        assert torch.equal(moved[0], got[0])
+        restorer.reset()
         again = [torch.as_tensor(r, device="cuda").clone() for r in restorer.push(frames[0])]
         again += [torch.as_tensor(r, device="cuda").clone() for r in restorer.flush()]
     stream.synchronize()

@@ -2,8 +2,9 @@
 
 `FakeDriver` stands in for `cuda.bindings.driver`. Each call is first made to the real function, which checks and
 converts its arguments and then finds no driver; anything else that it raises is a mistake of ours. Then the call
-is recorded, its resources are counted, and it is done at once, on the host's memory: copies copy, launches run
-numpy, graphs replay what was captured. So results can be compared, byte by byte, with those of the CPU.
+is recorded, and its resources are counted. What it puts on a stream waits there, and is done on the host's memory when
+somebody asks whether an event has passed: streams go on in an order drawn by lot, as far as events let them. Copies
+copy, launches run numpy, graphs replay what was captured. So results can be compared, byte by byte, with the CPU's.
 
 `FakeTensorRT` stands in for `tensorrt_rtx`: its enums are the real ones, its methods take what the real ones'
 signatures say.
@@ -13,13 +14,16 @@ signatures say.
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import ctypes
 import inspect
 import itertools
+import random
 import re
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +73,7 @@ class FakeDriver:
         kernels: dict[str, Callable[..., None]] | None = None,
         free: int = 1 << 40,
         status: str = "CUDA_ERROR_UNKNOWN",
+        seed: int = 0,
     ) -> None:
         from cuda.bindings import driver
 
@@ -77,13 +82,19 @@ class FakeDriver:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.live: list[tuple[str, int]] = []
         self.kernels = kernels or {}
-        self.not_ready = 0  # how often an event is not done yet
         self._memory: dict[int, Any] = {}
         self._handles = itertools.count(0x1000, 16)
         self._functions: dict[int, str] = {}
         self._capturing: dict[int, list[Callable[[], None]]] = {}
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self.pushed = 0
+        self.stuck = False  # nothing on any stream goes on
+        self._chance = random.Random(seed)
+        self._streams: dict[int, collections.deque[tuple[str, Any]]] = collections.defaultdict(
+            collections.deque
+        )
+        self._recorded: dict[int, int] = collections.Counter()  # event -> records that were asked for
+        self._passed: dict[int, int] = collections.Counter()  # event -> records that have passed
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.real, name)
@@ -124,8 +135,52 @@ class FakeDriver:
         if int(stream) in self._capturing:
             self._capturing[int(stream)].append(work)
         else:
-            work()
+            self._streams[int(stream)].append(("work", work))
         return ()
+
+    def _step(self) -> bool:
+        """Lets one stream, by lot, go on by one thing; False where none can."""
+        able = [stream for stream, things in self._streams.items() if things and self._may(things[0])]
+        if not able or self.stuck:
+            return False
+        kind, what = self._streams[self._chance.choice(able)].popleft()
+        if kind == "record":
+            self._passed[what] += 1
+        elif kind == "work":
+            what()
+        return True
+
+    def _may(self, thing: tuple[str, Any]) -> bool:
+        kind, what = thing
+        return kind != "wait" or self._passed[what[0]] >= what[1]
+
+    def _status(self, done: bool) -> tuple[Any]:
+        results = self.real.CUresult
+        return (results.CUDA_SUCCESS if done else results.CUDA_ERROR_NOT_READY,)
+
+    def _do_cuEventRecord(self, event: Any, stream: Any) -> tuple[()]:
+        self._recorded[int(event)] += 1
+        self._streams[int(stream)].append(("record", int(event)))
+        return ()
+
+    def _do_cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> tuple[()]:
+        self._streams[int(stream)].append(("wait", (int(event), self._recorded[int(event)])))
+        return ()
+
+    def _finish(self) -> tuple[()]:
+        while self._step():
+            pass
+        assert self.stuck or not any(self._streams.values()), "streams wait for each other"
+        return ()
+
+    def _do_cuStreamSynchronize(self, stream: Any) -> tuple[()]:
+        return self._finish()
+
+    def _do_cuCtxSynchronize(self) -> tuple[()]:
+        return self._finish()
+
+    def _do_cuEventSynchronize(self, event: Any) -> tuple[()]:
+        return self._finish()
 
     def _handle(self, kind: Any) -> tuple[Any]:
         return (kind(next(self._handles)),)
@@ -172,10 +227,11 @@ class FakeDriver:
         return (self._new(size),)
 
     def _new(self, size: int) -> int:
-        memory = (ctypes.c_uint8 * size)()
-        ctypes.memset(memory, 0xA5, size)
-        self._memory[ctypes.addressof(memory)] = memory
-        return ctypes.addressof(memory)
+        memory = (ctypes.c_uint8 * (size + 512))()
+        address = -(-ctypes.addressof(memory) // 512) * 512  # as CUDA aligns it
+        ctypes.memset(address, 0xA5, size)
+        self._memory[address] = memory
+        return address
 
     def _do_cuMemcpyHtoD(self, target: Any, source: Any, size: int) -> tuple[()]:
         self._move(target, source, size)
@@ -208,15 +264,21 @@ class FakeDriver:
 
         return self._work(stream, work)
 
-    def _do_cuEventQuery(self, event: Any) -> tuple[()]:
-        return ()
-
     def cuEventQuery(self, event: Any) -> tuple[Any]:
-        if self.not_ready:
-            self.not_ready -= 1
-            self.calls.append(("cuEventQuery", (event,)))
-            return (self.real.CUresult.CUDA_ERROR_NOT_READY,)
-        return self._call("cuEventQuery", self.real.cuEventQuery, (event,))
+        answer = self._call("cuEventQuery", self.real.cuEventQuery, (event,))
+        if answer[0] != self.real.CUresult.CUDA_SUCCESS:
+            return (answer[0],)
+        for _ in range(self._chance.randint(0, 40)):
+            self._step()
+        return self._status(self._passed[int(event)] >= self._recorded[int(event)])
+
+    def cuStreamQuery(self, stream: Any) -> tuple[Any]:
+        answer = self._call("cuStreamQuery", self.real.cuStreamQuery, (stream,))
+        if answer[0] != self.real.CUresult.CUDA_SUCCESS:
+            return (answer[0],)
+        while self._step():
+            pass
+        return self._status(not self._streams[int(stream)])
 
     def _do_cuModuleLoadData(self, image: bytes) -> tuple[Any]:
         return self._handle(self.real.CUmodule)
@@ -247,9 +309,13 @@ class FakeDriver:
         return (executable,)
 
     def _do_cuGraphLaunch(self, executable: Any, stream: Any) -> tuple[()]:
-        for work in self._graphs[int(executable)]:
-            work()
-        return ()
+        works = self._graphs[int(executable)]
+
+        def replay() -> None:
+            for work in works:
+                work()
+
+        return self._work(stream, replay)
 
 
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -341,6 +407,8 @@ class FakeTensorRT:
         self.name_of = name_of
         self.refuse: str | None = None
         self.loaded: list[str] = []
+        self.logger: Any = None
+        self.objects: weakref.WeakSet[Any] = weakref.WeakSet()  # engines and contexts that live
         self.caches: list[bytes] = []
         self.damaged = False
 
@@ -349,6 +417,8 @@ class FakeTensorRT:
 
     def Runtime(self, logger: Any) -> Any:
         assert isinstance(logger, self.real.ILogger)
+        assert self.logger is None, "one logger a process: the library keeps a pointer to the first"
+        self.logger = logger
         return _Runtime(self, logger)
 
 
@@ -368,6 +438,7 @@ class _Runtime(_Checked):
 class _Engine(_Checked):
     def __init__(self, trt: FakeTensorRT, name: str) -> None:
         self._real, self._trt, self._name = trt.real.ICudaEngine, trt, name
+        trt.objects.add(self)
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -414,6 +485,7 @@ class IRuntimeCache(_Checked):
 class _Context(_Checked):
     def __init__(self, trt: FakeTensorRT, name: str) -> None:
         self._real, self._trt = trt.real.IExecutionContext, trt
+        trt.objects.add(self)
         self._network, _, flag = name.partition("+")
         self._warp = flag == "warp"
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -421,6 +493,9 @@ class _Context(_Checked):
         self._memory = (0, 0)
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        if memory % 512:
+            self._trt.logger.log(self._trt.real.ILogger.Severity.ERROR, "memory must be aligned on 512 bytes")
+            return
         self._memory = memory, size
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -449,8 +524,7 @@ class _Context(_Checked):
                 factor, symbol = dimension(size)
                 if symbol:
                     symbols[symbol] = actual // factor
-        addresses = dict(self._addresses)
-        memory = self._memory
+        addresses, memory, network = dict(self._addresses), self._memory, self._network
 
         def shape(tensor: Any) -> tuple[int, ...]:
             parts = (dimension(size) for size in tensor.shape)
@@ -462,7 +536,7 @@ class _Context(_Checked):
                 tensor.name: array_at(addresses[tensor.name], shape(tensor), tensor.dtype).copy()
                 for tensor in taken
             }
-            outputs = trt.networks.run(self._network, inputs)
+            outputs = trt.networks.run(network, inputs)
             for tensor in record.outputs:
                 if tensor.name in addresses:
                     value = outputs[tensor.name]
