@@ -98,7 +98,12 @@ def tasks(build_script: Path, out: Path, backend: str, model: Mapping[str, Path]
         Task("doctor", ("-m", "runtime", "doctor", "--json")),
         Task("tests", ("-m", "pytest", "-q", "tests/gpu")),
         Task("bundle", (script, "bundle", *weights, "--out", bundle, "--kernels", "--overwrite", "--json")),
-        Task("calibrate", (script, "calibrate", bundle, "--clip", str(clip), "--frames", "2"), None, ("bundle",)),
+        Task(
+            "calibrate",
+            (script, "calibrate", bundle, "--clip", str(clip), "--frames", "2"),
+            None,
+            ("bundle",),
+        ),
         Task("engines", tuple(engines), None, ("bundle", "calibrate")),
         Task("engines with the kernel", (*engines, "--operator", "kernel"), None, made),
         Task("verify", (script, "verify", bundle, "--clip", str(clip), "--frames", "2"), None, made),
@@ -230,7 +235,11 @@ def _run(arguments: Sequence[str]) -> tuple[int, str, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     said: list[str] = []
     with subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None

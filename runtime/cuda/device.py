@@ -205,7 +205,8 @@ class CudaDevice:
             return
         try:
             with context.current():
-                self._context = None  # from here on, and not if even this fails: then closing can be tried again
+                # from here on, and not if even this fails: then closing can be tried again
+                self._context = None
                 self._release()
                 self._engines.clear()
                 if self._cache is not None:
