@@ -19,12 +19,7 @@ from engines.build_log import BuildLog, make_logger
 from engines.library import Library
 from engines.operator import leave_out
 from runtime.errors import EngineError, OutputError
-from runtime.manifest import Operator, Profile
-
-# Flags of a build that make another engine. Their names are part of the cache's key and of the manifest.
-STRIP = "strip"
-COMPATIBLE = "compatible"
-WARP = "warp"
+from runtime.manifest import COMPATIBLE, STRIP, Operator, Profile
 
 
 @dataclass(frozen=True)

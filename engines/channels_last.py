@@ -81,9 +81,7 @@ class _Bands:
     pads: ir.Value  # (bands,6): zeros around a band of (rows,w,c), as Pad takes them
     picture: ir.Value  # (bands,1): of the batch
     lines: ir.Value  # (window*rows,): of the band with its zeros, for each row of windows
-    pixels: (
-        ir.Value
-    )  # (window*rows*columns,): of a window's line, for each window; of all its lines, if direct
+    pixels: ir.Value  # (window*rows*columns,): of a window's line, for each window; if direct, of all lines
     rows: ir.Value  # (1,): windows of a band, down
     columns: ir.Value  # (1,): windows of a band, across
     count: ir.Value  # (1,): pictures

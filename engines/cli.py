@@ -178,12 +178,12 @@ def run(options: argparse.Namespace) -> int:
 def _engines(options: argparse.Namespace) -> int:
     from engines import onnxruntime_builds, plan, shapes
     from engines.build import build_engines
-    from engines.builder import COMPATIBLE, STRIP
     from engines.display import Builds, print_engines, print_plan
     from engines.library import load
     from engines.targets import parse
     from runtime.bundle import Bundle
     from runtime.host import available_cores
+    from runtime.manifest import COMPATIBLE, STRIP
 
     _check_numbers(options)
     console = Console(stderr=True)

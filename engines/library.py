@@ -15,12 +15,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
+from runtime.engine_check import EXTRAS, TITLES
 from runtime.errors import EngineError
 
 Backend = Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
 
-_TITLES: dict[str, str] = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
-_EXTRAS: dict[str, str] = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}
 # Packages that put their libraries into the same process under the same names, one family for each CUDA version.
 _FAMILIES: dict[str, str] = {
     "tensorrt_rtx": r"tensorrt[-_]rtx[-_]cu\d+",
@@ -45,7 +44,7 @@ class Library:
     @property
     def title(self) -> str:
         """The product's name."""
-        return _TITLES[self.backend]
+        return TITLES[self.backend]
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -93,8 +92,8 @@ def load(backend: Backend) -> Library:
         module.Builder  # noqa: B018  (bindings without their libraries lack it)
     except (ImportError, OSError, AttributeError) as error:
         raise EngineError(
-            f"{_TITLES[backend]} cannot be loaded ({_short(error)}). Install it with: "
-            f"pip install 'vsr-trt[{_EXTRAS[backend]}]'"
+            f"{TITLES[backend]} cannot be loaded ({_short(error)}). Install it with: "
+            f"pip install 'vsr-trt[{EXTRAS[backend]}]'"
         ) from error
     return Library(backend, module, version)
 
@@ -109,7 +108,7 @@ def refuse_two_versions(backend: Backend, installed: Iterable[str]) -> None:
     families = sorted({name.rpartition(name[-5])[0] for name in installed if pattern.fullmatch(name)})
     if len(families) > 1:
         raise EngineError(
-            f"two versions of {_TITLES[backend]} are installed, {' and '.join(families)}, and a process would load "
+            f"two versions of {TITLES[backend]} are installed, {' and '.join(families)}, and a process would load "
             f"parts of both. Remove one: pip uninstall {families[0]}-bindings {families[0]}-libs {families[0]}"
         )
 

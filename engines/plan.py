@@ -16,7 +16,7 @@ import onnx
 import onnx.external_data_helper
 
 from engines import shapes
-from engines.builder import COMPATIBLE, STRIP, WARP, Order
+from engines.builder import Order
 from engines.cache import SCHEMA_VERSION, Cache, differences, key_of
 from engines.library import Library
 from engines.operator import leave_out
@@ -30,7 +30,7 @@ from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
-from runtime.manifest import Operator, Profile, is_inside, sha256
+from runtime.manifest import COMPATIBLE, STRIP, WARP, Operator, Profile, is_inside, sha256
 from runtime.options import Options
 
 Precision = Literal["fp32", "fp16"]
@@ -57,7 +57,7 @@ class Request:
         layout: tiles, batch, static or dynamic.
         precision: of the graphs.
         networks: only these; empty for all that stages run.
-        flags: of `engines.builder.STRIP` and `COMPATIBLE`.
+        flags: of `runtime.manifest.STRIP` and `COMPATIBLE`.
         workspace: largest scratch memory of an engine in bytes, None for no limit.
         force: build even what is there.
         operator: the bundle's operator is `inside` its network's engine, or left to its `kernel`.

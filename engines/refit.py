@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from engines import build_report
 from engines.build_log import BuildLog, make_logger
-from engines.builder import WARP
 from engines.library import Library
 from engines.operator import leave_out
 from engines.plan import inspect
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
-from runtime.manifest import Engine
+from runtime.manifest import WARP, Engine
 
 
 def refit(library: Library, bundle: Bundle, engine: Engine) -> bytes:

@@ -16,6 +16,7 @@ from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
 from runtime.options import tile_range
 from runtime.resample import enlarged_size
+from runtime.schedule.build import frame_sizes
 from runtime.sizes import parse_size as read_size
 
 Range = tuple[int, int, int]
@@ -105,13 +106,7 @@ def profiles(
 def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
     """The symbolic sizes of a whole frame: of the clip's picture, enlarged where it is too small, and latents."""
     height, width = size.height // manifest.scale, size.width // manifest.scale
-    height, width = enlarged_size(height, width, manifest.minimum_side)
-    unit = manifest.frame_multiple
-
-    def latents(side: int) -> int:
-        return -(-side * manifest.scale // unit) * unit // manifest.latent_scale
-
-    return {"n": 1, "lr_h": height, "lr_w": width, "h": latents(height), "w": latents(width)}
+    return frame_sizes(manifest, *enlarged_size(height, width, manifest.minimum_side))
 
 
 def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:

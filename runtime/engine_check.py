@@ -12,12 +12,13 @@ from pathlib import Path
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
 from runtime.gpu import Gpu, why_none
-from runtime.manifest import Engine
+from runtime.manifest import COMPATIBLE, STRIP, Engine
 
 _HEADER = struct.Struct("<4s12xQ4B4xI")  # magic, bytes of the plan, version, magic again, capabilities
 _MAGIC = {"tensorrt_rtx": b"vtrt", "tensorrt": b"ftrt"}
 # TensorRT-RTX writes the capabilities of a plan as bits. Found by building plans for each and comparing.
 _RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
+EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}  # of the package that install the library
 TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 OLDEST_PORTABLE = 80  # TensorRT's portable plans are for Ampere and newer
 _REBUILD = "Build it anew: python build.py engines BUNDLE --force"
@@ -93,16 +94,15 @@ def why_not(bundle: Bundle, engine: Engine, gpu: Gpu | None, installed: str | No
         return str(error)
     title = TITLES[engine.backend]
     if installed is None:
-        extra = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}[engine.backend]
-        return f"{title} is not installed; install it with: pip install 'vsr-trt[{extra}]'"
-    if not _version_fits(header.version, installed, "compatible" in engine.flags):
+        return f"{title} is not installed; install it with: pip install 'vsr-trt[{EXTRAS[engine.backend]}]'"
+    if not _version_fits(header.version, installed, COMPATIBLE in engine.flags):
         return (
             f"it was built by {title} {header.version}, and {installed} is installed; build it anew, or install "
             f"{title} {header.version}"
         )
     if engine.platform not in (None, this_platform()):
         return f"it is for {engine.platform}, and this machine is {this_platform()}"
-    if "strip" in engine.flags:
+    if STRIP in engine.flags:
         return "it has no weights; put them in with engines.refit"
     if gpu is None:
         return f"there is no GPU in this machine ({why_none()})"

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from runtime.bundle import Bundle
 from runtime.engine_check import OLDEST_PORTABLE, capability_number
 from runtime.errors import BundleError, EngineError
-from runtime.manifest import Engine, Manifest, Network, Profile, dimension
+from runtime.manifest import STRIP, WARP, Engine, Manifest, Network, Profile, dimension
 from runtime.options import Options, tile_range
 from runtime.shapes import StageShape, frame_shapes
 
 PORTABLE = "portable"
 # flags of engines: without weights; without the operator, whose own kernel runs after it
-STRIPPED, WITHOUT_OPERATOR = "strip", "warp"
 # The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
 # 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
 VAE_TILE = 136
@@ -57,7 +56,7 @@ class Needs:
 
 def built_for(engines: Iterable[Engine], target: str) -> list[Engine]:
     """Those with weights that are for a compute capability (`sm_89`), or named `portable`."""
-    return [engine for engine in engines if STRIPPED not in engine.flags and _is_for(engine, target)]
+    return [engine for engine in engines if STRIP not in engine.flags and _is_for(engine, target)]
 
 
 def _is_for(engine: Engine, target: str) -> bool:
@@ -100,13 +99,13 @@ def choose(
         usual = usual_tile(manifest, kind)
         served = []
         for side in _sides(manifest, kind, options) if given is None else (given,):
-            tried = with_tile(options, kind, side)
+            tried = options.with_tile(kind, side)
             needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == kind]
             if all(_engine(manifest, engines, target, shape) is not None for shape in needed):
                 runs = sum(shape.runs for shape in needed)
                 rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
                 served.append(((*rank, side), tried))
-        options = min(served)[1] if served else with_tile(options, kind, given or usual)
+        options = min(served)[1] if served else options.with_tile(kind, given or usual)
     found: dict[str, Engine] = {}
     batches: dict[str, int] = {}
     missing = []
@@ -126,13 +125,6 @@ def usual_tile(manifest: Manifest, kind: str) -> int:
     """The tile, in latents, that engines are built for where nobody says otherwise."""
     low, high = tile_range(manifest, kind)
     return min(max(low, Options.tile if kind == "latent" else VAE_TILE), high)
-
-
-def with_tile(options: Options, kind: str, side: int) -> Options:
-    """The options with another tile of that tiling, `latent` or `vae`."""
-    if kind == "latent":
-        return replace(options, tile=side)
-    return replace(options, vae_tile=side, vae_overlap=min(Options.vae_overlap, side // 4))
 
 
 def needs(bundle: Bundle, engines: Mapping[str, Engine]) -> Needs:
@@ -200,7 +192,7 @@ def _engine(manifest: Manifest, engines: Sequence[Engine], target: str, shape: S
             engine.precision != "fp16",
             _is_dynamic(engine),
             -_batch(network, engine, shape.runs),
-            WITHOUT_OPERATOR not in engine.flags,
+            WARP not in engine.flags,
             engine.target != target,
         )
 

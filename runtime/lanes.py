@@ -6,7 +6,6 @@ import functools
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from runtime.actions import Buffers, Networks, perform
 from runtime.device import StepError, Ticket
 from runtime.errors import DeviceError
 from runtime.options import Options
-from runtime.schedule.events import Event
+from runtime.schedule.events import Event, waits_of
 from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import slot_arrays
 from runtime.timeline import Observer, Span
@@ -110,12 +109,9 @@ class _Run:
                 "there is not enough memory for the buffers of this size; use fewer slots or a smaller frame."
             ) from error
         self.bytes = sum(buffer.bytes * schedule.copies(name) for name, buffer in schedule.buffers.items())
-        own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
+        own = schedule.device_steps
         self._last = own[-1].name
-        self._needs: dict[str, list[Event]] = defaultdict(list)
-        for event in events:
-            if not any(schedule.lanes[schedule.step(name).lane].host for name in (event.before, event.after)):
-                self._needs[event.after].append(event)
+        self._needs = waits_of(schedule, events)
         self._changed = threading.Condition()
         self._done = dict.fromkeys((step.name for step in own), -1)  # step -> last frame that it is done for
         self._failure: StepError | None = None
@@ -123,7 +119,7 @@ class _Run:
         self._submitted = -1
         self._queues: list[queue.SimpleQueue[Ticket | None]] = []
         self._threads = []
-        for lane in dict.fromkeys(step.lane for step in own):
+        for lane in schedule.device_lanes:
             steps, tickets = [step for step in own if step.lane == lane], queue.SimpleQueue[Ticket | None]()
             thread = threading.Thread(target=self._work, args=(steps, tickets), name=lane, daemon=True)
             self._queues.append(tickets)

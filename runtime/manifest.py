@@ -25,6 +25,11 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
+# Flags of engines. They are part of a build's key in the cache, too.
+STRIP = "strip"  # no weights inside
+COMPATIBLE = "compatible"  # runs on later versions of its library
+WARP = "warp"  # leaves the operator to its kernel
+
 _DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
 _FACTOR = re.compile(r"([a-z][a-z0-9_]*)|ceil\(([a-z][a-z0-9_]*),([1-9]\d*)\)")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Stage
@@ -28,10 +28,17 @@ class Options:
 
     @staticmethod
     def of(choices: dict[str, str], tile: int | None, overlap: int, vae_tile: int | None) -> Options:
-        """With the default where a tile is None; the VAE's overlap follows its tile."""
-        tile = Options.tile if tile is None else tile
-        vae_tile = Options.vae_tile if vae_tile is None else vae_tile
-        return Options(choices, tile, overlap, vae_tile, min(Options.vae_overlap, vae_tile // 4))
+        """With the default where a tile is None."""
+        options = Options(choices, overlap=overlap)
+        if tile is not None:
+            options = options.with_tile("latent", tile)
+        return options if vae_tile is None else options.with_tile("vae", vae_tile)
+
+    def with_tile(self, kind: str, side: int) -> Options:
+        """With another tile of that tiling, `latent` or `vae`; the VAE's overlap follows its tile."""
+        if kind == "latent":
+            return replace(self, tile=side)
+        return replace(self, vae_tile=side, vae_overlap=min(Options.vae_overlap, side // 4))
 
     def network(self, manifest: Manifest, stage: Stage) -> str:
         """The network that a stage runs: the user's choice among its variants, or the default."""

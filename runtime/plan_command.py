@@ -13,7 +13,7 @@ from runtime import gpu, plan_show, planning, roofline
 from runtime.bench.compare import median_stages
 from runtime.bundle import Bundle
 from runtime.errors import InputError
-from runtime.media.staging import Staging, write_failure
+from runtime.media.staging import Staging
 from runtime.options import Options
 from runtime.planning import Plan, Request
 from runtime.schedule.drawing import draw
@@ -152,8 +152,4 @@ def _draw(path: Path, overwrite: bool, bundle: Bundle, plan: Plan) -> None:
     with contextlib.ExitStack() as stack:
         staging = Staging(path, overwrite=overwrite)
         stack.callback(staging.discard)
-        try:
-            staging.temporary.write_text(draw(plan.schedule, plan.events, title), encoding="utf-8")
-        except OSError as error:
-            raise write_failure(error, staging.final, staging.temporary) from error
-        staging.commit()
+        staging.write(draw(plan.schedule, plan.events, title))

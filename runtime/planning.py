@@ -19,7 +19,6 @@ from runtime.engine_choice import (
     choose,
     needs,
     usual_tile,
-    with_tile,
 )
 from runtime.errors import DeviceError, EngineError, InputError
 from runtime.manifest import Engine
@@ -145,8 +144,8 @@ def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
                 return choose(bundle, own, target, size, options, request.tile, request.vae_tile), None
             except EngineError as error:
                 reason = reason or str(error)
-    options = with_tile(options, "latent", usual["latent"] if request.tile is None else request.tile)
-    options = with_tile(options, "vae", usual["vae"] if request.vae_tile is None else request.vae_tile)
+    options = options.with_tile("latent", usual["latent"] if request.tile is None else request.tile)
+    options = options.with_tile("vae", usual["vae"] if request.vae_tile is None else request.vae_tile)
     return Choice(options, {}, {}), reason
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
+from runtime.cuda.start import BACKENDS as ENGINES
 from runtime.cuda.start import open_device, usable
 from runtime.device import Device
 from runtime.errors import DeviceError, EngineError, InputError
@@ -38,7 +39,6 @@ from runtime.timeline import Observer, Span
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
 _WORK = ("network", "cut", "blend")  # what a stage is made of
-ENGINES = ("tensorrt_rtx", "tensorrt")
 BACKENDS = ("auto", HostDevice.name, *ENGINES, *PROVIDERS)
 
 

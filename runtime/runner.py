@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from runtime.device import Device, StepError, Ticket
@@ -116,23 +117,11 @@ class Runner:
         if self._broken is not None:
             raise DeviceError(f"this Restorer failed ({self._broken.rstrip('.')}); make a new one.")
 
-    def _breaking(self) -> _Breaking:
-        return _Breaking(self)
-
-    def break_down(self, reason: str) -> None:
-        """Refuses everything from now on: what is under way may be in any state."""
-        self._broken = reason
-
-
-class _Breaking:
-    """Whatever leaves this block as an error, Ctrl-C too, leaves the runner broken."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
-        if value is not None:
-            self._runner.break_down(str(value) or type(value).__name__)
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """Whatever leaves this block as an error, Ctrl-C too: what is under way may then be in any state."""
+        try:
+            yield
+        except BaseException as error:
+            self._broken = str(error) or type(error).__name__
+            raise

@@ -9,7 +9,7 @@ in whatever order lanes and events allow, and what an application meets when som
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from runtime.actions import Buffers, Networks, perform
 from runtime.device import StepError, Ticket
 from runtime.errors import DeviceError
 from runtime.options import Options
-from runtime.schedule.events import Event
+from runtime.schedule.events import Event, waits_of
 from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import slot_arrays
 from runtime.timeline import Observer, Span
@@ -126,6 +126,9 @@ class SimulatedDevice:
         self.live = 0
         self.moves = 0
         self._arrays: list[Buffers] = []
+        self._lanes: dict[str, _Lane] = {}
+        self._done: dict[str, int] = {}
+        self._needs: dict[str, list[Event]] = {}
         self._clear()
 
     @property
@@ -150,14 +153,11 @@ class SimulatedDevice:
         self._schedule, self._observer = schedule, observer
         self._arrays = slot_arrays(schedule, constants, POISON)
         self.live = wanted
-        own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
-        self._own, self._last = own, own[-1].name
-        for step in own:
-            self._lanes.setdefault(step.lane, _Lane())
-            self._done[step.name] = -1
-        for event in events:
-            if event.before in self._done and event.after in self._done:
-                self._needs[event.after].append(event)
+        self._own = schedule.device_steps
+        self._last = self._own[-1].name
+        self._lanes = {lane: _Lane() for lane in schedule.device_lanes}
+        self._done = {step.name: -1 for step in self._own}
+        self._needs = waits_of(schedule, events)
 
     def receive(self, slot: int, frame: Any) -> None:
         """See `runtime.device.Device.receive`."""
@@ -203,9 +203,9 @@ class SimulatedDevice:
     def _clear(self) -> None:
         self.live = 0
         self._arrays = []
-        self._lanes: dict[str, _Lane] = {}
-        self._done: dict[str, int] = {}
-        self._needs: dict[str, list[Event]] = defaultdict(list)
+        self._lanes = {}
+        self._done = {}
+        self._needs = {}
         self._failure: StepError | None = None
 
     def _possible(self) -> list[Move]:

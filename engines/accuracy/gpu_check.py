@@ -21,12 +21,11 @@ import numpy as np
 from engines.accuracy import instrument, ranges
 from engines.accuracy.metrics import Difference, difference
 from engines.accuracy.recording import Call, Calls
-from engines.builder import WARP
 from runtime import engine_check, gpu
 from runtime.actions import Buffers
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError
-from runtime.manifest import Engine
+from runtime.manifest import WARP, Engine
 
 RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _BACKENDS = ("tensorrt", "tensorrt_rtx")

@@ -170,7 +170,7 @@ def alternatives(options: argparse.Namespace, script: Path) -> int:
         show.show(console, report)
         text = json.dumps(report, indent=1, allow_nan=False) + "\n"
         if staging is not None:
-            _write(staging, text)
+            staging.write(text)
     if options.json == _STDOUT:
         print(text, end="")  # noqa: T201
     return 0
@@ -247,13 +247,3 @@ def _output(options: argparse.Namespace, stack: contextlib.ExitStack) -> Staging
     staging = Staging(Path(options.json), overwrite=options.overwrite)
     stack.callback(staging.discard)
     return staging
-
-
-def _write(staging: Staging, text: str) -> None:
-    from runtime.media.staging import write_failure
-
-    try:
-        staging.temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise write_failure(error, staging.final, staging.temporary) from error
-    staging.commit()

@@ -19,7 +19,7 @@ from runtime.bench.plan import LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAM
 from runtime.bench.statistics import FEW
 from runtime.errors import InputError, OutputError
 from runtime.manifest import Manifest
-from runtime.media.staging import Staging, write_failure
+from runtime.media.staging import Staging
 from runtime.restorer import BACKENDS, Restorer
 from runtime.sizes import parse_size
 
@@ -131,7 +131,7 @@ def run(
         show.report(console, report)
         texts = {"json": report.to_json, "trace": lambda: trace.chrome(report.spans)}
         for name, staging in outputs.items():
-            _write(staging, texts[name]())
+            staging.write(texts[name]())
     if options.json == _STDOUT:
         print(report.to_json(), end="")  # noqa: T201
     return REGRESSION if report.comparison is not None and report.comparison.regression else 0
@@ -170,11 +170,3 @@ def _outputs(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[s
         outputs[name] = Staging(path, overwrite=options.overwrite)
         stack.callback(outputs[name].discard)
     return outputs
-
-
-def _write(staging: Staging, text: str) -> None:
-    try:
-        staging.temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise write_failure(error, staging.final, staging.temporary) from error
-    staging.commit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,17 @@ import numpy as np
 from runtime import tiling
 from runtime.bundle import Bundle
 from runtime.cuda.driver import Driver, Owned
-from runtime.cuda.engines import LoadedEngine, RuntimeCache, check_shapes
+from runtime.cuda.engines import LoadedEngine, RuntimeCache, set_shapes
 from runtime.cuda.kernels import ATTENTION, BLENDING, Kernel, find
 from runtime.errors import DeviceError, EngineError
-from runtime.manifest import Engine, Manifest
+from runtime.manifest import WARP, Engine, Manifest
 from runtime.schedule.graph import Grid, Schedule, Step
-
-WARP = "warp"  # flag of an engine that leaves the attention to its kernel
 
 ContextKey = tuple[str, str, tuple[tuple[int, ...], ...]]
 """Lane, network, and the shapes of its inputs: what an execution context is for."""
 
 Enqueue = Callable[[Any, Mapping[str, int]], None]
 """Puts a step on a stream, with the buffers at these addresses."""
-
-
-@dataclass(frozen=True)
-class Constant:
-    """An array that was put on the device once."""
-
-    address: int
-    array: np.ndarray
 
 
 class Actions:
@@ -50,7 +39,7 @@ class Actions:
         self._driver, self._owned, self._bundle = driver, owned, bundle
         self._capability, self._schedule = capability, schedule
         self._kernels: dict[str, Kernel] = {}
-        self._constants: dict[str, Constant] = {}
+        self._constants: dict[str, int] = {}  # their addresses
 
     def constant(self, name: str, array: np.ndarray) -> int:
         """Puts an array on the device, once; its address."""
@@ -58,8 +47,8 @@ class Actions:
             array = np.ascontiguousarray(array)
             address = self._owned.memory(array.nbytes)
             self._driver.call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
-            self._constants[name] = Constant(address, array)
-        return self._constants[name].address
+            self._constants[name] = address
+        return self._constants[name]
 
     def copy(self, step: Step) -> Enqueue:
         """One buffer into another."""
@@ -180,7 +169,7 @@ class Actions:
         key = step.lane, network, tuple(shapes.values())
         if key not in contexts:
             contexts[key] = engines[network][1].context(scratch, cache)
-            check_shapes(contexts[key], network, shapes)
+            set_shapes(contexts[key], network, shapes)
         offsets = {operand: self._offset(step, buffer) for operand, buffer in operands.items()}
 
         def enqueue(stream: Any, at: Mapping[str, int]) -> None:

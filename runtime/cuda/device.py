@@ -30,9 +30,10 @@ from runtime.engine_choice import Choice
 from runtime.errors import DeviceError, VsrError
 from runtime.manifest import Engine
 from runtime.options import Options
+from runtime.schedule import memory
 from runtime.schedule.events import Event
 from runtime.schedule.graph import Schedule, Step
-from runtime.schedule.memory import scratch_sizes
+from runtime.schedule.memory import MemoryPlan
 from runtime.timeline import Observer
 
 _log = logging.getLogger(__name__)
@@ -277,17 +278,17 @@ class CudaDevice:
         upload = next(step for step in schedule.steps if step.action == "upload")
         self._frame, self._result = upload.writes["target"], download.reads["source"]
         self._load(schedule)
-        scratch = scratch_sizes(schedule, {name: found.scratch for name, (_, found) in self._engines.items()})
-        self._check_memory(schedule, scratch)
-        addresses = allocate(schedule, scratch, self._owned)
+        needs = {name: found.scratch for name, (_, found) in self._engines.items()}
+        planned = memory.plan(schedule, needs, {})
+        self._check_memory(planned)
+        addresses = allocate(schedule, planned.scratch, self._owned)
         self._allocated = addresses.bytes
         actions = Actions(self._driver, self._owned, self._bundle, self._capability, schedule)
         for name, buffer in schedule.buffers.items():
             if buffer.kind == "constant":
                 array = np.ascontiguousarray(constants[name], buffer.dtype)
                 self._driver.call("cuMemcpyHtoD", addresses.slots[0][name], array.ctypes.data, array.nbytes)
-        lanes = dict.fromkeys(step.lane for step in schedule.steps if not schedule.lanes[step.lane].host)
-        self._streams = {lane: self._owned.stream() for lane in lanes}
+        self._streams = {lane: self._owned.stream() for lane in schedule.device_lanes}
         self._segments = segments(schedule, events, (self._frame,))
         self._segments_end = download.lane
         if observer is not None:
@@ -315,17 +316,12 @@ class CudaDevice:
     def _file_hash(self, record: Engine) -> str:
         return self._bundle.manifest.files[record.file].sha256
 
-    def _check_memory(self, schedule: Schedule, scratch: Mapping[str, int]) -> None:
-        buffers = sum(
-            buffer.bytes * schedule.copies(name)
-            for name, buffer in schedule.buffers.items()
-            if buffer.kind in ("slot", "state", "constant")
-        )
-        needed = buffers + sum(scratch.values())
+    def _check_memory(self, planned: MemoryPlan) -> None:
+        """Weights are there already."""
         free, total = self._driver.call("cuMemGetInfo")
-        if needed > free:
+        if planned.device > free:
             raise DeviceError(
-                f"{needed / 1e9:.2f} GB of GPU memory are needed for {schedule.slots} slots of this size, and "
+                f"{planned.device / 1e9:.2f} GB of GPU memory are needed for {planned.slots} slots of this size, and "
                 f"{free / 1e9:.2f} of {total / 1e9:.2f} GB are free. Use fewer slots or smaller tiles; "
                 "`python -m runtime plan` tells what is needed."
             )

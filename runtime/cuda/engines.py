@@ -13,12 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.engine_check import TITLES
+from runtime.engine_check import EXTRAS, TITLES
 from runtime.errors import DeviceError, EngineError
 
 _log = logging.getLogger(__name__)
 _KEPT_MESSAGES = 20
-_EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _shared: weakref.WeakValueDictionary[tuple[str, str, int], LoadedEngine] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
@@ -33,7 +32,7 @@ def library(backend: str) -> Any:
         return importlib.import_module(backend)
     except ImportError as error:
         raise DeviceError(
-            f"{TITLES[backend]} is not installed. Install it with: pip install 'vsr-trt[{_EXTRAS[backend]}]'"
+            f"{TITLES[backend]} is not installed. Install it with: pip install 'vsr-trt[{EXTRAS[backend]}]'"
         ) from error
 
 
@@ -103,18 +102,15 @@ class LoadedEngine:
         trt, messages = self._trt, self._library.messages
         messages.clear()
         ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(
-            trt, "DynamicShapesKernelSpecializationStrategy"
-        ):  # TensorRT-RTX compiles kernels as it loads
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels as it loads: now rather than behind our back, so that what is captured in
+            # a graph stays what it is. Graphs are ours, over several engines.
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(ours)
-            # Now rather than behind our back: what is captured in a graph stays what it is.
             config.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
-            config.cuda_graph_strategy = (
-                trt.CudaGraphStrategy.DISABLED
-            )  # graphs are ours, over several engines
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
             if cache is not None:
                 cache.use(config)
             context = self.engine.create_execution_context(config)
@@ -203,7 +199,7 @@ class RuntimeCache:
         self._read = blob
 
 
-def check_shapes(context: Any, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def set_shapes(context: Any, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Sets a context's input shapes.
 
     Raises:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.schedule.events import Event
+from runtime.schedule.events import Event, waits_of
 from runtime.schedule.graph import Schedule, Step
 
 
@@ -41,14 +41,8 @@ def segments(schedule: Schedule, events: Iterable[Event], loose: Sequence[str] =
         events: between its lanes; those of the host's lanes are left out.
         loose: buffers whose address may change from frame to frame: their readers and writers stay out of graphs.
     """
-    own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
-    names = {step.name for step in own}
-    waits: dict[str, list[Event]] = defaultdict(list)
-    sources = set()
-    for event in events:
-        if event.after in names and event.before in names:
-            waits[event.after].append(event)
-            sources.add(event.before)
+    waits = waits_of(schedule, events)
+    sources = {event.before for found in waits.values() for event in found}
     found: list[Segment] = []
     open_steps: dict[str, list[Step]] = defaultdict(list)
 
@@ -65,7 +59,7 @@ def segments(schedule: Schedule, events: Iterable[Event], loose: Sequence[str] =
                 )
             )
 
-    for step in own:
+    for step in schedule.device_steps:
         touched = {buffer for buffer, _ in step.accesses()}
         alone = step.first is not None or step.action in ("upload", "download") or bool(touched & set(loose))
         if waits[step.name] or alone:

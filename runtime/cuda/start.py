@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.cuda.actions import WARP
 from runtime.cuda.device import CudaDevice
 from runtime.cuda.driver import Driver, bindings
 from runtime.cuda.engines import library
@@ -16,7 +15,7 @@ from runtime.engine_check import TITLES, installed_version, why_not
 from runtime.engine_choice import Choice, build_command, choose
 from runtime.errors import DeviceError, EngineError, VsrError
 from runtime.gpu import Gpu, detect, why_none
-from runtime.manifest import Engine
+from runtime.manifest import WARP, Engine
 from runtime.options import Options
 from runtime.providers import cache_folder
 

@@ -31,9 +31,11 @@ class Stopwatch:
         streams: Mapping[str, Any],
     ) -> None:
         self._driver, self._schedule, self._observer = driver, schedule, observer
-        own = [step for step in schedule.steps if not schedule.lanes[step.lane].host]
         self._events = [
-            {step.name: (owned.event(timing=True), owned.event(timing=True)) for step in own}
+            {
+                step.name: (owned.event(timing=True), owned.event(timing=True))
+                for step in schedule.device_steps
+            }
             for _ in range(schedule.slots)
         ]
         self._taken: list[dict[str, float]] = [{} for _ in range(schedule.slots)]

@@ -168,6 +168,18 @@ class Staging:
             raise write_failure(error, target, self.temporary) from error
         return target
 
+    def write(self, text: str) -> None:
+        """Writes a text file as a whole, and commits it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self.temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise write_failure(error, self.final, self.temporary) from error
+        self.commit()
+
     def _commit_partial(self) -> Path:
         """Move it to a name that nothing has. The name is taken first, so that no other run can."""
         target = self.final.with_name(f"{self.final.stem}.partial{self.final.suffix}")

@@ -56,9 +56,8 @@ def derive(schedule: Schedule) -> tuple[Event, ...]:
     One is given, `slot_reuse`; what it implies needs no other.
     """
     reuse = slot_reuse(schedule)
-    events = sorted(
-        set(_candidates(schedule)) - {reuse}, reverse=True
-    )  # far ones first: near ones often imply them
+    # far ones first: near ones often imply them
+    events = sorted(set(_candidates(schedule)) - {reuse}, reverse=True)
     kept = [reuse, *events]
     for event in events:
         rest = [other for other in kept if other is not event]
@@ -84,6 +83,15 @@ def hazards(schedule: Schedule, events: Iterable[Event]) -> list[Hazard]:
         for buffer, before, after, frames in _conflicts(schedule)
         if not order.holds(before, after, frames)
     ]
+
+
+def waits_of(schedule: Schedule, events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Step -> the events that a device lets it wait for. Those of the host's steps are the host's business."""
+    waits: dict[str, list[Event]] = {step.name: [] for step in schedule.device_steps}
+    for event in events:
+        if event.before in waits and event.after in waits:
+            waits[event.after].append(event)
+    return waits
 
 
 class Order:

@@ -162,6 +162,16 @@ class Schedule:
         """By name."""
         return self.steps[self.index[name]]
 
+    @property
+    def device_steps(self) -> tuple[Step, ...]:
+        """Those that are not the host's own, in order."""
+        return tuple(step for step in self.steps if not self.lanes[step.lane].host)
+
+    @property
+    def device_lanes(self) -> tuple[str, ...]:
+        """Of those steps, in the order in which they are first used."""
+        return tuple(dict.fromkeys(step.lane for step in self.device_steps))
+
     def copies(self, buffer: str) -> int:
         """How many of a buffer there are."""
         return self.slots if self.buffers[buffer].each_slot else 1

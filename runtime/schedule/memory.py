@@ -53,13 +53,13 @@ def plan(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str, i
         totals["slot"],
         schedule.slots,
         totals["state"] + totals["constant"],
-        scratch_sizes(schedule, scratch),
+        _scratch_sizes(schedule, scratch),
         {name: size for name, size in weights.items() if name in networks},
         totals["staging"] * schedule.slots,
     )
 
 
-def scratch_sizes(schedule: Schedule, scratch: Mapping[str, int]) -> dict[str, int]:
+def _scratch_sizes(schedule: Schedule, scratch: Mapping[str, int]) -> dict[str, int]:
     """Bytes of each scratch buffer: as much as the network that needs most of those that share it."""
     sizes: dict[str, int] = {}
     for step in schedule.steps:

@@ -15,7 +15,6 @@ from engines import build_report, plan, shapes
 from engines.accuracy import gpu_check
 from engines.accuracy.recording import Call
 from engines.build import Built
-from engines.builder import WARP
 from engines.cache import Cache
 from engines.display import print_plan
 from engines.library import Library, load
@@ -25,7 +24,7 @@ from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
 from runtime.gpu import Gpu
-from runtime.manifest import Manifest, Operator
+from runtime.manifest import WARP, Manifest, Operator
 
 ATTENTION = Operator("cfr", "latent", "warped", "fused", {}, None)
 

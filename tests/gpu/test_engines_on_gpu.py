@@ -10,7 +10,6 @@ import pytest
 
 from engines import plan, shapes
 from engines.build import Built, build_engines
-from engines.builder import COMPATIBLE, STRIP
 from engines.cache import Cache
 from engines.library import Library, load
 from engines.refit import refit
@@ -18,6 +17,7 @@ from engines.targets import parse
 from runtime import doctor
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
+from runtime.manifest import COMPATIBLE, STRIP
 
 
 @pytest.fixture(scope="module")

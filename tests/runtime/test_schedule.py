@@ -175,5 +175,10 @@ def test_mistakes_in_a_schedule_are_refused() -> None:
         dataclasses.replace(schedule, slots=0)
 
 
-def test_poison_shows() -> None:
+def test_what_was_not_written_is_poison() -> None:
+    schedule = shrunk(build(dloral_manifest(), 128, 128, Options({}), 2))
+    device = SimulatedDevice(Mixing())
+    device.open(schedule, derive(schedule), dict.fromkeys(["prompt"], CONSTANTS["constant"]), None)
+    for arrays in device._arrays:
+        assert all((array == POISON).all() for name, array in arrays.items() if name != "prompt")
     assert POISON not in (0, 0xFF), "zeros and ones are what memory often holds by chance"
