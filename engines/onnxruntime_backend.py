@@ -59,7 +59,7 @@ def _save(graph: Path, out: Path, data: Path) -> None:
         out.touch()
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror}.") from error
-    options = session_options(onnxruntime, available_cores(), arena=False)
+    options = session_options(onnxruntime, available_cores())
     options.optimized_model_filepath = str(out)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", data.name)
@@ -92,7 +92,7 @@ def _check(out: Path, data: Path) -> None:
                     f"ONNX Runtime {onnxruntime.__version__} saved {out.name} without all of its weights: "
                     f"{tensor.name} lies at {info.location}:{end}. Install another version of ONNX Runtime."
                 )
-    options = session_options(onnxruntime, available_cores(), arena=False, optimise=False)
+    options = session_options(onnxruntime, available_cores(), optimise=False)
     try:
         open_session(onnxruntime, out, options, _CPU)
     except DeviceError as error:

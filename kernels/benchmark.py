@@ -124,7 +124,7 @@ def _onnx_function(height: int, width: int) -> Run:
     session = onnxruntime.InferenceSession(
         attention_model(folded, Chunking.scan()).SerializeToString(),
         options,
-        # the arena's default doubles every request; all of this is as the runtime runs it
+        # the arena's default doubles every request; the runtime's extends as requested too
         providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})],
     )
     current, previous = _latents(height, width)

@@ -56,6 +56,10 @@ class Device(Protocol):
     def memory(self) -> dict[str, int]:
         """Bytes that an opened schedule takes, by what for."""
 
+    @property
+    def load_seconds(self) -> dict[str, float]:
+        """What loading took, by network, for those that are loaded."""
+
     def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
         """How this device cuts frames (height, width, 3): options, and how many tiles its networks take at once.
 

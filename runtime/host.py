@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import scratch
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, InputError
 from runtime.manifest import Engine, FileEntry
@@ -21,8 +22,6 @@ from runtime.processor import cpu_target
 _log = logging.getLogger(__name__)
 
 FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
-# A network with fewer is no network but arithmetic: it asks for much scratch, often, in few sizes.
-_PARAMETERS = 10_000
 _BACKEND = "onnxruntime"
 # Sessions may be called from several threads: whoever restores with the same bundle shares them, and the weights.
 _shared: weakref.WeakValueDictionary[tuple[str, FileEntry, int], Any] = weakref.WeakValueDictionary()
@@ -91,6 +90,7 @@ class HostDevice:
         self._bundle = bundle
         self._threads = thread_count(threads)
         self._sessions: dict[str, Any] = {}
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # that each network ran on last
         self._calls = Calls(onnxruntime)
 
     def load(self, network: str) -> None:
@@ -113,16 +113,16 @@ class HostDevice:
         with _loading:
             session = _shared.get(key)
             if session is None:
-                session = _shared[key] = self._open(path, engine, arena=record.parameters < _PARAMETERS)
+                session = _shared[key] = self._open(path, engine)
         self._sessions[network] = session
 
-    def _open(self, path: Path, engine: Engine | None, arena: bool) -> Any:
-        options = session_options(self._library, self._threads, arena=arena, optimise=engine is None)
-        providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
+    def _open(self, path: Path, engine: Engine | None) -> Any:
+        options = session_options(self._library, self._threads, optimise=engine is None)
+        scratch.share(self._library, options)
         mend = ""
         if engine:
             mend = f" Make it anew with: python build.py engines {self._bundle.path} --backend onnxruntime --force"
-        return open_session(self._library, path, options, providers, mend)
+        return open_session(self._library, path, options, ["CPUExecutionProvider"], mend)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a network; returns its outputs by name.
@@ -131,7 +131,11 @@ class HostDevice:
             DeviceError: it failed, most often for lack of memory.
         """
         names = [tensor.name for tensor in self._bundle.manifest.networks[network].outputs]
-        return self._calls.run(self._sessions[network], network, names, inputs)
+        shapes = {name: value.shape for name, value in inputs.items()}
+        former = self._shapes.get(network, shapes)
+        self._shapes[network] = shapes
+        # what the arena holds for one size is of little use for another
+        return self._calls.run(self._sessions[network], network, names, inputs, shrink=shapes != former)
 
     def cancel(self) -> None:
         """Makes calls that are under way fail soon."""
@@ -146,20 +150,18 @@ class HostDevice:
         return choice.engine
 
     def close(self) -> None:
-        """Releases the networks."""
-        self._sessions.clear()
+        """Releases the networks, and the memory that they worked in."""
+        if self._sessions:
+            self._sessions.clear()
+            scratch.give_back(self._library)
 
 
-def session_options(library: Any, threads: int, *, arena: bool, optimise: bool = True) -> Any:
-    """How ONNX Runtime runs a network here.
+def session_options(library: Any, threads: int, *, optimise: bool = True) -> Any:
+    """How ONNX Runtime runs a network here; see `runtime.scratch` for where.
 
     Args:
         library: the onnxruntime module.
         threads: for the network.
-        arena: whether scratch comes from ONNX Runtime's own arena. It never gives memory back, so that each
-            heavy network would keep its own peak to itself. Without it, glibc cuts up and keeps the blocks
-            of a network that asks for the same few over and over: the attention then takes 60 to 120 MB at
-            a 96x96 tile, where the arena takes 20.
         optimise: the graph on loading; not where it was optimised before it was saved.
     """
     options = library.SessionOptions()
@@ -167,7 +169,7 @@ def session_options(library: Any, threads: int, *, arena: bool, optimise: bool =
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_cpu_mem_arena = arena
+    options.enable_cpu_mem_arena = False  # not one of its own
     # A plan would take what a run needs as one block, larger than the most that it needs at once (by 0.1 to 0.3 GB)
     options.enable_mem_pattern = False
     # Networks run one after another; an idle one's threads must not spin against the next one's.
@@ -212,14 +214,29 @@ class Calls:
         self._under_way: list[Any] = []
 
     def run(
-        self, session: Any, network: str, outputs: list[str], inputs: dict[str, np.ndarray]
+        self,
+        session: Any,
+        network: str,
+        outputs: list[str],
+        inputs: dict[str, np.ndarray],
+        *,
+        shrink: bool = False,
     ) -> dict[str, np.ndarray]:
         """Runs a network's session; returns the outputs by name.
+
+        Args:
+            session: runs it.
+            network: its name, for messages.
+            outputs: names.
+            inputs: by name.
+            shrink: give back at the end what the shared arena holds and nobody uses.
 
         Raises:
             DeviceError: it failed, most often for lack of memory, or was cancelled.
         """
         options = self._library.RunOptions()
+        if shrink:
+            scratch.shrinking(options)
         with self._lock:
             self._under_way.append(options)
         try:
@@ -261,7 +278,7 @@ def available_cores() -> int:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Without its arena, ONNX Runtime reports the allocator's own exception."""
+    """ONNX Runtime reports the allocator's own exception, or its arena's words."""
     return isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate memory" in str(error)
 
 

@@ -27,12 +27,19 @@ class HostLanes:
     Args:
         networks: run the schedule's networks; several lanes may call it at once. Closed with this.
         cancel: makes calls of networks that are under way fail soon, and lets later ones through again.
+        load_seconds: what loading them took.
     """
 
     times_itself = True
 
-    def __init__(self, networks: Networks, cancel: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        cancel: Callable[[], None] = lambda: None,
+        load_seconds: Mapping[str, float] | None = None,
+    ) -> None:
         self.name = networks.name
+        self.load_seconds = dict(load_seconds or {})
         self._networks, self._cancel = networks, cancel
         self._run: _Run | None = None
 

@@ -95,7 +95,7 @@ class ProviderDevice:
 
     def _open(self, network: str, shapes: Shapes) -> Any:
         graph = self._graphs[network]
-        options = session_options(self._library, self._threads, arena=False)
+        options = session_options(self._library, self._threads)
         for name, size in free_dimensions(self._bundle.manifest.networks[network], shapes).items():
             options.add_free_dimension_override_by_name(name, size)
         told = provider_options(self.name, self._folder(network, graph, shapes))

@@ -98,6 +98,7 @@ class Restorer:
         stream: Any = None,
         device_results: bool = False,
     ) -> None:
+        started = time.perf_counter()
         opened = Bundle.open(bundle, check=check)
         self.manifest = opened.manifest
         self.backend = choose_backend(backend, opened)[0]
@@ -120,7 +121,6 @@ class Restorer:
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(ENGINES)}.")
-        self.load_seconds: dict[str, float] = {}
         cache = None if engine_cache is None else Path(engine_cache)
         if self.backend in ENGINES:
             self._device: Device | None = open_device(
@@ -134,12 +134,13 @@ class Restorer:
             )
         else:
             networks = self._options.networks(self.manifest)
-            self._device = _host_device(self.backend, opened, networks, threads, cache, self.load_seconds)
+            self._device = _host_device(self.backend, opened, networks, threads, cache)
         try:
             self._constants = opened.constants()
         except BaseException:
             self._device.close()
             raise
+        self._loading = time.perf_counter() - started
 
     def restore(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Restores a clip.
@@ -232,6 +233,16 @@ class Restorer:
         """Bytes that frames of the present size take, weights aside; empty before the first one."""
         return self._device.memory if self._device is not None else {}
 
+    @property
+    def load_seconds(self) -> dict[str, float]:
+        """What loading took so far, in seconds: by network, and `all`, with the bundle and each size's memory.
+
+        The CPU loads its networks when the Restorer is made, a GPU its engines with `prepare` or the first frame.
+        Engines that another Restorer of this process has loaded already take next to nothing.
+        """
+        networks = self._device.load_seconds if self._device is not None else {}
+        return {**networks, "all": self._loading}
+
     def timings(self) -> list[Clock]:
         """Seconds of each stage, one dict for each of the last frames returned (10 000 at most).
 
@@ -286,12 +297,14 @@ class Restorer:
                     f"{width}x{height}."
                 )
             self._runner, self._prepared = None, None
+            started = time.perf_counter()
             inside = enlarged_size(height, width, self.manifest.minimum_side)
             options, batches = self._device.arrange(*inside, self._options)
             schedule = build(self.manifest, *inside, options, self.slots, batches)
             watched = self._device.times_itself or self._observer is not None
             observer = _weakly(self._observe) if watched else None
             self._device.open(schedule, derive(schedule), self._constants, observer)
+            self._loading += time.perf_counter() - started
             self._clocks.clear()
             self._returned = 0
             scale = self.manifest.scale
@@ -404,10 +417,10 @@ def _host_device(
     networks: Iterable[str],
     threads: int | None,
     engine_cache: Path | None,
-    seconds: dict[str, float],
 ) -> Device:
-    """ONNX Runtime on threads; the seconds that each network took to load go into `seconds`."""
+    """ONNX Runtime on threads, with the networks loaded."""
     loaded: HostDevice | ProviderDevice
+    seconds = {}
     if backend in PROVIDERS:
         loaded = ProviderDevice(bundle, backend, threads, engine_cache)
     elif engine_cache is not None:
@@ -422,7 +435,7 @@ def _host_device(
     except BaseException:
         loaded.close()
         raise
-    return HostLanes(loaded, loaded.cancel)
+    return HostLanes(loaded, loaded.cancel, seconds)
 
 
 def _largest_side(manifest: Manifest) -> int:

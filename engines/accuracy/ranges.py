@@ -125,7 +125,7 @@ def open_session(graph: instrument.Graph, threads: int | None = None, *, in_grap
     import onnxruntime
 
     instrument.emulate_halves(graph)
-    options = session_options(onnxruntime, threads or available_cores(), arena=False)
+    options = session_options(onnxruntime, threads or available_cores())
     options.add_session_config_entry(_FOLDER, str(graph.folder))
     if in_graph_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from runtime.bench import environment, measure, stages
 from runtime.bench.cautions import cautions
 from runtime.bench.nvml import Probe
-from runtime.bench.plan import Mode, Plan, clip
+from runtime.bench.plan import CHOICES, Mode, Plan, clip
 from runtime.bench.report import ModeResult, Observed, Report
 from runtime.bench.statistics import Series
 from runtime.manifest import MANIFEST_NAME, Manifest, sha256
@@ -69,7 +69,7 @@ def run(
         "slots": plan.slots,
         "seconds": plan.seconds,
         "warmup": plan.warmup,
-        **{name: plan.choices.get(name) for name in ("backend", "threads", "tile", "vae_tile", "color")},
+        **{name: plan.choices.get(name) for name in CHOICES},
     }
     return Report(
         created=created,
@@ -117,6 +117,7 @@ class _Bench:
                 slots=subject.slots,
                 frames=len(run.latencies),
                 warmup_frames=run.first,
+                warmup_seconds=run.warmup,
                 seconds=run.seconds,
                 fps=len(run.latencies) / run.seconds,
                 load_seconds=dict(subject.load_seconds),
@@ -147,5 +148,6 @@ class _Bench:
         return contextlib.closing(self._factory(self._plan.bundle, **self._plan.choices, **more))
 
     def _run(self, mode: Mode, subject: measure.Subject, seconds: float) -> measure.Run:
+        subject.prepare(*self._frames[0].shape[:2])  # counts as loading, not as warm-up
         time_them = measure.latency if mode == "latency" else measure.throughput
         return time_them(subject, self._frames, self._plan.warmup, seconds, self._clock, self._watcher.frame)

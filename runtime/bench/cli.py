@@ -15,7 +15,7 @@ from rich.console import Console
 from runtime.bench import bench, show, trace
 from runtime.bench.compare import Earlier, compare
 from runtime.bench.measure import Seconds
-from runtime.bench.plan import LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAME, Plan
+from runtime.bench.plan import CHOICES, LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAME, Plan
 from runtime.bench.statistics import FEW
 from runtime.errors import InputError, OutputError
 from runtime.manifest import Manifest
@@ -79,8 +79,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
     add("--tile", type=int, metavar="N", help="as for restore")
+    add("--overlap", type=int, metavar="N", help="as for restore")
     add("--vae-tile", type=int, metavar="N", help="as for restore")
     add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
+    add("--engine-cache", type=Path, metavar="DIR", help="as for restore")
     add("--json", metavar="F", help="write the report here, every frame's time included; - prints it")
     add("--trace", type=Path, metavar="F", help="write a trace for chrome://tracing or ui.perfetto.dev")
     add("--overwrite", action="store_true", help="replace F if it exists")
@@ -141,7 +143,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if not (math.isfinite(options.max_regression) and options.max_regression >= 0):
         raise InputError(f"--max-regression is {options.max_regression:g}; expected percent, 0 or more.")
     width, height = parse_size(options.size, Manifest.read(options.bundle))
-    given = {name: getattr(options, name) for name in ("threads", "tile", "vae_tile", "color")}
+    given = {name: getattr(options, name) for name in (*CHOICES[1:], "engine_cache")}
     plan = Plan(
         bundle=options.bundle,
         width=width,

@@ -15,7 +15,7 @@ from runtime.bench.report import KIND, SCHEMA_VERSION, Change, Comparison, Repor
 from runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
 from runtime.errors import InputError
 
-_SAME = ("tile", "vae_tile", "color")  # settings that change the picture, and so the work
+_SAME = ("tile", "overlap", "vae_tile", "color")  # settings that change the picture, and so the work
 _AGAIN = "Measure it anew with: python -m runtime bench ... --json"
 
 

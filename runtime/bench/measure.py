@@ -30,6 +30,9 @@ Tell = Callable[[str, int, float], None]
 class Subject(Protocol):
     """What of a Restorer is used here."""
 
+    def prepare(self, height: int, width: int) -> None:
+        """Loads and allocates what frames of this size need."""
+
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
         """Takes a frame; returns the results that are ready."""
 
@@ -49,7 +52,7 @@ class Subject(Protocol):
 
     @property
     def load_seconds(self) -> dict[str, float]:
-        """For each network, and `all`."""
+        """What loading took: of networks, and `all`."""
 
     @property
     def memory(self) -> dict[str, int]:
@@ -62,6 +65,7 @@ class Run:
 
     Attributes:
         first: number of the first frame that counts, since the Restorer was made: those before warmed it up.
+        warmup: seconds that those took.
         seconds: from the first to the last moment that counts.
         latencies: of each frame, from the call of `push` until its result was returned.
         intervals: from each result to the next; their sum is `seconds`. Results that one push returned
@@ -69,6 +73,7 @@ class Run:
     """
 
     first: int
+    warmup: float
     seconds: float
     latencies: tuple[float, ...]
     intervals: tuple[float, ...]
@@ -104,13 +109,14 @@ def latency(
         one()
         first += 1
         tell("warm-up", first, clock() - began)
+    warmed = clock() - began
     times: list[float] = []
     total = 0.0
     while not enough(len(times), total, seconds):
         times.append(one())
         total += times[-1]
         tell("measuring", len(times), total)
-    return Run(first, total, tuple(times), tuple(times))
+    return Run(first, warmed, total, tuple(times), tuple(times))
 
 
 def throughput(
@@ -155,4 +161,4 @@ def throughput(
             last = now
             tell("measuring", len(latencies), last - start)
     subject.flush()
-    return Run(first, last - start, tuple(latencies), tuple(intervals))
+    return Run(first, start - began, last - start, tuple(latencies), tuple(intervals))

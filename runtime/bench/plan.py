@@ -16,6 +16,8 @@ MODES: tuple[Mode, ...] = ("throughput", "latency")
 LEAST_FRAMES = 10
 LEAST_SLOW_FRAMES = 3
 SLOW_FRAME = 5.0  # seconds
+CHOICES = ("backend", "threads", "tile", "overlap", "vae_tile", "color")
+"""What a report keeps of the Restorer's options."""
 _DISTINCT = 5
 
 
@@ -30,7 +32,7 @@ class Plan:
         slots: of the throughput's Restorer; None for the Restorer's own number.
         seconds: that each mode is measured for, at least.
         warmup: seconds of frames before that, one frame at least.
-        choices: for the Restorer: backend, and of threads, tile, vae_tile, color those that were given.
+        choices: for the Restorer: backend, and those of its other options that were given.
     """
 
     bundle: Path

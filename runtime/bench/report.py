@@ -37,7 +37,7 @@ class ModeResult:
 
     Attributes:
         slots: of the Restorer.
-        frames: that count; `warmup_frames` before them do not.
+        frames: that count; `warmup_frames` before them do not, nor do the `warmup_seconds` that those took.
         seconds: from the first to the last moment that counts.
         fps: frames / seconds.
         load_seconds, memory: as the Restorer tells them; seconds and bytes.
@@ -49,6 +49,7 @@ class ModeResult:
     slots: int
     frames: int
     warmup_frames: int
+    warmup_seconds: float
     seconds: float
     fps: float
     load_seconds: dict[str, float]

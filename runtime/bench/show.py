@@ -117,8 +117,7 @@ def _mode(console: Console, name: str, mode: ModeResult) -> None:
     slots = "1 slot" if mode.slots == 1 else f"{mode.slots} slots"
     planned = mode.memory.get("total")
     memory = "" if planned is None else f", {planned / 1e9:.2f} GB planned"
-    loaded = mode.load_seconds.get("all")
-    loading = "" if loaded is None else f", loaded in {loaded:.1f} s"
+    loading = f", loaded in {mode.load_seconds['all']:.1f} s, warmed up in {mode.warmup_seconds:.1f} s"
     console.print(
         f"[bold]{name}, {slots}: {mode.fps:.3f} frames a second[/] ({mode.frames} frames in {mode.seconds:.1f} s"
         f"{loading}{memory})",

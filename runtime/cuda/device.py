@@ -120,6 +120,7 @@ class CudaDevice:
         self._owned = Owned(driver)
         self._choice: Choice | None = None
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
+        self.load_seconds: dict[str, float] = {}
         self._clear()
 
     def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
@@ -304,17 +305,15 @@ class CudaDevice:
         if self._choice is None:
             raise DeviceError("no engines were chosen: arrange() comes first.")
         assert self._context is not None
-        context = self._context.address
-        self._engines = {
-            network: (
-                record,
-                share(self._trt, self._bundle.file(record.file), self._file_hash(record), context),
-            )
-            for network, record in self._choice.engines.items()
-        }
-
-    def _file_hash(self, record: Engine) -> str:
-        return self._bundle.manifest.files[record.file].sha256
+        context, former = self._context.address, self._engines
+        self._engines = {}
+        for network, record in self._choice.engines.items():
+            started = time.perf_counter()
+            key = self._bundle.manifest.files[record.file].sha256
+            loaded = share(self._trt, self._bundle.file(record.file), key, context)
+            self._engines[network] = record, loaded
+            if network not in former or former[network][1] is not loaded:
+                self.load_seconds[network] = time.perf_counter() - started
 
     def _check_memory(self, planned: MemoryPlan) -> None:
         """Weights are there already."""

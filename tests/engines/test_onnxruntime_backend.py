@@ -23,7 +23,7 @@ _BLOCK = {"cpu-avx512": 16, "cpu-avx2": 8, "cpu-sse": 8}
 
 
 def run(path: Path, inputs: dict[str, np.ndarray], optimise: bool) -> list[np.ndarray]:
-    options = session_options(onnxruntime, 1, arena=False, optimise=optimise)
+    options = session_options(onnxruntime, 1, optimise=optimise)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, inputs)
 
 

@@ -136,7 +136,7 @@ def resident(field):  # ru_maxrss would start from what the parent process held
     return int(line.split()[1]) * 1024
 
 size, runs = int(sys.argv[2]), int(sys.argv[3])
-providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]  # as in runtime.host
+providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]  # as in runtime.scratch
 session = onnxruntime.InferenceSession(sys.argv[1], providers=providers)
 small = np.zeros((1, 4, 8, 8), np.float32)
 session.run(None, {"current": small, "previous": small})

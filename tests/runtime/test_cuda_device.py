@@ -382,12 +382,15 @@ def test_what_is_planned_is_what_is_allocated(bundle: Bundle) -> None:
 def test_another_size_takes_the_place_of_the_first(bundle: Bundle) -> None:
     gpu = Gpu(bundle, SMALL, 2)
     run(gpu.open(), clip(SMALL, 3))
-    loaded = list(gpu.trt.loaded)
+    loaded, seconds = list(gpu.trt.loaded), dict(gpu.device.load_seconds)
+    assert seconds.keys() == gpu.device._engines.keys()
+    assert min(seconds.values()) > 0
     gpu.schedule = build(bundle.manifest, *LARGE, TILED, 2)
     gpu.events = derive(gpu.schedule)
     frames = clip(LARGE, 4)
     assert all(map(np.array_equal, run(gpu.open(), frames), expected(bundle, frames, TILED)))
     assert gpu.trt.loaded == loaded, "engines stay loaded"
+    assert gpu.device.load_seconds == seconds
     gpu.device.close()
     assert gpu.driver.live == []
 

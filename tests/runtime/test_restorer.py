@@ -11,6 +11,7 @@ from conftest import real_clip
 
 from runtime import Restorer, media
 from runtime.errors import BundleError, DeviceError, InputError
+from runtime.options import Options
 from runtime.resample import resize_bicubic
 from runtime.runner import FrameError
 
@@ -224,6 +225,16 @@ def test_slots_change_no_byte(golden_bundle: Path, clip: list[np.ndarray], resto
             assert np.array_equal(got, wanted)
         assert len(several.timings()) == 5
         assert several.memory["buffers"] > 2 * restorer.memory["buffers"]
+
+
+def test_loading_is_told_by_network(golden_bundle: Path) -> None:
+    with Restorer(golden_bundle) as restorer:
+        before = restorer.load_seconds
+        networks = Options({"color": "adain"}).networks(restorer.manifest)
+        assert list(before) == [*networks, "all"]
+        assert 0 < sum(before[network] for network in networks) < before["all"]
+        restorer.prepare(24, 32)
+        assert restorer.load_seconds["all"] > before["all"]
 
 
 def test_restorers_of_a_bundle_share_their_weights(golden_bundle: Path, restorer: Restorer) -> None:

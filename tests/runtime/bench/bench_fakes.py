@@ -71,10 +71,15 @@ class Fake:
         self.waiting: list[int] = []
         self.pushed = 0
         self.sizes: list[tuple[int, ...]] = []
+        self.prepared: tuple[int, int] | None = None
         self.open = True
+
+    def prepare(self, height: int, width: int) -> None:
+        self.prepared = height, width
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
         assert self.open
+        assert self.prepared in (None, frame.shape[:2])
         if self.maker.fail_at is not None and self.maker.frames == self.maker.fail_at[0]:
             raise self.maker.fail_at[1]
         self.maker.frames += 1

@@ -36,7 +36,17 @@ def mode(
     seen = Observed(len(latency), Series.of(latency), metrics, stages)
     intervals = interval or latency
     return ModeResult(
-        slots, len(latency), 1, sum(intervals), 1.0, {}, {}, Series.of(latency), Series.of(intervals), seen
+        slots,
+        len(latency),
+        1,
+        0.1,
+        sum(intervals),
+        1.0,
+        {},
+        {},
+        Series.of(latency),
+        Series.of(intervals),
+        seen,
     )
 
 

@@ -72,14 +72,18 @@ def test_what_is_measured(report: dict[str, Any]) -> None:
     assert medians == pytest.approx({"frame": 1, "enqueue": 0.01, "H2D": 0.1, "compute": 0.8, "D2H": 0.1})
     stages = {name: 64 * series["summary"]["median"] for name, series in observed["stages"].items()}
     assert stages == pytest.approx({"upload": 0.1, "unet": 0.6, "decoder": 0.2, "download": 0.1})
+    assert latency["load_seconds"] == {"unet": 1.5, "all": 2.0}
+    assert latency["warmup_seconds"] == 13 / 64  # frames until 0.2 s are over
     assert report["cautions"] == []
     assert len(report["bundle"]["sha256"]) == 64
     assert report["peak_host_bytes"] > 1e6
 
 
 def test_restorers_are_made_as_asked_and_closed(tmp_path: Path) -> None:
-    _, maker = run(tmp_path, "--slots", 3, "--tile", 64, "--vae-tile", 96, "--color", "none", "--threads", 2)
-    common = {"backend": "auto", "threads": 2, "tile": 64, "vae_tile": 96, "color": "none"}
+    tiles = ("--tile", 64, "--vae-tile", 96, "--overlap", 8, "--engine-cache", tmp_path)
+    _, maker = run(tmp_path, "--slots", 3, *tiles, "--color", "none", "--threads", 2)
+    common = {"backend": "auto", "threads": 2, "tile": 64, "vae_tile": 96, "overlap": 8, "color": "none"}
+    common["engine_cache"] = tmp_path
     assert [{**fake.options, "observer": None} for fake in maker.made] == [
         {**common, "slots": slots, "observer": None} for slots in (3, 1, 3, 1)
     ]
@@ -87,6 +91,7 @@ def test_restorers_are_made_as_asked_and_closed(tmp_path: Path) -> None:
     assert [fake.observer is not None for fake in maker.made] == [False, False, True, True]
     assert not any(fake.open for fake in maker.made)
     assert {size for fake in maker.made for size in fake.sizes} == {(6, 8, 3)}  # a quarter each way
+    assert {fake.prepared for fake in maker.made} == {(6, 8)}, "loading is no part of the warm-up"
 
 
 def test_defaults_are_the_restorers(tmp_path: Path) -> None:

@@ -44,8 +44,12 @@ def test_latency_is_from_push_to_result_and_leaves_the_warm_up_out(late: bool) -
 
 
 def test_warm_up_lasts_as_long_as_asked() -> None:
-    assert latency(Maker(lambda n: 0.1), warmup=0.55)[0].first == 6
-    assert throughput(Maker(lambda n: 0.1), slots=3, warmup=0.55)[0].first == 6
+    runs = (
+        latency(Maker(lambda n: 0.1), warmup=0.55)[0],
+        throughput(Maker(lambda n: 0.1), slots=3, warmup=0.55)[0],
+    )
+    assert [run.first for run in runs] == [6, 6]
+    assert [run.warmup for run in runs] == pytest.approx([0.6, 0.6])
 
 
 @pytest.mark.parametrize(
