@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
-    from runtime.errors import VsrError
+    from runtime.errors import FrameError, VsrError
     from runtime.manifest import Manifest
     from runtime.restorer import Restorer
 
-__all__ = ["Bundle", "Manifest", "Restorer", "VsrError"]
+__all__ = ["Bundle", "FrameError", "Manifest", "Restorer", "VsrError"]
 
 _HOMES = {
     "Bundle": "runtime.bundle",
+    "FrameError": "runtime.errors",
     "Manifest": "runtime.manifest",
     "Restorer": "runtime.restorer",
     "VsrError": "runtime.errors",

@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime import doctor, plan_command, terminal
+from runtime.backends import BACKENDS
 from runtime.bench import cli as bench_command
 from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.options import Options
 from runtime.restore import Job, TruncatedError, restore
-from runtime.restorer import BACKENDS
 
 _EXAMPLES = """\
 examples:

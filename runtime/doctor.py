@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import engine_check, gpu
+from runtime import backends, engine_check, gpu
 from runtime.bundle import Bundle
 from runtime.errors import VsrError
 from runtime.host import available_cores, choose
 from runtime.manifest import Engine
 from runtime.processor import cpu_target
-from runtime.restorer import choose_backend
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _OTHER = (
@@ -46,7 +45,7 @@ class Diagnosis:
 
     system: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str | None] = field(default_factory=dict)
-    backend: str | None = None
+    backend: str = ""
     backend_reason: str = ""
     gpu: str = ""
     bundle: dict[str, object] | None = None
@@ -58,10 +57,7 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     """Looks at the installation and, if asked, at every byte of a bundle."""
     found = Diagnosis(system=_system())
     found.packages = {name: _version(name) for name in (*_NEEDED, *_OTHER)}
-    if importlib.util.find_spec("onnxruntime") is None:
-        found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
-    else:
-        found.backend, found.backend_reason = choose_backend("auto")
+    found.backend, found.backend_reason = backends.choose("auto")
     if found.packages["onnxruntime"] and found.packages["onnxruntime-gpu"]:
         found.problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
@@ -72,13 +68,14 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     if bundle is not None:
         try:
             opened = Bundle.open(bundle)
-            if found.backend:
-                found.backend, found.backend_reason = choose_backend("auto", opened)
+            found.backend, found.backend_reason = backends.choose("auto", opened)
             found.bundle = _describe(opened)
             found.engines = judge_engines(opened)
             opened.check_hashes(progress)
         except VsrError as error:
             found.problems.append(str(error))
+    if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
+        found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
     return found
 
 

@@ -7,6 +7,9 @@ with `exit_code`; library users catch `VsrError` or one of its kinds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class VsrError(Exception):
     """Anything that this project refuses. `exit_code` is what a command line exits with."""
@@ -48,6 +51,20 @@ class DeviceError(VsrError):
     """No usable inference library, not enough memory, or a network failed while running."""
 
     exit_code = 7
+
+
+class FrameError(DeviceError):
+    """A frame could not be restored.
+
+    Attributes:
+        frame: running number of the frame in its clip, from 0.
+        stage: in which it failed.
+        results: of earlier frames, in order, that were finished and not returned yet.
+    """
+
+    def __init__(self, message: str, frame: int, stage: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.frame, self.stage, self.results = frame, stage, list(results)
 
 
 class VerificationError(VsrError):

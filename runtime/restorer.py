@@ -16,22 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime import gpu
+from runtime import backends
 from runtime.bundle import Bundle
 from runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
-from runtime.cuda.start import BACKENDS as ENGINES
-from runtime.cuda.start import open_device, usable
 from runtime.device import Device
-from runtime.errors import DeviceError, EngineError, InputError
-from runtime.host import HostDevice
-from runtime.lanes import HostLanes
+from runtime.errors import DeviceError, FrameError, InputError
 from runtime.manifest import Manifest, dimension
 from runtime.options import Options
 from runtime.pipeline import Clock
-from runtime.provider_device import ProviderDevice
-from runtime.providers import PROVIDERS
 from runtime.resample import enlarged_size, resize_bicubic
-from runtime.runner import FrameError, Runner
+from runtime.runner import Runner
 from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.timeline import Observer, Span
@@ -39,7 +33,6 @@ from runtime.timeline import Observer, Span
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
 _WORK = ("network", "cut", "blend")  # what a stage is made of
-BACKENDS = ("auto", HostDevice.name, *ENGINES, *PROVIDERS)
 
 
 class Restorer:
@@ -50,7 +43,7 @@ class Restorer:
 
     Args:
         bundle: directory made by `build.py bundle`.
-        backend: `auto` takes the best that is installed and that the bundle serves; see `BACKENDS`.
+        backend: `auto` takes the best that is installed and that the bundle serves; see `runtime.backends.BACKENDS`.
         color: how colours are aligned to the input's: `adain`, `wavelet` or `none`; None for the
             bundle's default.
         tile: side of a tile in latents (8 pixels of the result) for frames larger than that; None for
@@ -101,7 +94,7 @@ class Restorer:
         started = time.perf_counter()
         opened = Bundle.open(bundle, check=check)
         self.manifest = opened.manifest
-        self.backend = choose_backend(backend, opened)[0]
+        self.backend = backends.choose(backend, opened)[0]
         if slots < 1:
             raise InputError(f"--slots is {slots}; expected 1 or more.")
         self.slots = slots
@@ -119,22 +112,19 @@ class Restorer:
         self._runner: Runner | None = None
         self._prepared: tuple[int, int] | None = None
         self._stream, self._device_results = stream_address(stream), device_results
-        if (device_results or stream is not None) and self.backend not in ENGINES:
-            raise InputError(f"frames and streams on a GPU need the backend {' or '.join(ENGINES)}.")
-        cache = None if engine_cache is None else Path(engine_cache)
-        if self.backend in ENGINES:
-            self._device: Device | None = open_device(
-                opened,
-                self.backend,
-                tile=tile,
-                vae_tile=vae_tile,
-                cache=cache,
-                stream=self._stream,
-                device_results=device_results,
-            )
-        else:
-            networks = self._options.networks(self.manifest)
-            self._device = _host_device(self.backend, opened, networks, threads, cache)
+        if (device_results or stream is not None) and self.backend not in backends.ENGINES:
+            raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
+        self._device: Device | None = backends.open_device(
+            self.backend,
+            opened,
+            self._options,
+            tile=tile,
+            vae_tile=vae_tile,
+            threads=threads,
+            cache=None if engine_cache is None else Path(engine_cache),
+            stream=self._stream,
+            device_results=device_results,
+        )
         try:
             self._constants = opened.constants()
         except BaseException:
@@ -339,10 +329,10 @@ class Restorer:
     def _taken(self, frame: Any) -> Frame | DeviceArray:
         """The frame as numpy's array, without a copy, or as one on the device."""
         if on_device(frame):
-            if self.backend not in ENGINES:
+            if self.backend not in backends.ENGINES:
                 raise InputError(
                     f"the frame lies on a GPU; the backend {self.backend} takes arrays of the CPU, "
-                    f"{' and '.join(ENGINES)} take both."
+                    f"{' and '.join(backends.ENGINES)} take both."
                 )
             return device_array(frame, self._stream)
         if not isinstance(frame, np.ndarray) and hasattr(frame, "__dlpack__"):
@@ -381,61 +371,6 @@ def _weakly(observe: Observer) -> Observer:
             method(span)
 
     return tell
-
-
-def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:
-    """The backend that a request stands for, and why.
-
-    Args:
-        backend: one of `BACKENDS`.
-        bundle: whose engines `auto` looks at; None for no bundle yet.
-
-    Raises:
-        InputError: there is no such backend.
-    """
-    if backend not in BACKENDS:
-        raise InputError(f"there is no backend {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    if backend != "auto":
-        return backend, "as asked"
-    here = gpu.detect()
-    if here is None:
-        return HostDevice.name, f"there is no GPU ({gpu.why_none()})"
-    if bundle is None:
-        return HostDevice.name, f"unless a bundle has engines for {here}"
-    for name in ENGINES:
-        try:
-            usable(bundle, name, here)
-        except EngineError:
-            continue
-        return name, f"the bundle has engines for {here}"
-    return HostDevice.name, f"the bundle has no engines that run on {here}"
-
-
-def _host_device(
-    backend: str,
-    bundle: Bundle,
-    networks: Iterable[str],
-    threads: int | None,
-    engine_cache: Path | None,
-) -> Device:
-    """ONNX Runtime on threads, with the networks loaded."""
-    loaded: HostDevice | ProviderDevice
-    seconds = {}
-    if backend in PROVIDERS:
-        loaded = ProviderDevice(bundle, backend, threads, engine_cache)
-    elif engine_cache is not None:
-        raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
-    else:
-        loaded = HostDevice(bundle, threads)
-    try:
-        for network in networks:
-            started = time.perf_counter()
-            loaded.load(network)
-            seconds[network] = time.perf_counter() - started
-    except BaseException:
-        loaded.close()
-        raise
-    return HostLanes(loaded, loaded.cancel, seconds)
 
 
 def _largest_side(manifest: Manifest) -> int:

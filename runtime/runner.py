@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from runtime.device import Device, StepError, Ticket
-from runtime.errors import DeviceError
-
-
-class FrameError(DeviceError):
-    """A frame could not be restored.
-
-    Attributes:
-        frame: running number of the frame in its clip, from 0.
-        stage: in which it failed.
-        results: of earlier frames, in order, that were finished and not returned yet.
-    """
-
-    def __init__(self, message: str, frame: int, stage: str, results: Sequence[Any]) -> None:
-        super().__init__(message)
-        self.frame, self.stage, self.results = frame, stage, list(results)
+from runtime.errors import DeviceError, FrameError
 
 
 class Runner:

@@ -160,7 +160,7 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
     for name, version in found.packages.items():
         table.add_row(name, version or "[dim]not installed")
     table.add_row("GPU", escape(found.gpu))
-    table.add_row("backend of `auto`", f"{found.backend or 'none'}: {found.backend_reason}")
+    table.add_row("backend of `auto`", f"{found.backend}: {found.backend_reason}")
     console.print(table)
     if found.bundle is not None:
         _print_bundle(console, found.bundle)

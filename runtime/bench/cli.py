@@ -12,6 +12,7 @@ from typing import cast
 
 from rich.console import Console
 
+from runtime.backends import BACKENDS
 from runtime.bench import bench, show, trace
 from runtime.bench.compare import Earlier, compare
 from runtime.bench.measure import Seconds
@@ -20,7 +21,7 @@ from runtime.bench.statistics import FEW
 from runtime.errors import InputError, OutputError
 from runtime.manifest import Manifest
 from runtime.media.staging import Staging
-from runtime.restorer import BACKENDS, Restorer
+from runtime.restorer import Restorer
 from runtime.sizes import parse_size
 
 REGRESSION = 11  # the exit code

@@ -21,11 +21,11 @@ from runtime.cuda.device import CudaDevice
 from runtime.cuda.driver import CudaError, Driver
 from runtime.cuda.interop import DeviceArray
 from runtime.engine_choice import Choice
-from runtime.errors import DeviceError, EngineError, InputError
+from runtime.errors import DeviceError, EngineError, FrameError, InputError
 from runtime.manifest import Engine, FileEntry, Operator, Profile
 from runtime.options import Options
 from runtime.pipeline import Pipeline
-from runtime.runner import FrameError, Runner
+from runtime.runner import Runner
 from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.timeline import Span

@@ -13,10 +13,10 @@ from stages import dloral_manifest, shrunk
 
 from runtime.actions import Buffers
 from runtime.device import Device
-from runtime.errors import DeviceError
+from runtime.errors import DeviceError, FrameError
 from runtime.lanes import HostLanes
 from runtime.options import Options
-from runtime.runner import FrameError, Runner
+from runtime.runner import Runner
 from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.schedule.graph import Schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import struct
 from pathlib import Path
@@ -157,6 +158,16 @@ def test_portable_tensorrt_plans_run_on_later_generations(tmp_path: Path) -> Non
     turing = Gpu("T4", "sm_75", 1, "13.0")
     found = verdict(tmp_path, content, turing, installed="11.4.0.106", **values)
     assert found == "it is for sm_80 and newer, and the GPU is T4 (sm_75)"
+
+
+def test_doctor_misses_onnx_runtime_only_where_it_would_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+    assert any("onnxruntime is not installed" in problem for problem in doctor.diagnose(None).problems)
+    monkeypatch.setattr("runtime.backends.choose", lambda *given: ("tensorrt_rtx", "the bundle has engines"))
+    assert not any("not installed" in problem for problem in doctor.diagnose(None).problems)
 
 
 def test_doctor_lists_every_engine_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,7 @@ def test_the_gpu_in_the_machine_is_the_default(run: Run, monkeypatch: pytest.Mon
         (["--target", "gtx"], "512x512", "--target gtx"),
         (["--memory", "much"], "512x512", "--memory much"),
         (["--draw", "schedule.png"], "512x512", r"a name that ends in \.svg"),
+        (["--measured", "bench.json"], "512x512", "--measured stands beside a model"),
         (["--roofline", "abacus"], "512x512", "no figures of 'abacus'"),
     ],
 )

@@ -10,10 +10,9 @@ import pytest
 from conftest import real_clip
 
 from runtime import Restorer, media
-from runtime.errors import BundleError, DeviceError, InputError
+from runtime.errors import BundleError, DeviceError, FrameError, InputError
 from runtime.options import Options
 from runtime.resample import resize_bicubic
-from runtime.runner import FrameError
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ class Fake:
     def __init__(self, maker: Maker, options: dict[str, Any]) -> None:
         self.maker, self.options = maker, options
         self.backend, self.slots = maker.backend, options.get("slots", maker.slots)
-        self.load_seconds, self.memory = {"unet": 1.5, "all": 2.0}, {"slots": 10, "total": 30}
+        self.load_seconds, self.memory = {"unet": 1.5, "all": 2.0}, {"buffers": 2 * 10**9, "pinned": 10**9}
         self.observer = options.get("observer")
         self.waiting: list[int] = []
         self.pushed = 0
