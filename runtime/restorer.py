@@ -220,7 +220,10 @@ class Restorer:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes that frames of the present size take, weights aside; empty before the first one."""
+        """Bytes that frames of the present size take, weights aside; empty before the first one.
+
+        On the CPU that is buffers only: what ONNX Runtime works in, it does not tell.
+        """
         return self._device.memory if self._device is not None else {}
 
     @property

@@ -115,7 +115,7 @@ def _gpu(record: GpuRecord) -> dict[str, str]:
 
 def _mode(console: Console, name: str, mode: ModeResult) -> None:
     slots = "1 slot" if mode.slots == 1 else f"{mode.slots} slots"
-    memory = f", {sum(mode.memory.values()) / 1e9:.2f} GB beside the weights" if mode.memory else ""
+    memory = f", {sum(mode.memory.values()) / 1e9:.2f} GB of buffers" if mode.memory else ""
     loading = f", loaded in {mode.load_seconds['all']:.1f} s, warmed up in {mode.warmup_seconds:.1f} s"
     console.print(
         f"[bold]{name}, {slots}: {mode.fps:.3f} frames a second[/] ({mode.frames} frames in {mode.seconds:.1f} s"
