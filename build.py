@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     alternative_commands.add_commands(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
-    demo.add_argument("--frames", type=int, default=4, help="frames to restore (default: 4)")
+    demo.add_argument("--frames", type=int, default=3, help="frames to restore (default: 3)")
     full = commands.add_parser(
         "full-size", help="build and run full-size networks with random weights, and measure them"
     )
