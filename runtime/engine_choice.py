@@ -18,7 +18,6 @@ from runtime.options import Options, tile_range
 from runtime.shapes import StageShape, frame_shapes
 
 PORTABLE = "portable"
-# flags of engines: without weights; without the operator, whose own kernel runs after it
 # The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
 # 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
 VAE_TILE = 136

@@ -144,7 +144,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if not (math.isfinite(options.max_regression) and options.max_regression >= 0):
         raise InputError(f"--max-regression is {options.max_regression:g}; expected percent, 0 or more.")
     width, height = parse_size(options.size, Manifest.read(options.bundle))
-    given = {name: getattr(options, name) for name in (*CHOICES[1:], "engine_cache")}
+    given = {name: getattr(options, name) for name in (*CHOICES, "engine_cache")}
     plan = Plan(
         bundle=options.bundle,
         width=width,
@@ -153,8 +153,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         slots=options.slots,
         seconds=options.seconds,
         warmup=options.warmup,
-        choices={"backend": options.backend}
-        | {name: value for name, value in given.items() if value is not None},
+        choices={name: value for name, value in given.items() if value is not None},
     )
     plan.check()
     return plan

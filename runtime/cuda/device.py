@@ -278,7 +278,7 @@ class CudaDevice:
         download = next(step for step in schedule.steps if step.action == "download")
         upload = next(step for step in schedule.steps if step.action == "upload")
         self._frame, self._result = upload.writes["target"], download.reads["source"]
-        self._load(schedule)
+        self._load()
         needs = {name: found.scratch for name, (_, found) in self._engines.items()}
         planned = memory.plan(schedule, needs, {})
         self._check_memory(planned)
@@ -300,8 +300,8 @@ class CudaDevice:
         # copies of constants return before they have arrived, and lanes do not wait for the stream that they are on
         self._driver.call("cuCtxSynchronize")
 
-    def _load(self, schedule: Schedule) -> None:
-        """The engines of a schedule; those that are loaded and still fit stay."""
+    def _load(self) -> None:
+        """The engines that were chosen; those that are loaded and still fit stay."""
         if self._choice is None:
             raise DeviceError("no engines were chosen: arrange() comes first.")
         assert self._context is not None

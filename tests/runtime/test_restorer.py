@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import real_clip
 
-from runtime import Restorer, media
-from runtime.errors import BundleError, DeviceError, FrameError, InputError
+from runtime import FrameError, Restorer, media
+from runtime.errors import BundleError, DeviceError, InputError
 from runtime.options import Options
 from runtime.resample import resize_bicubic
 

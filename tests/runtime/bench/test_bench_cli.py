@@ -139,6 +139,7 @@ def test_json_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[s
     captured = capsys.readouterr()
     VALIDATOR.validate(json.loads(captured.out))
     assert "frames a second" in captured.err
+    assert "loaded in 2.0 s, warmed up in 0.2 s, 3.00 GB of buffers" in captured.err
     assert outputs(tmp_path) == []
 
 
