@@ -11,7 +11,7 @@ from engines.graphs import constant, integers
 from engines.winograd import Filter
 from engines.writer import Writer
 
-_BAND_ROWS = np.array([1 << power for power in range(7)])
+_BAND_ROWS = np.arange(1, 65)
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,34 @@ class Bands:
     count: ir.Value  # (1,): pictures
 
 
-def cut(writer: Writer, data: ir.Value, filter: Filter, target: int) -> Bands:
+def cut(
+    writer: Writer, data: ir.Value, filter: Filter, target: int, inset: tuple[int, int] = (0, 0)
+) -> Bands:
     """Cuts pictures into bands of rows.
 
     Args:
         writer: of the nodes that find the cut out in a run.
         data: (n,h,w,c); whole windows.
+        inset: rows of the data above and below that windows only reach into, where zeros would be otherwise.
         filter: that bands are cut for.
         target: windows that a band has at most, if its rows allow.
     """
     graph, op = writer.graph, writer.op
     count, height, width = (writer.shape(data, axis) for axis in range(3))
     step, side = integers(graph, filter.step), filter.window
-    down, columns = op("Div", height, step), op("Div", width, step)
+    inner = op("Sub", height, integers(graph, sum(inset))) if any(inset) else height
+    down, columns = op("Div", inner, step), op("Div", width, step)
     rows = _windows_down(writer, down, columns, target)
 
     # rows of the picture that belong to each band
     total = op("Div", op("Mul", count, down), rows)
     numbers = op("Reshape", writer.range(total), integers(graph, -1, 1))
     high = op("Mul", rows, step)
-    start = op("Mul", numbers, high)
-    picture = op("Div", start, height)
+    start = op("Mul", numbers, high)  # as if the insets were not there
+    picture = op("Div", start, op("Mul", down, step))
     top = op("Mul", picture, height)
-    start = op("Sub", start, integers(graph, filter.before))
+    start = op("Add", start, op("Mul", picture, op("Sub", height, op("Mul", down, step))))
+    start = op("Sub", start, integers(graph, filter.before - inset[0]))
     stop = op("Add", start, op("Add", high, integers(graph, side - filter.step)))
     first, end = op("Max", start, top), op("Min", stop, op("Add", top, height))
     none = op("Mul", numbers, integers(graph, 0))

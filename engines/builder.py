@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from engines.build_log import BuildLog, make_logger
 from engines.library import Library
 from engines.operator import leave_out
+from engines.strips import cut_into_strips
 from runtime.errors import EngineError, OutputError
 from runtime.manifest import COMPATIBLE, STRIP, Operator, Profile
 
@@ -39,6 +42,7 @@ class Order:
         timing_cache: file that keeps what TensorRT measured, None without.
         attentions: names of the Attention nodes, to be counted.
         without: the operator to leave out of the graph, None to compile all of it.
+        strips: of rows that pictures are computed in, 1 for whole; see `engines.strips`.
     """
 
     network: str
@@ -52,6 +56,7 @@ class Order:
     timing_cache: Path | None = None
     attentions: tuple[str, ...] = ()
     without: Operator | None = None
+    strips: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,10 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
 
 
 def _parse(parser: Any, order: Order) -> bool:
+    if order.strips > 1:
+        model = ir.load(order.graph)
+        cut_into_strips(model, order.strips, ordered=True)
+        return parser.parse(ir.to_proto(model).SerializeToString(), str(order.graph))
     if order.without is None:
         return parser.parse_from_file(str(order.graph))
     return parser.parse(leave_out(order.graph, order.without).SerializeToString(), str(order.graph))
@@ -308,5 +317,5 @@ def _too_large(order: Order) -> EngineError:
     shapes = ", ".join(f"{name} {profile.max}" for name, profile in order.profiles.items())
     return EngineError(
         f"{order.network} needs more scratch memory than --workspace allows ({order.workspace / 1e9:g} GB) for {shapes}"
-        ". Raise it, or choose a smaller --size, --tile, --vae-tile or --batch."
+        ". Raise it, or choose a smaller --size, --tile or --batch, or strips for the VAE: a smaller --vae-tile."
     )

@@ -26,13 +26,15 @@ from onnx_ir import tape
 from engines.bands import Bands, cut
 from engines.graphs import constant, integers, take_over
 from engines.patterns import (
+    Norm,
     are_same_size,
     before_doubling,
     factors,
-    is_convolution,
+    insets,
     is_pointwise,
     norm_before,
     sizes,
+    slice_of,
 )
 from engines.winograd import TAPS, Filter, direct, upsampling, winograd
 from engines.writer import Writer
@@ -40,6 +42,7 @@ from engines.writer import Writer
 _CONTRIB = "com.microsoft"
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _ROW, _CHANNEL = 1, 3  # axes
+_AXES = {1: _CHANNEL, 2: _ROW, 3: 2}  # with the channels first -> last
 
 # Of the larger of a layer's input and output. With fewer, transforms take longer than the products they save.
 MIN_CHANNELS = 128
@@ -51,7 +54,7 @@ _WIDE = 256 * 256
 _DIRECT = 512 * 512
 
 
-def replace_convolutions(graph: ir.Graph, min_channels: int = MIN_CHANNELS) -> int:
+def replace_convolutions(graph: ir.Graph, min_channels: int = MIN_CHANNELS, strips: int = 1) -> int:
     """Rewrites the FP32 convolutions that gain by it, and what lies between them; returns how many nodes.
 
     Only those whose sides are known, from the graph's symbolic shapes, to be whole windows, and many: of a few
@@ -60,8 +63,9 @@ def replace_convolutions(graph: ir.Graph, min_channels: int = MIN_CHANNELS) -> i
     Args:
         graph: changed in place.
         min_channels: of a layer, the larger of its input and output.
+        strips: that pictures are cut into, see `engines.strips`.
     """
-    return _Rewriting(graph, min_channels).run()
+    return _Rewriting(graph, min_channels, strips).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,8 @@ class _Layer:
     data: ir.Value  # before the normalisation and the upsampling that are part of it
     weight: ir.Value
     bias: ir.Value | None
-    norm: ir.Node | None  # GroupNormalization, followed by SiLU
+    norm: Norm | None
+    inset: tuple[int, int]  # rows of the data above and below that are there for the windows to reach into
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -92,28 +97,33 @@ class _Statistics:
 class _Rewriting(Writer):
     """The pass over one graph. Values that exist with the channels last are remembered by those that do not."""
 
-    def __init__(self, graph: ir.Graph, min_channels: int) -> None:
+    def __init__(self, graph: ir.Graph, min_channels: int, strips: int) -> None:
         super().__init__(graph)
-        self._min_channels = min_channels
+        self._min_channels, self._strips = min_channels, strips
         self._last: dict[ir.Value, ir.Value] = {}
         self._statistics: dict[ir.Value, _Statistics] = {}
         self._bands: dict[tuple[str, ...], Bands] = {}
+        self._transformed: dict[tuple[ir.Value, str], ir.Value] = {}
+        self._row_means: dict[ir.Value, ir.Value] = {}  # rewritten -> of what
 
     def run(self) -> int:
         changed = 0
         for node in list(self.graph):
             self.steps = tape.Tape()
-            made = self._made(node)
+            made = self._parts(node) if node.op_type == "Split" else self._made(node)
             if made is None:
                 continue
-            result, statistics = made
-            output = node.outputs[0]
-            first = self.op("Transpose", result, perm=_TO_FIRST)
+            results, statistics = made if isinstance(made[0], list) else ([made[0]], made[1])
+            firsts = [self.op("Transpose", result, perm=_TO_FIRST) for result in results]
             self.graph.insert_before(node, self.steps.nodes)
-            take_over(output, first)
-            self._last[first] = result
+            source = node.inputs[0]
+            for output, first, result in zip(node.outputs, firsts, results, strict=True):
+                take_over(output, first)
+                self._last[first] = result
             if statistics is not None:
-                self._statistics[first] = statistics
+                self._statistics[firsts[0]] = statistics
+            if node.op_type == "ReduceMean" and source is not None:
+                self._row_means[firsts[0]] = source
             changed += 1
         if changed:
             self.graph.opset_imports.setdefault(_CONTRIB, 1)
@@ -131,21 +141,63 @@ class _Rewriting(Writer):
             return self._concatenation(node)
         if node.op_type == "GroupNormalization":
             return self._normalisation(node)
+        if node.op_type == "Slice":
+            return self._slice(node)
+        if node.op_type in ("ReduceMean", "ReduceSumSquare"):
+            return self._of_rows(node)
         if node.op_type == "Transpose" and "perm" in node.attributes:
             self._turned(node)
         return None
 
     def _concatenation(self, node: ir.Node) -> tuple[ir.Value, None] | None:
         parts = [value for value in node.inputs if value is not None]
-        if node.attributes["axis"].as_int() != 1 or not any(part in self._last for part in parts):
+        axis = node.attributes["axis"].as_int()
+        if axis not in _AXES or not any(part in self._last for part in parts):
             return None
-        return self.joined(*(self._to_last(part) for part in parts), axis=_CHANNEL), None
+        return self.joined(*(self._to_last(part) for part in parts), axis=_AXES[axis]), None
+
+    def _parts(self, node: ir.Node) -> tuple[list[ir.Value], None] | None:
+        """A Split of a picture's rows into equal parts."""
+        (data, *rest), axis = node.inputs, node.attributes["axis"].as_int()
+        if data is None or data not in self._last or axis not in _AXES or rest:
+            return None
+        parts = self.steps.op_multi_out(
+            "Split",
+            [self._last[data]],
+            num_outputs=len(node.outputs),
+            attributes={"axis": _AXES[axis], "num_outputs": len(node.outputs)},
+        )
+        return list(parts), None
+
+    def _slice(self, node: ir.Node) -> tuple[ir.Value, None] | None:
+        data, found = node.inputs[0], slice_of(node)
+        if data is None or data not in self._last or found is None or found[0] not in _AXES:
+            return None
+        axis = integers(self.graph, _AXES[found[0]])
+        return self.op("Slice", self._last[data], *node.inputs[1:3], axis), None
+
+    def _of_rows(self, node: ir.Node) -> tuple[ir.Value, None] | None:
+        """Means of rows, or squares around them, that the bands of a convolution left."""
+        data = node.inputs[0]
+        if not _is_over_rows(node) or data is None:
+            return None
+        if node.op_type == "ReduceMean":
+            return (self._statistics[data].means, None) if data in self._statistics else None
+        centred = data.producer()
+        if centred is None or centred.op_type != "Sub":
+            return None
+        measured, means = centred.inputs
+        if means is None or measured not in self._statistics or self._row_means.get(means) is not measured:
+            return None
+        return self._statistics[measured].squares, None
 
     def _is_fused(self, norm: ir.Node) -> bool:
         """Whether a normalisation will become part of the convolution that follows."""
         followers = [use.node for user in norm.outputs[0].uses() for use in user.node.outputs[0].uses()]
         layers = [self._layer(node) for node in followers if node.op_type == "Conv"]
-        return any(layer is not None and layer.norm is norm for layer in layers)
+        return any(
+            layer is not None and layer.norm is not None and layer.norm.node is norm for layer in layers
+        )
 
     def _turned(self, node: ir.Node) -> None:
         """Remembers a transpose from the channels last, and removes one to them."""
@@ -197,35 +249,39 @@ class _Rewriting(Writer):
         outputs, inputs, *kernel = sizes(weight)
         if kernel != [TAPS, TAPS] or max(outputs, inputs) < self._min_channels:
             return None
-        if (filter := self._filter(node, data, inputs * outputs)) is None:
+        if (found := self._filter(node, data, inputs * outputs)) is None:
             return None
+        filter, inset = found
         if filter.name == "upsampling":
-            small = before_doubling(data)
+            small = before_doubling(data, inset)
             assert small is not None
-            return _Layer(filter, small, weight, bias, None)
+            return _Layer(filter, small, weight, bias, None, inset)
         norm = norm_before(data)
-        if norm is not None:
-            assert norm.inputs[0] is not None
-            data = norm.inputs[0]
-        return _Layer(filter, data, weight, bias, norm)
+        return _Layer(filter, norm.data if norm is not None else data, weight, bias, norm, inset)
 
-    def _filter(self, node: ir.Node, data: ir.Value, channels: int) -> Filter | None:
-        """How a 3x3 convolution is best computed."""
-        sides = factors(data)
-        if min(sides) >= 4 and is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
-            if before_doubling(data) is not None:
-                return upsampling()
+    def _filter(self, node: ir.Node, data: ir.Value, channels: int) -> tuple[Filter, tuple[int, int]] | None:
+        """How a 3x3 convolution is best computed, and the rows that it has instead of zeros."""
+        inset = insets(node, strides=[1, 1], pads=[1, 1, 1, 1])
+        sides = factors(data if inset == (0, 0) else node.outputs[0])  # of the results
+        if inset is not None:
+            doubled = before_doubling(data, inset) is not None
+            many = sides[0] * self._strips, sides[1]
+            if doubled and min(many) >= 4 and not any(side % 2 for side in sides):
+                return upsampling(), inset
             for results, least in ((4, 8), (2, 4)):
-                if all(factor >= least and factor % results == 0 for factor in sides):
-                    return winograd(results)
+                if min(many) >= least and all(side % results == 0 for side in sides):
+                    return winograd(results), inset
         if channels > _DIRECT:
             return None
-        if is_convolution(node, strides=[1, 1], pads=[1, 1, 1, 1]):
-            return direct(step=1, before=1)
-        if all(factor and factor % 2 == 0 for factor in sides):
-            for before in (0, 1):
-                if is_convolution(node, strides=[2, 2], pads=[before, before, 1, 1]):
-                    return direct(step=2, before=before)
+        if inset is not None:
+            return direct(step=1, before=1), inset
+        for before in (0, 1):
+            inset = insets(node, strides=[2, 2], pads=[before, before, 1, 1])
+            if inset is None:
+                continue
+            sides = [0 if side % 2 else side // 2 for side in factors(data)] if inset == (0, 0) else sides
+            if all(sides):
+                return direct(step=2, before=before), inset
         return None
 
     def _filtered(
@@ -249,7 +305,9 @@ class _Rewriting(Writer):
         scanned = [bands.first, bands.end, bands.pads, bands.picture]
         if residual is not None:
             scanned.append(self.op("Reshape", residual, self.joined(integers(graph, -1), shape)))
-        measured = any(use.node.op_type == "GroupNormalization" for use in result.uses())
+        measured = any(
+            use.node.op_type == "GroupNormalization" or _is_over_rows(use.node) for use in result.uses()
+        )
         body = self._body(layer, bands, shape, f"{result.name}_band", residual is not None, measured)
         scan = self.steps.op_multi_out(
             "Scan",
@@ -367,13 +425,18 @@ class _Rewriting(Writer):
         taps = self.op("Transpose", taps, perm=[1, 2, 0, 3])
         if filter.is_direct:
             return self.op("Reshape", taps, integers(graph, -1, outputs))
+        key = layer.weight, filter.name
+        if key in self._transformed:  # strips share them
+            return self._transformed[key]
         # a shape that is known in a run only: what is computed from here on would be kept otherwise
         one = self.op("Div", bands.count, bands.count)
         shape = self.joined(self.op("Mul", one, integers(graph, TAPS * TAPS)), integers(graph, -1))
         taps = self.op("Reshape", taps, shape)
         both_ways = np.kron(filter.G, filter.G).astype(np.float32)
         taps = self.op("MatMul", constant(graph, f"{filter.name}_G", both_ways), taps)
-        return self.op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
+        taps = self.op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
+        self._transformed[key] = taps
+        return taps
 
     def _bands_of(self, layer: _Layer) -> Bands:
         """Cuts pictures; once for all of one size."""
@@ -381,9 +444,9 @@ class _Rewriting(Writer):
         inputs, outputs = layer.channels
         windows = (_WIDE_BAND if inputs * outputs > _WIDE else _BAND) // filter.products**2
         assert data.shape is not None
-        key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), filter.name, str(windows))
+        key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), filter.name, str(windows), str(layer.inset))
         if key not in self._bands:
-            self._bands[key] = cut(self, self._to_last(data), filter, windows)
+            self._bands[key] = cut(self, self._to_last(data), filter, windows, layer.inset)
         return self._bands[key]
 
     def _normalisation(self, node: ir.Node) -> tuple[ir.Value, None] | None:
@@ -391,16 +454,23 @@ class _Rewriting(Writer):
         if data is None or data not in self._last or self._is_fused(node):
             return None
         factor, shift = (
-            self.op("Unsqueeze", value, integers(self.graph, 1)) for value in self._factor_and_shift(node)
+            self.op("Unsqueeze", value, integers(self.graph, 1))
+            for value in self._factor_and_shift(Norm(data, node))
         )
         return self.op("Add", self.op("Mul", self._last[data], factor), shift), None
 
-    def _factor_and_shift(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    def _factor_and_shift(self, norm: Norm) -> tuple[ir.Value, ir.Value]:
         """What each pixel is multiplied with, and what is added: (n,1,c).
 
         The statistics are of rows first, then over rows and channels: short sums, exact to the last digits.
         """
-        graph, op = self.graph, self.op
+        graph, op, node = self.graph, self.op, norm.node
+        if node is None:
+            assert norm.factor is not None
+            assert norm.shift is not None
+            assert norm.factor.shape is not None
+            each = integers(graph, -1, 1, int(norm.factor.shape[1]))  # type: ignore[arg-type]
+            return op("Reshape", norm.factor, each), op("Reshape", norm.shift, each)
         data, scale, bias = node.inputs
         assert data is not None
         assert scale is not None
@@ -449,3 +519,14 @@ class _Rewriting(Writer):
         if value not in self._last:
             self._last[value] = self.op("Transpose", value, perm=_TO_LAST)
         return self._last[value]
+
+
+def _is_over_rows(node: ir.Node) -> bool:
+    """Whether a node reduces each row, and each channel of it."""
+    axes = node.inputs[1] if len(node.inputs) == 2 else None
+    return (
+        node.op_type in ("ReduceMean", "ReduceSumSquare")
+        and axes is not None
+        and axes.const_value is not None
+        and axes.const_value.numpy().tolist() == [3]
+    )

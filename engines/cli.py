@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -96,7 +95,25 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="side of a tile in latents for flow, retrieval, UNet (default: 96)",
     )
-    add("--vae-tile", type=int, metavar="N", help="the same limit for the VAE (default: 136)")
+    add(
+        "--vae-tile",
+        type=int,
+        metavar="N",
+        help="larger pictures than NxN latents go through the VAE in strips: the same picture in half the memory "
+        "(default: all go whole, unless --memory says otherwise)",
+    )
+    add(
+        "--vae-statistics",
+        choices=("shared", "tile"),
+        default="shared",
+        help="tile: instead, the VAE's engines take tiles of NxN latents, each normalised by itself: ANOTHER PICTURE, "
+        "whose tone steps from tile to tile (default: shared; N is 136 then)",
+    )
+    add(
+        "--memory",
+        metavar="M",
+        help="of the GPU, e.g. 8GB: strips for what would not fit whole, as estimated",
+    )
     add("--batch", type=int, default=1, metavar="N", help="most tiles in one call (default: 1)")
     add("--dynamic", action="store_true", help="one engine a network for all the sizes given")
     add("--precision", choices=("fp16", "fp32"), help="of the graphs to compile (default: fp16)")
@@ -184,6 +201,7 @@ def _engines(options: argparse.Namespace) -> int:
     from runtime.bundle import Bundle
     from runtime.host import available_cores
     from runtime.manifest import COMPATIBLE, STRIP
+    from runtime.sizes import parse_memory
 
     _check_numbers(options)
     console = Console(stderr=True)
@@ -205,7 +223,12 @@ def _engines(options: argparse.Namespace) -> int:
             targets=tuple(parse(options.target, library)),
             sizes=tuple(shapes.parse_size(text, bundle.manifest) for text in sizes),
             layout=shapes.Layout(
-                options.tile, options.vae_tile or shapes.VAE_TILE, options.batch, options.dynamic
+                options.tile,
+                options.vae_tile,
+                options.vae_statistics,
+                None if options.memory is None else parse_memory(options.memory),
+                options.batch,
+                options.dynamic,
             ),
             precision=options.precision or "fp16",
             networks=tuple(options.network),
@@ -253,6 +276,8 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
         "--target": options.target,
         "--size": options.size,
         "--vae-tile": options.vae_tile,
+        "--vae-statistics": options.vae_statistics != "shared",
+        "--memory": options.memory is not None,
         "--dynamic": options.dynamic,
         "--workspace": options.workspace,
         "--strip": options.strip,
@@ -271,20 +296,15 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
 
 
 def _memory() -> int:
-    """Bytes that builds may take: nine tenths of what is free now, on Linux; elsewhere half of what there is."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024 * 9 // 10)
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" for none
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        found.append(
-            (limit - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))) * 9 // 10
-        )
-    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return min(found, default=8_000_000_000)
+    """Bytes that builds may take: nine tenths of what is free now; where nobody tells, half of what there is."""
+    from runtime.memory import free_bytes
+
+    free = free_bytes()
+    if free is not None:
+        return free * 9 // 10
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 8_000_000_000
 
 
 def _open_cache(options: argparse.Namespace) -> Any:

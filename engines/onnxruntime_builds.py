@@ -12,6 +12,7 @@ from engines.cache import SCHEMA_VERSION, Cache, key_of
 from engines.plan import Item, Request, inspect, memory_estimate, networks_of, state_of
 from engines.targets import Target
 from runtime.bundle import Bundle
+from runtime.manifest import STRIPS
 
 
 def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
@@ -23,9 +24,16 @@ def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
     target = Target(cpu_target(), ())
     manifest = bundle.manifest
     items = []
-    for name in networks_of(bundle, request):
+    wanted = [
+        (name, form)
+        for name in networks_of(bundle, request)
+        for form in ("cpu", "cpu_strips")
+        if form == "cpu" or form in manifest.networks[name].graphs
+    ]
+    for name, form in wanted:
         graphs = manifest.networks[name].graphs
-        graph = inspect(bundle, graphs.get("cpu", graphs["native"]))
+        graph = inspect(bundle, graphs.get(form, graphs["native"]))
+        flags = (STRIPS,) if form == "cpu_strips" else ()
         parts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "network": name,
@@ -35,13 +43,14 @@ def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
             "target": target.name,
-            "flags": [],
+            "flags": list(flags),
         }
-        folder, stem = f"engines/onnxruntime-{target.name}", f"{name}.{manifest.precision}"
+        stem = ".".join([name, manifest.precision, *flags])
+        folder = f"engines/onnxruntime-{target.name}"
         state, why = state_of(bundle, cache, parts, f"{folder}/{stem}.onnx", request.force)
         items.append(
             Item(
-                order=Order(name, graph.path, (), {}),
+                order=Order(name, graph.path, (), {}, flags=flags),
                 target=target,
                 precision=manifest.precision,
                 shape="any",

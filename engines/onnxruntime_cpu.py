@@ -14,6 +14,8 @@ provider those are slow, so they are rewritten; the weights are shared with the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -25,33 +27,70 @@ from onnx_ir import tape
 import kernels
 from engines import channels_last
 from engines.graphs import constant, integers, take_over
+from engines.strips import STRIPS, cut_into_strips, largest, largest_kept
 
 _CONTRIB = "com.microsoft"
 
 
-def lower(native: Path) -> Path | None:
+# Peak of a run in units of its largest picture in FP32, as measured at 512x512 to 1920x1080 (see docs/runtime.md):
+# whole, of all pictures; in strips, of those that are kept.
+_PEAK_WHOLE, _PEAK_STRIPS = 3.0, 3.3
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph's CPU form.
+
+    Attributes:
+        form: what the manifest calls it: `cpu`, or `cpu_strips`.
+        path: of the file.
+        scratch: bytes that a run works in for each pixel of the input, estimated; 0 where nothing is known.
+    """
+
+    form: str
+    path: Path
+    scratch: float
+
+
+def lower(native: Path, in_strips: bool = False) -> list[Lowered]:
     """Writes `<name>.cpu.onnx` beside `<name>.onnx`; its weights stay in the native file's data.
 
+    Args:
+        native: the graph's file.
+        in_strips: also write `<name>.cpu_strips.onnx`, which computes pictures in strips (see `engines.strips`).
+
     Returns:
-        The path, or None where there is nothing to rewrite (the native form serves the CPU too).
+        What was written: nothing where there is nothing to rewrite (the native form serves the CPU too).
     """
-    model = ir.load(native)
+    written = []
+    for strips in (1, STRIPS) if in_strips else (1,):
+        form = "cpu" if strips == 1 else "cpu_strips"
+        model = ir.load(native)
+        numbers = largest(model.graph) if strips == 1 else largest_kept(model.graph)
+        if _lower(model, strips):
+            path = native.with_suffix(f".{form}.onnx")
+            # no external data is written: tensors that already are external keep pointing at the native's file
+            ir.save(model, path)
+            peak = 4 * numbers * Fraction(_PEAK_WHOLE if strips == 1 else _PEAK_STRIPS)
+            written.append(Lowered(form, path, float(peak) if in_strips else 0.0))
+    return written
+
+
+def _lower(model: ir.Model, strips: int) -> int:
+    """Rewrites a graph in place; returns how much of it."""
+    if strips > 1 and not cut_into_strips(model, strips):
+        return 0
     changed = sum(
         (
             _replace_attentions(model.graph),
             _replace_softmax_attentions(model),
-            channels_last.replace_convolutions(model.graph),
+            channels_last.replace_convolutions(model.graph, strips=strips),
             _replace_group_normalisations(model.graph),
             _replace_function(model),
         )
     )
-    if not changed:
-        return None
     passes.RemoveUnusedNodesPass()(model)
-    lowered = native.with_suffix(".cpu.onnx")
-    # no external data is written: tensors that already are external keep pointing at the native's file
-    ir.save(model, lowered)
-    return lowered
+    return changed
 
 
 def _replace_attentions(graph: ir.Graph) -> int:

@@ -30,7 +30,7 @@ from runtime import gpu
 from runtime.bundle import Bundle
 from runtime.engine_check import this_platform
 from runtime.errors import BundleError, EngineError, InputError
-from runtime.manifest import COMPATIBLE, STRIP, WARP, Operator, Profile, is_inside, sha256
+from runtime.manifest import COMPATIBLE, STRIP, STRIPS, WARP, Operator, Profile, is_inside, sha256
 from runtime.options import Options
 
 Precision = Literal["fp32", "fp16"]
@@ -144,7 +144,7 @@ def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> li
     """
     _check_flags(request, library)
     layout = request.layout
-    Options({}, layout.tile, 0, layout.vae_tile, 0).check(bundle.manifest)
+    Options({}, layout.tile, 0, layout.vae_side, 0).check(bundle.manifest)
     items = []
     graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
     if request.operator == "kernel":
@@ -296,7 +296,18 @@ def _item(
     profile: dict[str, Profile],
 ) -> Item:
     shape = shapes.describe(ranges)
-    flags = tuple(sorted(request.flags if graph.without is None else (*request.flags, WARP)))
+    strips = 1
+    if shapes.in_strips(bundle.manifest, name, ranges, request.layout):
+        strips = bundle.manifest.networks[name].strips
+    flags = tuple(
+        sorted(
+            (
+                *request.flags,
+                *(() if graph.without is None else (WARP,)),
+                *((STRIPS,) if strips > 1 else ()),
+            )
+        )
+    )
     profile = {tensor: found for tensor, found in profile.items() if tensor in graph.inputs}
     plugin = _plugin(library, target) if graph.operators else None
     # a network that is FP32 in every bundle is one engine, whatever was asked for
@@ -321,6 +332,8 @@ def _item(
         "plugin": None if plugin is None else _kernels(plugin, graph.operators),
         "platform": this_platform() if library.needs_gpu else None,
     }
+    if strips > 1:
+        parts["strips"] = strips
     folder = f"engines/{library.backend}-{target.name}"
     stem = ".".join([name, precision, shape, *flags])
     order = Order(
@@ -335,6 +348,7 @@ def _item(
         timing_cache=_timing_file(library, target, cache),
         attentions=graph.attentions,
         without=graph.without,
+        strips=strips,
     )
     file = f"{stem}.engine"
     state, why = state_of(bundle, cache, parts, f"{folder}/{file}", request.force)

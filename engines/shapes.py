@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from runtime import tiling
 from runtime.engine_choice import VAE_TILE
 from runtime.errors import InputError
-from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension
-from runtime.options import tile_range
+from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension, evaluate
+from runtime.options import Statistics, tile_range
 from runtime.resample import enlarged_size
 from runtime.schedule.build import frame_sizes
 from runtime.sizes import parse_size as read_size
@@ -44,15 +44,29 @@ class Layout:
 
     Attributes:
         tile: side of a tile in latents for flow, retrieval and UNet.
-        vae_tile: the same limit for the VAE.
+        vae_tile: with statistics of tiles, the same limit for the VAE; with shared ones, the largest picture that goes
+            through it in one piece, None for any.
+        vae_statistics: see `runtime.options.Options`.
+        memory: bytes of the GPU that may be used; None for no limit.
         batch: largest number of tiles in one call.
         dynamic: one engine a network for all the sizes given, instead of one for each.
     """
 
     tile: int = 96
-    vae_tile: int = VAE_TILE
+    vae_tile: int | None = None
+    vae_statistics: Statistics = "shared"
+    memory: int | None = None
     batch: int = 1
     dynamic: bool = False
+
+    @property
+    def vae_side(self) -> int:
+        """Of a tile with statistics of its own."""
+        return self.vae_tile or VAE_TILE
+
+    def cuts(self, tiling: str | None) -> bool:
+        """Whether the stages of a tiling work on tiles."""
+        return tiling is not None and (tiling != "vae" or self.vae_statistics == "tile")
 
 
 def parse_size(text: str, manifest: Manifest) -> Size:
@@ -103,6 +117,26 @@ def profiles(
     return [(found, _profile(network, found)) for found in different.values()]
 
 
+def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout: Layout) -> bool:
+    """Whether an engine for pictures of that size computes them in strips."""
+    network = manifest.networks[name]
+    if network.strips == 1 or layout.vae_statistics == "tile":
+        return False
+    high, wide = ranges["h"][2], ranges["w"][2]
+    if layout.vae_tile is not None:
+        return high * wide > layout.vae_tile**2
+    if layout.memory is None or "cpu" not in network.scratch:
+        return False
+    # Compilers need half of what the CPU does, FP16 against FP32; beside it, all networks' weights in FP16.
+    scratch = evaluate(network.scratch["cpu"], {"h": high, "w": wide}) / 2
+    weights = sum(
+        manifest.files[file].bytes // (2 if manifest.precision == "fp32" else 1)
+        for other in networks(manifest)
+        if (file := f"{manifest.networks[other].graphs['native']}.data") in manifest.files
+    )
+    return scratch + weights > layout.memory
+
+
 def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
     """The symbolic sizes of a whole frame: of the clip's picture, enlarged where it is too small, and latents."""
     height, width = size.height // manifest.scale, size.width // manifest.scale
@@ -112,9 +146,9 @@ def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
 def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:
     whole = _whole(size, manifest)
     batch = (1, 1, 1)
-    if stage.tiling is not None:
+    if stage.tiling is not None and layout.cuts(stage.tiling):
         latent = stage.tiling == "latent"
-        tile = layout.tile if latent else layout.vae_tile
+        tile = layout.tile if latent else layout.vae_side
         longest = tile_range(manifest, stage.tiling)[1]
         piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=latent, longest=longest)[0]
         whole |= {"h": piece.height, "w": piece.width}
@@ -128,7 +162,9 @@ def _joined(
 ) -> dict[str, Range]:
     """From the bounds' least to the largest of the sizes, at its best at the first of them."""
     largest = list(ranges) or [_ranges(manifest, stage, size, layout) for size in USUAL]
-    tile = {None: None, "latent": layout.tile, "vae": layout.vae_tile}[stage.tiling]
+    tile = None
+    if layout.cuts(stage.tiling):
+        tile = layout.tile if stage.tiling == "latent" else layout.vae_side
     joined = {"n": largest[0]["n"]}
     for name in ("lr_h", "lr_w", "h", "w"):
         if name not in network.bounds:

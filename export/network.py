@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +25,7 @@ from export.graphs import attach_functions, clean, count_nodes, count_parameters
 from export.quiet import only_errors
 from export.work import measure
 from runtime.errors import ExportError
-from runtime.manifest import Bound, Network, Work, dimension
+from runtime.manifest import Bound, Network, Polynomial, Work, dimension
 from runtime.manifest import Tensor as TensorRecord
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _DTYPES = {
     torch.int64: ("int64", ir.DataType.INT64),
 }
 _TINY = 1e-6  # below this an output counts as zero, and differences from it as absolute
+STRIPS = 8  # of pictures: latents come in multiples of 8 rows
 _INLINE = 1024  # bytes from which a weight lies beside the graph instead of in it
 _FP32_TOLERANCE = 2e-4  # largest difference, in units of the largest value
 _FP16_TOLERANCE = 5e-2
@@ -76,6 +77,7 @@ class NetworkSpec:
         tolerance: largest difference from torch, in units of the largest value; for integer outputs
             in levels. None for the precision's own.
         functions: ONNX local functions that the graph calls.
+        in_strips: whether it may be computed in strips of rows: a network on pictures that normalises over them.
     """
 
     name: str
@@ -89,6 +91,7 @@ class NetworkSpec:
     always_fp32: str | None = None
     tolerance: float | None = None
     functions: tuple[onnx.FunctionProto, ...] = field(default=())
+    in_strips: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,21 @@ class Exported:
     uncounted: str | None = None
 
 
-Lowering = Callable[[Path], Path | None]
-"""Writes the CPU form beside a native graph, sharing its weights; None where there is no better one."""
+class Lowered(Protocol):
+    """A form for the CPU: its name in the manifest, its file, and bytes that it works in for a pixel of the input."""
+
+    @property
+    def form(self) -> str: ...  # noqa: D102
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    @property
+    def scratch(self) -> float: ...  # noqa: D102
+
+
+Lowering = Callable[[Path, bool], Sequence[Lowered]]
+"""Writes the CPU forms beside a native graph, sharing its weights, in strips too if asked; none where it is best."""
 
 
 def export(
@@ -155,11 +171,14 @@ def export(
     phase("count")
     work, uncounted = _work(native, spec)
     graphs = {"native": native}
+    scratch: dict[str, Polynomial] = {}
     if lower is not None:
         phase("lower")
-        if (lowered := lower(native)) is not None:
-            graphs["cpu"] = lowered
-            files.append(lowered)
+        for lowered in lower(native, spec.in_strips):
+            graphs[lowered.form] = lowered.path
+            files.append(lowered.path)
+            if lowered.scratch:
+                scratch[lowered.form] = _polynomial(spec, lowered.scratch)
     phase("check")
     worst = max(_compare(spec, path, references, precision) for path in graphs.values())
     record = Network(
@@ -171,9 +190,18 @@ def export(
         parameters=parameters,
         always_fp32=spec.always_fp32,
         work=work,
+        strips=STRIPS if "cpu_strips" in graphs else 1,
+        scratch=scratch,
     )
     size = sum(path.stat().st_size for path in files)
     return Exported(spec.name, record, size, time.perf_counter() - started, worst, uncounted)
+
+
+def _polynomial(spec: NetworkSpec, each: float) -> Polynomial:
+    """So many for each pixel of the network's picture."""
+    picture = next(tensor for tensor in spec.inputs if len(tensor.shape) == 4)
+    (high, row), (wide, column) = (dimension(size) for size in picture.shape[2:])
+    return {f"{row}*{column}": each * high * wide}
 
 
 def trace(spec: NetworkSpec) -> ir.Model:

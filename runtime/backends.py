@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from runtime import gpu
+from runtime import forms, gpu
 from runtime.bundle import Bundle
 from runtime.cuda import start
 from runtime.device import Device
 from runtime.errors import EngineError, InputError
+from runtime.forms import Available, Form
 from runtime.host import HostDevice
 from runtime.lanes import HostLanes
 from runtime.options import Options
@@ -60,6 +61,8 @@ def open_device(
     cache: Path | None,
     stream: int | None,
     device_results: bool,
+    memory: int | None = None,
+    slots: int = 1,
 ) -> Device:
     """The device of a backend.
 
@@ -71,6 +74,8 @@ def open_device(
         threads: of the CPU; None for all cores.
         cache: where GPU backends keep what they compile; None for the user's cache folder.
         stream, device_results: see `runtime.cuda.device.CudaDevice`.
+        memory: bytes that may be used, of the host or of the GPU; None for what is free.
+        slots: frames in flight, for what they take of that.
 
     Raises:
         InputError: a cache for a backend that compiles nothing.
@@ -86,6 +91,7 @@ def open_device(
             cache=cache,
             stream=stream,
             device_results=device_results,
+            memory=memory,
         )
     networks: HostDevice | ProviderDevice
     if backend in PROVIDERS:
@@ -94,13 +100,28 @@ def open_device(
         raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
     else:
         networks = HostDevice(bundle, threads)
-    seconds = {}
-    try:
+    seconds: dict[str, float] = {}
+
+    def load(in_strips: bool) -> None:
         for network in options.networks(bundle.manifest):
             started = time.perf_counter()
-            networks.load(network)
-            seconds[network] = time.perf_counter() - started
+            if isinstance(networks, HostDevice):
+                networks.load(network, in_strips)
+            else:
+                networks.load(network)
+            seconds[network] = seconds.get(network, 0.0) + time.perf_counter() - started
+
+    def arrange(height: int, width: int, options: Options) -> Form:
+        if backend in PROVIDERS:
+            tiled = options.vae_statistics == "tile"
+            return Form("tiles" if tiled else "whole", "a provider has no strips")
+        form = forms.choose(bundle, height, width, options, Available.of(memory), slots)
+        load(form.name == "strips")
+        return form
+
+    try:
+        load(in_strips=False)
     except BaseException:
         networks.close()
         raise
-    return HostLanes(networks, networks.cancel, seconds)
+    return HostLanes(networks, networks.cancel, seconds, arrange)

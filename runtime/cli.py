@@ -18,6 +18,7 @@ from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.options import Options
 from runtime.restore import Job, TruncatedError, restore
+from runtime.sizes import parse_memory
 
 _EXAMPLES = """\
 examples:
@@ -96,8 +97,21 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
         "--vae-tile",
         type=int,
         metavar="N",
-        help=f"the same limit for the VAE; smaller needs less memory (default: {Options.vae_tile}; with engines "
-        "what they take)",
+        help="larger pictures than NxN latents go through the VAE in strips, which is the same picture in less memory "
+        f"(default: {Options.vae_tile}; with engines only where whole does not fit)",
+    )
+    add(
+        "--vae-statistics",
+        choices=("shared", "tile"),
+        default="shared",
+        help="tile: instead of strips, tiles of NxN latents that are normalised each by itself: least memory, and "
+        "ANOTHER PICTURE, whose tone steps from tile to tile (default: shared)",
+    )
+    add(
+        "--memory",
+        metavar="M",
+        help="how much may be used, e.g. 8GB: strips where whole takes more, and an error where strips do "
+        "(default: what is free, less 0.5 GB, and no error)",
     )
     add("--start", type=float, default=0.0, metavar="T", help="skip T seconds (default: 0)")
     add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
@@ -156,7 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _restore(options: argparse.Namespace) -> int:
     fields = {field.name for field in dataclasses.fields(Job)}
-    job = Job(**{name: value for name, value in vars(options).items() if name in fields})
+    values = {name: value for name, value in vars(options).items() if name in fields}
+    if options.memory is not None:
+        values["memory"] = parse_memory(options.memory)
+    job = Job(**values)
     console = Console(stderr=True)
     try:
         with terminal.restoring(console, options.input) as watcher:

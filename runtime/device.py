@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from runtime.actions import Buffers
 from runtime.errors import DeviceError
+from runtime.forms import Form
 from runtime.options import Options
 from runtime.schedule.events import Event
 from runtime.schedule.graph import Schedule
@@ -47,10 +48,12 @@ class Device(Protocol):
     Attributes:
         name: of the backend.
         times_itself: whether an observer costs nothing worth mentioning.
+        form: how the pictures of the last `arrange` go through the VAE; None before, and where that is not known.
     """
 
     name: str
     times_itself: bool
+    form: Form | None
 
     @property
     def memory(self) -> dict[str, int]:

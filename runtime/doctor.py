@@ -7,18 +7,22 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import backends, engine_check, gpu
+from runtime import backends, engine_check, forms, gpu
 from runtime.bundle import Bundle
 from runtime.errors import VsrError
+from runtime.forms import Available
 from runtime.host import available_cores, choose
 from runtime.manifest import Engine
+from runtime.options import Options
 from runtime.processor import cpu_target
+from runtime.resample import enlarged_size
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
+_USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
 _OTHER = (
     "onnxruntime-gpu",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
@@ -41,7 +45,10 @@ class EngineVerdict:
 
 @dataclass
 class Diagnosis:
-    """The findings. `problems` is empty where everything is in order."""
+    """The findings. `problems` is empty where everything is in order.
+
+    `vae` says of usual sizes of restored pictures how they would go through the VAE on this CPU, and why.
+    """
 
     system: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str | None] = field(default_factory=dict)
@@ -50,6 +57,7 @@ class Diagnosis:
     gpu: str = ""
     bundle: dict[str, object] | None = None
     engines: list[EngineVerdict] = field(default_factory=list)
+    vae: dict[str, Mapping[str, object]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -71,11 +79,21 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             found.backend, found.backend_reason = backends.choose("auto", opened)
             found.bundle = _describe(opened)
             found.engines = judge_engines(opened)
+            found.vae = _vae(opened)
             opened.check_hashes(progress)
         except VsrError as error:
             found.problems.append(str(error))
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
         found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
+    return found
+
+
+def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
+    available, scale, found = Available.of(None), bundle.manifest.scale, {}
+    for width, height in _USUAL:
+        inside = enlarged_size(height // scale, width // scale, bundle.manifest.minimum_side)
+        form = forms.choose(bundle, *inside, Options({}), available)
+        found[f"{width}x{height}"] = forms.as_json(form)
     return found
 
 

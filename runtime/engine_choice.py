@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from runtime.bundle import Bundle
 from runtime.engine_check import OLDEST_PORTABLE, capability_number
 from runtime.errors import BundleError, EngineError
-from runtime.manifest import STRIP, WARP, Engine, Manifest, Network, Profile, dimension
+from runtime.forms import Form
+from runtime.manifest import STRIP, STRIPS, WARP, Engine, Manifest, Network, Profile, dimension
 from runtime.options import Options, tile_range
-from runtime.shapes import StageShape, frame_shapes
+from runtime.schedule.memory import amount
+from runtime.shapes import StageShape, frame_shapes, whole_sizes
 
 PORTABLE = "portable"
-# The largest with which full-size engines for 1920x1080 stay below 4 GB in FP16: 1280x720 in one piece,
-# 1920x1080 in two. (The runtime's default on a CPU is smaller, because FP32 there takes more.)
-VAE_TILE = 136
+VAE_TILE = 136  # of tiles with statistics of their own, where somebody asks for those
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Choice:
         options: the user's, with tiles that engines take.
         engines: network -> its engine, for every network that a stage runs.
         batches: network -> how many tiles its engine takes at once.
+        form: how pictures go through the VAE, and why.
     """
 
     options: Options
     engines: dict[str, Engine]
     batches: dict[str, int]
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ def choose(
     options: Options,
     tile: int | None = None,
     vae_tile: int | None = None,
+    memory: int | None = None,
 ) -> Choice:
     """The engines for a restored picture, and the tiles that they take.
 
     Of tiles between the VAE's halves, the usual size is best, because a larger tile sees more and gives another
-    picture; of those for the VAE the one with the fewest tiles. Of several engines for one shape the best is FP16,
-    static, for many tiles at once, one that leaves the operator to its kernel, for this very target, and the first.
+    picture; of those for the VAE, if it is asked for tiles, the one with the fewest tiles. Of several engines for one
+    shape the best is FP16, static, for many tiles at once, one that leaves the operator to its kernel, for this very
+    target, and the first. Whole pictures are preferred to strips, unless they do not fit.
 
     Args:
         bundle: that they are in.
@@ -87,14 +91,17 @@ def choose(
         target: that they are for; goes into messages.
         size: width and height of the restored picture.
         options: what else the user chose; its tiles do not count.
-        tile, vae_tile: the user's choice of tiles, None to be chosen.
+        tile, vae_tile: the user's choice of tiles, None to be chosen. Without tiles for the VAE, its `vae_tile` is the
+            largest picture that is to go through it in one piece.
+        memory: bytes of the GPU that may be used, None for no limit.
 
     Raises:
         InputError: a size or option that the bundle cannot serve.
         EngineError: engines are missing; the message has the command that builds them.
     """
     manifest = bundle.manifest
-    for kind, given in (("latent", tile), ("vae", vae_tile)):
+    tiled = (("latent", tile), ("vae", vae_tile)) if options.vae_statistics == "tile" else (("latent", tile),)
+    for kind, given in tiled:
         usual = usual_tile(manifest, kind)
         served = []
         for side in _sides(manifest, kind, options) if given is None else (given,):
@@ -105,19 +112,61 @@ def choose(
                 rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
                 served.append(((*rank, side), tried))
         options = min(served)[1] if served else options.with_tile(kind, given or usual)
+    wide = whole_sizes(manifest, *size)
+    in_strips = vae_tile is not None and wide["h"] * wide["w"] > vae_tile**2
+    why = f"--vae-tile {vae_tile}" if in_strips else "the bundle has engines for it"
+    choice = _all(bundle, engines, target, size, options, in_strips, (tile, vae_tile))
+    if not in_strips and memory is not None:
+        need = device_bytes(bundle, choice)
+        if need > memory:
+            lean = _all(bundle, engines, target, size, options, True, (tile, vae_tile))
+            if device_bytes(bundle, lean) < need:
+                choice = lean
+                why = f"whole, engines need {amount(need)}, and there are {amount(memory)}"
+    return replace(choice, form=_form(manifest, options, choice, why))
+
+
+def _all(
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    target: str,
+    size: tuple[int, int],
+    options: Options,
+    in_strips: bool,
+    tiles: tuple[int | None, int | None],
+) -> Choice:
+    """An engine for every stage.
+
+    Raises:
+        EngineError: engines are missing.
+    """
+    manifest = bundle.manifest
     found: dict[str, Engine] = {}
     batches: dict[str, int] = {}
     missing = []
     for shape in frame_shapes(manifest, *size, options):
-        engine = _engine(manifest, engines, target, shape)
+        engine = _engine(manifest, engines, target, shape, in_strips)
         if engine is None:
             missing.append(shape)
         else:
             found[shape.network] = engine
             batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
     if missing:
-        raise EngineError(_missing(bundle, missing, engines, target, size, tile, vae_tile))
+        raise EngineError(_missing(bundle, missing, engines, target, size, *tiles))
     return Choice(options, found, batches)
+
+
+def device_bytes(bundle: Bundle, choice: Choice) -> int:
+    """What engines need at least: all weights, and what the hungriest works in."""
+    found = needs(bundle, choice.engines)
+    return sum(found.weights.values()) + max(found.scratch.values(), default=0)
+
+
+def _form(manifest: Manifest, options: Options, choice: Choice, why: str) -> Form:
+    if options.vae_statistics == "tile":
+        return Form("tiles", "--vae-statistics tile")
+    in_strips = any(STRIPS in engine.flags for engine in choice.engines.values())
+    return Form("strips" if in_strips else "whole", why)
 
 
 def usual_tile(manifest: Manifest, kind: str) -> int:
@@ -158,6 +207,7 @@ def build_command(
     tile: int | None = None,
     vae_tile: int | None = None,
     backend: str | None = None,
+    statistics: str = "shared",
 ) -> str:
     """The command that builds the engines for a size."""
     parts = [f"python build.py engines {bundle.path}"]
@@ -167,6 +217,8 @@ def build_command(
     parts += [
         f"--{name} {side}" for name, side in (("tile", tile), ("vae-tile", vae_tile)) if side is not None
     ]
+    if statistics != "shared":
+        parts.append(f"--vae-statistics {statistics}")
     return " ".join(parts)
 
 
@@ -182,12 +234,15 @@ def _tiling(manifest: Manifest, stage: str) -> str | None:
     return next(found.tiling for found in manifest.stages if found.name == stage)
 
 
-def _engine(manifest: Manifest, engines: Sequence[Engine], target: str, shape: StageShape) -> Engine | None:
+def _engine(
+    manifest: Manifest, engines: Sequence[Engine], target: str, shape: StageShape, in_strips: bool = False
+) -> Engine | None:
     """The best of those that take the shape."""
     network = manifest.networks[shape.network]
 
-    def rank(engine: Engine) -> tuple[bool, bool, int, bool, bool]:
+    def rank(engine: Engine) -> tuple[bool, bool, bool, int, bool, bool]:
         return (
+            (STRIPS in engine.flags) != in_strips,
             engine.precision != "fp16",
             _is_dynamic(engine),
             -_batch(network, engine, shape.runs),

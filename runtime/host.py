@@ -16,12 +16,12 @@ import numpy as np
 from runtime import scratch
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, InputError
-from runtime.manifest import Engine, FileEntry
+from runtime.forms import IN_STRIPS, WHOLE
+from runtime.manifest import STRIPS, Engine, FileEntry
 from runtime.processor import cpu_target
 
 _log = logging.getLogger(__name__)
 
-FORM = "cpu"  # of a network's graphs, where the bundle has one; else `native`
 _BACKEND = "onnxruntime"
 # Sessions may be called from several threads: whoever restores with the same bundle shares them, and the weights.
 _shared: weakref.WeakValueDictionary[tuple[str, FileEntry, int], Any] = weakref.WeakValueDictionary()
@@ -36,7 +36,14 @@ class Choice:
     passed_over: tuple[str, ...]
 
 
-def choose(engines: Iterable[Engine], network: str, target: str, version: str, precision: str) -> Choice:
+def choose(
+    engines: Iterable[Engine],
+    network: str,
+    target: str,
+    version: str,
+    precision: str,
+    in_strips: bool = False,
+) -> Choice:
     """The optimised graph of a network that may be run here.
 
     Args:
@@ -45,10 +52,13 @@ def choose(engines: Iterable[Engine], network: str, target: str, version: str, p
         target: of this CPU, see `runtime.processor`.
         version: of ONNX Runtime. Another version may lack a kernel that the graph names.
         precision: of the bundle, so that results are the same with an engine and without.
+        in_strips: whether it is to compute pictures in strips.
     """
     taken, reasons = None, []
     for engine in engines:
         if engine.backend != _BACKEND or engine.network != network:
+            continue
+        if (STRIPS in engine.flags) != in_strips:
             continue
         if engine.target != target:
             reasons.append(f"{engine.file} is for {engine.target}, this CPU is {target}")
@@ -90,21 +100,28 @@ class HostDevice:
         self._bundle = bundle
         self._threads = thread_count(threads)
         self._sessions: dict[str, Any] = {}
+        self._forms: dict[str, str] = {}  # that those are of
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # that each network ran on last
         self._calls = Calls(onnxruntime)
 
-    def load(self, network: str) -> None:
-        """Loads a network, once.
+    def load(self, network: str, in_strips: bool = False) -> None:
+        """Loads a network, once, or again to have it in strips or whole.
+
+        Args:
+            network: its name.
+            in_strips: to compute pictures in strips, where the bundle has that form of it.
 
         Raises:
             DeviceError: ONNX Runtime refuses the graph, or there is not enough memory.
         """
-        if network in self._sessions:
-            return
         manifest = self._bundle.manifest
         record = manifest.networks[network]
-        engine = self._engine(network)
-        path = self._bundle.file(engine.file if engine else record.graphs.get(FORM, record.graphs["native"]))
+        form = IN_STRIPS if in_strips and IN_STRIPS in record.graphs else WHOLE
+        if self._forms.get(network) == form:
+            return
+        self._sessions.pop(network, None)  # its weights go first
+        engine = self._engine(network, form == IN_STRIPS)
+        path = self._bundle.file(engine.file if engine else record.graphs.get(form, record.graphs["native"]))
         key = (
             str(path.resolve()),
             manifest.files[path.relative_to(self._bundle.path).as_posix()],
@@ -114,7 +131,7 @@ class HostDevice:
             session = _shared.get(key)
             if session is None:
                 session = _shared[key] = self._open(path, engine)
-        self._sessions[network] = session
+        self._sessions[network], self._forms[network] = session, form
 
     def _open(self, path: Path, engine: Engine | None) -> Any:
         options = session_options(self._library, self._threads, optimise=engine is None)
@@ -141,9 +158,9 @@ class HostDevice:
         """Makes calls that are under way fail soon."""
         self._calls.cancel()
 
-    def _engine(self, network: str) -> Engine | None:
+    def _engine(self, network: str, in_strips: bool) -> Engine | None:
         manifest, version = self._bundle.manifest, self._library.__version__
-        choice = choose(manifest.engines, network, cpu_target(), version, manifest.precision)
+        choice = choose(manifest.engines, network, cpu_target(), version, manifest.precision, in_strips)
         for reason in choice.passed_over:
             _log.info("%s: %s", network, reason)
         _log.info("%s: takes %s", network, choice.engine.file if choice.engine else "the network's graph")
@@ -153,6 +170,7 @@ class HostDevice:
         """Releases the networks, and the memory that they worked in."""
         if self._sessions:
             self._sessions.clear()
+            self._forms.clear()
             scratch.give_back(self._library)
 
 
@@ -245,7 +263,8 @@ class Calls:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
             if _is_memory(error):
                 raise DeviceError(
-                    f"{network} ran out of memory on {shapes}. Try a smaller --tile or --vae-tile, or a smaller frame."
+                    f"{network} ran out of memory on {shapes}. Restore a smaller frame, or see what it takes with: "
+                    "python -m runtime plan"
                 ) from error
             raise DeviceError(f"{network} failed on {shapes}: {_first_line(error)}") from error
         finally:

@@ -12,6 +12,7 @@ from typing import Any
 from runtime.actions import Buffers, Networks, perform
 from runtime.device import StepError, Ticket
 from runtime.errors import DeviceError
+from runtime.forms import Form
 from runtime.options import Options
 from runtime.schedule.events import Event, waits_of
 from runtime.schedule.graph import Schedule, Step
@@ -28,6 +29,7 @@ class HostLanes:
         networks: run the schedule's networks; several lanes may call it at once. Closed with this.
         cancel: makes calls of networks that are under way fail soon, and lets later ones through again.
         load_seconds: what loading them took.
+        arrange: says how pictures of a size go through the VAE, and makes the networks ready for it.
     """
 
     times_itself = True
@@ -36,15 +38,20 @@ class HostLanes:
         self,
         networks: Networks,
         cancel: Callable[[], None] = lambda: None,
-        load_seconds: Mapping[str, float] | None = None,
+        load_seconds: dict[str, float] | None = None,
+        arrange: Callable[[int, int, Options], Form] | None = None,
     ) -> None:
         self.name = networks.name
-        self.load_seconds = dict(load_seconds or {})
+        self.load_seconds = load_seconds if load_seconds is not None else {}
         self._networks, self._cancel = networks, cancel
+        self._arrange = arrange
+        self.form: Form | None = None
         self._run: _Run | None = None
 
     def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
         """See `runtime.device.Device.arrange`: the CPU takes any tile, one at a time."""
+        if self._arrange is not None:
+            self.form = self._arrange(height, width, options)
         return options, {}
 
     def open(

@@ -29,6 +29,7 @@ PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame
 STRIP = "strip"  # no weights inside
 COMPATIBLE = "compatible"  # runs on later versions of its library
 WARP = "warp"  # leaves the operator to its kernel
+STRIPS = "strips"  # computes pictures in strips of rows
 
 _DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
 _FACTOR = re.compile(r"([a-z][a-z0-9_]*)|ceil\(([a-z][a-z0-9_]*),([1-9]\d*)\)")
@@ -84,12 +85,17 @@ class Network:
     Attributes:
         graphs: paths in the bundle by form. `native` is for compilers (native normalisation and
             attention nodes); `cpu`, where there is one, is the same network lowered for ONNX
-            Runtime's CPU provider. Both may share one file of external data. `fp16`, in a bundle whose
+            Runtime's CPU provider. `cpu_strips` is that form in strips of
+            rows, see `strips`. All may share one file of external data. `fp16`, in a bundle whose
             precision is `fp32`, is the native form in FP16, for compilers.
         nodes: nodes of the native graph, functions counted as one.
         parameters: numbers in its initialisers.
         always_fp32: why it is FP32 in every bundle, None if it has an FP16 form.
         work: what a run takes; None in a bundle that was built before this was counted.
+        strips: strips of rows that it may be computed in, with the statistics of the whole picture in every
+            normalisation: the same result in less memory. 1 where it may not.
+        scratch: form -> bytes that a run on the CPU works in beyond inputs, outputs and weights, estimated; of the
+            forms for which that is known.
     """
 
     inputs: tuple[Tensor, ...]
@@ -100,6 +106,8 @@ class Network:
     parameters: int
     always_fp32: str | None = None
     work: Work | None = None
+    strips: int = 1
+    scratch: dict[str, Polynomial] = field(default_factory=dict)
 
     def graph(self, precision: str, bundle_precision: str) -> str | None:
         """The native graph of that precision in a bundle of `bundle_precision`; None if there is none."""
@@ -156,7 +164,8 @@ class Engine:
         device: name of the only GPU that runs it, None for all of its targets.
         precision: of the graph that it was compiled from.
         profiles: input -> shapes; empty where any shape within the network's bounds is taken.
-        flags: builder options that make a difference; `warp`: it leaves out the bundle's `operator`.
+        flags: builder options that make a difference; `warp`: it leaves out the bundle's `operator`; `strips`: it
+            computes its network in strips of rows.
         file: the plan, or the optimised graph. Further files of it lie beside.
         report: JSON about the build.
         key: address in the build cache, a hash over all that made it.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Stage
+
+Statistics = Literal["shared", "tile"]
+"""Whose mean and deviation the VAE's normalisations use where a picture does not go through it in one piece."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,12 @@ class Options:
         choices: option -> value, for the stages that have variants (e.g. color: adain).
         tile: side of a latent tile for the stages between the VAE's halves, a multiple of 8.
         overlap: of neighbouring latent tiles.
-        vae_tile: side of a tile for the VAE, in latents (8 pixels of the result), a multiple of 8.
+        vae_tile: in latents (8 pixels of the result), a multiple of 8: pictures of more than vae_tile * vae_tile do
+            not go through the VAE in one piece.
         vae_overlap: of neighbouring VAE tiles, in latents.
+        vae_statistics: `shared`: those pictures go in strips that share the statistics of the whole picture, and
+            the result is the same. `tile`: in tiles that have each their own, and so a tone of its own: another
+            picture, in the least memory.
     """
 
     choices: dict[str, str]
@@ -25,11 +33,18 @@ class Options:
     overlap: int = 32
     vae_tile: int = 96
     vae_overlap: int = 16
+    vae_statistics: Statistics = "shared"
 
     @staticmethod
-    def of(choices: dict[str, str], tile: int | None, overlap: int, vae_tile: int | None) -> Options:
+    def of(
+        choices: dict[str, str],
+        tile: int | None,
+        overlap: int,
+        vae_tile: int | None,
+        vae_statistics: Statistics = "shared",
+    ) -> Options:
         """With the default where a tile is None."""
-        options = Options(choices, overlap=overlap)
+        options = Options(choices, overlap=overlap, vae_statistics=vae_statistics)
         if tile is not None:
             options = options.with_tile("latent", tile)
         return options if vae_tile is None else options.with_tile("vae", vae_tile)
@@ -56,6 +71,8 @@ class Options:
         Raises:
             InputError: naming the option, what it may be, and what was given.
         """
+        if self.vae_statistics not in ("shared", "tile"):
+            raise InputError(f"--vae-statistics is {self.vae_statistics!r}; expected shared or tile.")
         for name, value in self.choices.items():
             stages = [stage for stage in manifest.stages if stage.option == name]
             if not stages:

@@ -13,6 +13,7 @@ from runtime import gpu, plan_show, planning, roofline
 from runtime.bench.compare import median_stages
 from runtime.bundle import Bundle
 from runtime.errors import InputError
+from runtime.forms import Available
 from runtime.media.staging import Staging
 from runtime.options import Options
 from runtime.planning import Plan, Request
@@ -46,7 +47,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add("--slots", type=int, default=1, metavar="S", help="frames in flight, as for restore (default: 1)")
     add("--tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
     add("--overlap", type=int, default=Options.overlap, metavar="N", help="as for restore")
-    add("--vae-tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
+    add("--vae-tile", type=int, metavar="N", help="as for restore")
+    add("--vae-statistics", choices=("shared", "tile"), default="shared", help="as for restore")
     add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
     add(
         "--target",
@@ -57,7 +59,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add(
         "--memory",
         metavar="M",
-        help="refuse what needs more device memory, e.g. 16GB or 16GiB (default: the GPU's, if there is one)",
+        help="take what fits, and refuse what does not, e.g. 16GB or 16GiB (default: the GPU's, if there is one; on "
+        "the CPU what is free, and nothing is refused)",
     )
     add("--draw", type=Path, metavar="F.svg", help="draw the schedule")
     add("--overwrite", action="store_true", help="replace F.svg if it exists")
@@ -91,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     limit = None if options.memory is None else parse_memory(options.memory)
     here = gpu.detect()
-    plan = planning.make(bundle, _request(options, bundle, here))
+    plan = planning.make(bundle, _request(options, bundle, here, limit))
     available = limit if limit is not None or here is None else here.memory
     if available is not None:
         whose = "--memory allows" if limit is not None else f"{here} has"
@@ -133,7 +136,7 @@ def _predictions(
     return (roofline.predict(bundle.manifest, machines[0], *size, plan.options, measured=measured),)
 
 
-def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None) -> Request:
+def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None, limit: int | None) -> Request:
     width, height = parse_size(options.size, bundle.manifest)
     target = options.target or (here.capability if here is not None else None)
     return Request(
@@ -141,9 +144,16 @@ def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None) 
         height=height,
         slots=options.slots,
         target=target,
-        options=Options({} if options.color is None else {"color": options.color}, overlap=options.overlap),
+        options=Options(
+            {} if options.color is None else {"color": options.color},
+            overlap=options.overlap,
+            vae_statistics=options.vae_statistics,
+        ),
         tile=options.tile,
         vae_tile=options.vae_tile,
+        available=Available.of(limit)
+        if target is None
+        else Available(here.memory if limit is None and here is not None else limit, limit is not None),
     )
 
 

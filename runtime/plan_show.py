@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime.planning import Plan, amount
+from runtime.planning import Plan
 from runtime.schedule.events import Event, slot_reuse
 from runtime.schedule.folding import fold
 from runtime.schedule.graph import Schedule
+from runtime.schedule.memory import amount
 
 
 def show(console: Console, plan: Plan, available: int | None) -> None:
@@ -24,7 +25,7 @@ def show(console: Console, plan: Plan, available: int | None) -> None:
     lanes = ", ".join(
         f"{lane.name}{' (the host)' if lane.host else ''}" for lane in plan.schedule.lanes.values()
     )
-    tiles = f"tile {plan.options.tile}, VAE tile {plan.options.vae_tile}"
+    tiles = f"tile {plan.options.tile}, the VAE {words_of(plan)}"
     console.print(
         f"[bold]{plan.size}, {slots(plan.request.slots)}[/], for {plan.request.target or 'the CPU'}, {tiles}\n"
         f"lanes: {escape(lanes)}",
@@ -39,10 +40,26 @@ def show(console: Console, plan: Plan, available: int | None) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if available is not None:
+    if plan.form.memory is not None:
+        console.print(
+            f"a process that restores this takes about {amount(plan.form.memory)} of memory (estimated)",
+            highlight=False,
+        )
+    if available is not None and plan.request.target is not None:
         fits = plan.largest_slots(available)
         most = "" if plan.unknown is None else "at most "
         console.print(f"{most}{slots(fits)} would fit into {amount(available)}", highlight=False)
+
+
+def words_of(plan: Plan) -> str:
+    """How pictures go through the VAE, in words."""
+    side = plan.options.vae_tile
+    names = {
+        "whole": "whole",
+        "strips": "whole, in strips",
+        "tiles": f"in tiles of {side} with statistics of their own",
+    }
+    return f"{names[plan.form.name]} ({plan.form.why})"
 
 
 def slots(count: int) -> str:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from runtime import forms
 from runtime.bundle import Bundle
 from runtime.engine_choice import (
     PORTABLE,
@@ -21,6 +22,7 @@ from runtime.engine_choice import (
     usual_tile,
 )
 from runtime.errors import DeviceError, EngineError, InputError
+from runtime.forms import Available, Form
 from runtime.manifest import Engine
 from runtime.options import Options, tile_range
 from runtime.resample import enlarged_size
@@ -28,7 +30,7 @@ from runtime.schedule import memory
 from runtime.schedule.build import build
 from runtime.schedule.events import Event, derive
 from runtime.schedule.graph import Schedule, Step
-from runtime.schedule.memory import MemoryPlan
+from runtime.schedule.memory import MemoryPlan, amount
 from runtime.shapes import frame_shapes
 
 
@@ -51,6 +53,7 @@ class Request:
     options: Options
     tile: int | None = None
     vae_tile: int | None = None
+    available: Available = field(default_factory=lambda: Available(None, False))
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Plan:
         schedule, events: what is done, and what waits for what.
         engines: network -> engine; empty where there are none.
         needs: of the engines.
+        form: how pictures go through the VAE.
         unknown: why scratch and weights are not known, None where they are.
         one, two: memory with so many slots.
     """
@@ -73,6 +77,7 @@ class Plan:
     events: tuple[Event, ...]
     engines: Mapping[str, Engine]
     needs: Needs
+    form: Form
     unknown: str | None
     one: MemoryPlan
     two: MemoryPlan
@@ -125,15 +130,26 @@ def make(bundle: Bundle, request: Request) -> Plan:
     }
     one, two = (memory.plan(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
     schedule = schedules[request.slots]
-    return Plan(request, choice.options, schedule, derive(schedule), choice.engines, found, unknown, one, two)
+    form = choice.form
+    if request.target is None:
+        form = forms.choose(bundle, *inside, choice.options, request.available, request.slots)
+    assert form is not None
+    return Plan(
+        request, choice.options, schedule, derive(schedule), choice.engines, found, form, unknown, one, two
+    )
 
 
 def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
     """The engines of one library that serve the request; without, the tiles that they would have, and why."""
     target, options = request.target, request.options
+    form = (
+        Form("tiles", "--vae-statistics tile")
+        if options.vae_statistics == "tile"
+        else Form("whole", "the default")
+    )
     if target is None:
         usual = {"latent": Options.tile, "vae": Options.vae_tile}
-        reason = "ONNX Runtime keeps both on the CPU, and does not tell beforehand"
+        reason = "ONNX Runtime keeps both on the CPU; the estimate below has them"
     else:
         usual = {kind: usual_tile(bundle.manifest, kind) for kind in ("latent", "vae")}
         reason = ""
@@ -141,12 +157,15 @@ def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
         for backend in dict.fromkeys(engine.backend for engine in engines) or [None]:
             own = [engine for engine in engines if engine.backend == backend]
             try:
-                return choose(bundle, own, target, size, options, request.tile, request.vae_tile), None
+                memory = request.available.bytes
+                return choose(
+                    bundle, own, target, size, options, request.tile, request.vae_tile, memory
+                ), None
             except EngineError as error:
                 reason = reason or str(error)
     options = options.with_tile("latent", usual["latent"] if request.tile is None else request.tile)
     options = options.with_tile("vae", usual["vae"] if request.vae_tile is None else request.vae_tile)
-    return Choice(options, {}, {}), reason
+    return Choice(options, {}, {}, form), reason
 
 
 def refuse_what_does_not_fit(bundle: Bundle, plan: Plan, available: int, whose: str) -> None:
@@ -197,15 +216,6 @@ def _what_helps(bundle: Bundle, plan: Plan) -> str:
     )
 
 
-def amount(size: int) -> str:
-    """For people: three digits, in GB, MB or kB."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            value = size / unit
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
-    return f"{size} bytes"
-
-
 def as_json(plan: Plan) -> dict[str, Any]:
     """All of it as JSON values."""
     request, schedule, found = plan.request, plan.schedule, plan.memory
@@ -214,6 +224,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "slots": request.slots,
         "target": request.target,
         "options": dataclasses.asdict(plan.options),
+        "vae": forms.as_json(plan.form),
         "lanes": [dataclasses.asdict(lane) for lane in schedule.lanes.values()],
         "buffers": [
             dataclasses.asdict(buffer) | {"bytes": buffer.bytes, "copies": schedule.copies(buffer.name)}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from runtime import beside, media
+from runtime import beside, forms, media
 from runtime.errors import TruncatedInputError
+from runtime.forms import Form
 from runtime.memory import peak_bytes
-from runtime.options import Options
+from runtime.options import Options, Statistics
 from runtime.restorer import Restorer
 
 
@@ -26,7 +27,8 @@ class Job:
         input: a video, a folder of pictures, or one picture.
         output: a video file, a folder (no suffix), or a .png for a single picture.
         bundle: directory made by `build.py bundle`.
-        color, tile, overlap, vae_tile, threads, slots, backend, engine_cache, check: see `Restorer`.
+        color, tile, overlap, vae_tile, vae_statistics, memory, threads, slots, backend, engine_cache, check: see
+            `Restorer`.
         start: seconds to skip at the beginning.
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
@@ -42,6 +44,8 @@ class Job:
     tile: int | None = None
     overlap: int = Options.overlap
     vae_tile: int | None = None
+    vae_statistics: Statistics = "shared"
+    memory: int | None = None
     threads: int | None = None
     slots: int = 1
     engine_cache: Path | None = None
@@ -60,6 +64,7 @@ class Report:
 
     `stages` holds the median of each stage of the networks, and of reading and writing, for a frame;
     reading and writing happen beside them, and so do stages of several frames where there are several slots;
+    `vae` says whether pictures went through the VAE whole, in strips or in tiles, and why.
     `seconds` is from the first frame's reading to the finished file, loading excluded.
     """
 
@@ -73,6 +78,7 @@ class Report:
     load_seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: int | None = None
+    vae: Mapping[str, object] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -91,10 +97,11 @@ class TruncatedError(TruncatedInputError):
 
 @dataclass(frozen=True)
 class Watcher:
-    """Called as the work proceeds: the source is open, networks are loaded, a frame is written."""
+    """Called as the work proceeds: the source is open, networks are loaded, the way is clear, a frame is written."""
 
     opened: Callable[[media.SourceInfo], None] = lambda info: None
     loaded: Callable[[float], None] = lambda seconds: None
+    arranged: Callable[[Form], None] = lambda form: None
     frame: Callable[[int], None] = lambda done: None
 
 
@@ -143,6 +150,8 @@ def _restorer(job: Job) -> Restorer:
         tile=job.tile,
         overlap=job.overlap,
         vae_tile=job.vae_tile,
+        vae_statistics=job.vae_statistics,
+        memory=job.memory,
         threads=job.threads,
         slots=job.slots,
         engine_cache=job.engine_cache,
@@ -181,6 +190,11 @@ def _run(
                 behind.put((restored, waiting.popleft()))
 
         for frame in beside.ahead(timed(source)):
+            if report.vae is None:
+                restorer.prepare(*frame.rgb.shape[:2])
+                if restorer.form is not None:
+                    report.vae = forms.as_json(restorer.form)
+                    watcher.arranged(restorer.form)
             waiting.append(frame)
             hand_over(restorer.push(frame.rgb))
         hand_over(restorer.flush())

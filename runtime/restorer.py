@@ -21,8 +21,9 @@ from runtime.bundle import Bundle
 from runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
 from runtime.device import Device
 from runtime.errors import DeviceError, FrameError, InputError
+from runtime.forms import Form
 from runtime.manifest import Manifest, dimension
-from runtime.options import Options
+from runtime.options import Options, Statistics
 from runtime.pipeline import Clock
 from runtime.resample import enlarged_size, resize_bicubic
 from runtime.runner import Runner
@@ -49,7 +50,11 @@ class Restorer:
         tile: side of a tile in latents (8 pixels of the result) for frames larger than that; None for
             the default, or on a GPU for what the bundle's engines take.
         overlap: of neighbouring tiles, in latents.
-        vae_tile: the same limit for the VAE.
+        vae_tile: side of the largest picture in latents that goes through the VAE in one piece. Larger ones go in
+            strips, which is the same picture in less memory.
+        vae_statistics: `shared`, or `tile`: larger pictures go through the VAE in tiles instead, each with statistics
+            of its own. That takes the least memory, and gives another picture.
+        memory: bytes that may be used, of the host or of the GPU; None for what is free.
         threads: of the CPU; None for all cores that the process may use.
         slots: frames in flight. With one, `push` returns the frame's own result; with more, stages of
             several frames run beside each other, and results come later and take more memory.
@@ -82,6 +87,8 @@ class Restorer:
         tile: int | None = None,
         overlap: int = Options.overlap,
         vae_tile: int | None = None,
+        vae_statistics: Statistics = "shared",
+        memory: int | None = None,
         threads: int | None = None,
         slots: int = 1,
         timeout: float | None = None,
@@ -99,7 +106,7 @@ class Restorer:
             raise InputError(f"--slots is {slots}; expected 1 or more.")
         self.slots = slots
         choices = {} if color is None else {"color": color}
-        self._options = Options.of(choices, tile, overlap, vae_tile)
+        self._options = Options.of(choices, tile, overlap, vae_tile, vae_statistics)
         self._options.check(self.manifest)
         self._largest = _largest_side(self.manifest)
         self._timeout, self._observer = timeout, observer
@@ -124,6 +131,8 @@ class Restorer:
             cache=None if engine_cache is None else Path(engine_cache),
             stream=self._stream,
             device_results=device_results,
+            memory=memory,
+            slots=slots,
         )
         try:
             self._constants = opened.constants()
@@ -225,6 +234,11 @@ class Restorer:
         On the CPU that is buffers only: what ONNX Runtime works in, it does not tell.
         """
         return self._device.memory if self._device is not None else {}
+
+    @property
+    def form(self) -> Form | None:
+        """How frames of the present size go through the VAE, and why; None before the first one."""
+        return self._device.form if self._device is not None else None
 
     @property
     def load_seconds(self) -> dict[str, float]:

@@ -28,6 +28,12 @@ class StageShape:
     sizes: dict[str, int]
 
 
+def whole_sizes(manifest: Manifest, width: int, height: int) -> dict[str, int]:
+    """The symbolic sizes of a whole restored picture (width, height)."""
+    scale = manifest.scale
+    return frame_sizes(manifest, *enlarged_size(height // scale, width // scale, manifest.minimum_side))
+
+
 def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) -> tuple[StageShape, ...]:
     """What each stage runs on for a restored picture (width, height), in order.
 
@@ -41,8 +47,7 @@ def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) 
             f"{width}x{height}: the restored picture is {scale} times the clip, so both sides are multiples of "
             f"{scale}, e.g. 1280x720."
         )
-    clip = enlarged_size(height // scale, width // scale, manifest.minimum_side)
-    whole = frame_sizes(manifest, *clip)
+    whole = whole_sizes(manifest, width, height)
     shapes = []
     for stage in manifest.stages:
         grid = tile_grid(manifest, stage.tiling, whole, options) if stage.tiling else None

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from runtime.doctor import Diagnosis, EngineVerdict
 from runtime.errors import TruncatedInputError, VsrError
+from runtime.forms import Form
 from runtime.media import SourceInfo
 from runtime.restore import Report, Watcher
 
@@ -115,6 +116,16 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
         progress.start_task(task)
         progress.update(task, description="restoring")
 
+    def arranged(form: Form) -> None:
+        names = {
+            "whole": "whole",
+            "strips": "whole, in strips",
+            "tiles": "in tiles with statistics of their own",
+        }
+        console.print(
+            f"the VAE works {names[form.name]}: {escape(form.why)}", highlight=False, soft_wrap=True
+        )
+
     said = time.monotonic()
 
     def frame(done: int) -> None:
@@ -126,7 +137,7 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
             console.print(f"{done} of {progress.tasks[task].total or '?'} frames", highlight=False)
 
     with progress:
-        yield Watcher(opened, loaded, frame)
+        yield Watcher(opened, loaded, arranged, frame)
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -166,6 +177,15 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
         _print_bundle(console, found.bundle)
     if found.engines:
         print_verdicts(console, found.engines)
+    if found.vae:
+        table = Table(title="the VAE on this CPU, by size of the restored picture", title_justify="left")
+        for column in ("size", "works", "memory, estimated", "why"):
+            table.add_column(column, overflow="fold")
+        for size, form in found.vae.items():
+            need = form["estimated_memory"]
+            told = "unknown" if need is None else f"{int(str(need)) / 1e9:.1f} GB"
+            table.add_row(size, str(form["form"]), told, escape(str(form["why"])))
+        console.print(table)
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     if not found.problems:

@@ -124,6 +124,7 @@ def encoder_spec(vae: Any) -> NetworkSpec:
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
         functions=(_attention(vae),),
+        in_strips=True,
     )
 
 
@@ -139,4 +140,5 @@ def decoder_spec(vae: Any) -> NetworkSpec:
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
         functions=(_attention(vae),),
+        in_strips=True,
     )

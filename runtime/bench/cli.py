@@ -22,7 +22,7 @@ from runtime.errors import InputError, OutputError
 from runtime.manifest import Manifest
 from runtime.media.staging import Staging
 from runtime.restorer import Restorer
-from runtime.sizes import parse_size
+from runtime.sizes import parse_memory, parse_size
 
 REGRESSION = 11  # the exit code
 _STDOUT = "-"
@@ -82,6 +82,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add("--tile", type=int, metavar="N", help="as for restore")
     add("--overlap", type=int, metavar="N", help="as for restore")
     add("--vae-tile", type=int, metavar="N", help="as for restore")
+    add("--vae-statistics", choices=("shared", "tile"), help="as for restore")
+    add("--memory", metavar="M", help="as for restore")
     add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
     add("--engine-cache", type=Path, metavar="DIR", help="as for restore")
     add("--json", metavar="F", help="write the report here, every frame's time included; - prints it")
@@ -145,6 +147,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise InputError(f"--max-regression is {options.max_regression:g}; expected percent, 0 or more.")
     width, height = parse_size(options.size, Manifest.read(options.bundle))
     given = {name: getattr(options, name) for name in (*CHOICES, "engine_cache")}
+    if options.memory is not None:
+        given["memory"] = parse_memory(options.memory)
     plan = Plan(
         bundle=options.bundle,
         width=width,

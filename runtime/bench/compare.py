@@ -15,7 +15,13 @@ from runtime.bench.report import KIND, SCHEMA_VERSION, Change, Comparison, Repor
 from runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
 from runtime.errors import InputError
 
-_SAME = ("tile", "overlap", "vae_tile", "color")  # settings that change the picture, and so the work
+_SAME = (
+    "tile",
+    "overlap",
+    "vae_tile",
+    "vae_statistics",
+    "color",
+)  # settings that change the picture, and so the work
 _AGAIN = "Measure it anew with: python -m runtime bench ... --json"
 
 
@@ -148,7 +154,8 @@ def _earlier(file: Path, data: Mapping[str, Any]) -> Earlier:
     return Earlier(
         file=file,
         created=str(data["created"]),
-        settings={name: data["settings"][name] for name in ("size", *_SAME)},
+        # reports from before the VAE had a choice of statistics lack it
+        settings={name: data["settings"].get(name) for name in ("size", *_SAME)},
         backend=str(data["backend"]),
         slots={name: int(mode["slots"]) for name, mode in modes.items()},
         samples={name: _samples(mode[_series(name)]["samples"]) for name, mode in modes.items()},

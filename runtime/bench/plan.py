@@ -16,7 +16,7 @@ MODES: tuple[Mode, ...] = ("throughput", "latency")
 LEAST_FRAMES = 10
 LEAST_SLOW_FRAMES = 3
 SLOW_FRAME = 5.0  # seconds
-CHOICES = ("backend", "threads", "tile", "overlap", "vae_tile", "color")
+CHOICES = ("backend", "threads", "tile", "overlap", "vae_tile", "vae_statistics", "color")
 """What a report keeps of the Restorer's options."""
 _DISTINCT = 5
 

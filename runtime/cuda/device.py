@@ -28,6 +28,7 @@ from runtime.cuda.stopwatch import Stopwatch
 from runtime.device import StepError, Ticket
 from runtime.engine_choice import Choice
 from runtime.errors import DeviceError, VsrError
+from runtime.forms import Form
 from runtime.manifest import Engine
 from runtime.options import Options
 from runtime.schedule import memory
@@ -119,6 +120,7 @@ class CudaDevice:
         self._context: Context | None = Context(driver)
         self._owned = Owned(driver)
         self._choice: Choice | None = None
+        self.form: Form | None = None
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
         self.load_seconds: dict[str, float] = {}
         self._clear()
@@ -126,6 +128,7 @@ class CudaDevice:
     def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
         """See `runtime.device.Device.arrange`: as the engines for this size have it."""
         self._choice = self._choose(height, width, options)
+        self.form = self._choice.form
         return self._choice.options, self._choice.batches
 
     def open(

@@ -32,6 +32,7 @@ def open_device(
     stream: int | None = None,
     device_results: bool = False,
     graphs: bool = True,
+    memory: int | None = None,
 ) -> CudaDevice:
     """The device for a bundle's engines.
 
@@ -41,6 +42,7 @@ def open_device(
         tile, vae_tile: the user's; None for what the engines take.
         cache: folder for what TensorRT-RTX compiles; None for the user's cache folder.
         stream, device_results, graphs: see `CudaDevice`.
+        memory: bytes of the GPU that may be used; None for all that it has.
 
     Raises:
         DeviceError: no GPU, no driver, a library is not installed.
@@ -58,7 +60,7 @@ def open_device(
     def pick(height: int, width: int, options: Options) -> Choice:
         scale = bundle.manifest.scale
         size = width * scale, height * scale
-        return choose(bundle, engines, gpu.capability, size, options, tile, vae_tile)
+        return choose(bundle, engines, gpu.capability, size, options, tile, vae_tile, memory or gpu.memory)
 
     kept = cache or cache_folder().parent / "tensorrt-rtx"
     name = f"{gpu.name.replace(' ', '-')}-{installed_version(backend)}-{gpu.driver}.kernels"

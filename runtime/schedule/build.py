@@ -32,6 +32,8 @@ def frame_sizes(manifest: Manifest, height: int, width: int) -> Sizes:
 def tile_grid(manifest: Manifest, kind: str, sizes: Sizes, options: Options) -> Grid | None:
     """How the stages of a tiling are cut at a frame's sizes; None where they are not."""
     vae = kind == "vae"
+    if vae and options.vae_statistics == "shared":
+        return None  # whole; strips, where they are needed, are inside of the networks
     tile, overlap = (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
     tiles = tiling.plan(
         sizes["h"], sizes["w"], tile, overlap, square=not vae, longest=tile_range(manifest, kind)[1]

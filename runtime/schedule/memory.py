@@ -59,6 +59,15 @@ def plan(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str, i
     )
 
 
+def amount(size: int) -> str:
+    """For people: three digits, in GB, MB or kB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            value = size / unit
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
+    return f"{size} bytes"
+
+
 def _scratch_sizes(schedule: Schedule, scratch: Mapping[str, int]) -> dict[str, int]:
     """Bytes of each scratch buffer: as much as the network that needs most of those that share it."""
     sizes: dict[str, int] = {}
