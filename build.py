@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines import cli as engine_commands
+from engines import vae_forms
 from engines.accuracy import cli as accuracy_commands
 from engines.alternatives import cli as alternative_commands
 from runtime import terminal
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     accuracy_commands.add_commands(commands)
     engine_commands.add_commands(commands)
     alternative_commands.add_commands(commands)
+    vae_forms.add_command(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
     demo.add_argument("--frames", type=int, default=3, help="frames to restore (default: 3)")
@@ -146,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gpu-acceptance": _gpu_acceptance,
         "time": _time,
         "alternatives": _alternatives,
+        "vae-forms": vae_forms.run,
     }
     commands |= dict.fromkeys(("engines", "cache", "diff", "doctor"), engine_commands.run)
     as_json = getattr(options, "json", False) in (True, "-")  # alternatives names a file

@@ -36,23 +36,24 @@ def is_convolution(node: ir.Node, strides: list[int], pads: list[int]) -> bool:
     return insets(node, strides, pads) == (0, 0)
 
 
+def ints_of(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    """An attribute of integers, or what it is where the node does not say."""
+    return list(node.attributes[name].as_ints()) if name in node.attributes else default
+
+
 def insets(node: ir.Node, strides: list[int], pads: list[int]) -> tuple[int, int] | None:
     """How many rows above and below a Conv of these has in its data instead of zeros; None if it is none of these."""
-
-    def ints(name: str, default: list[int]) -> list[int]:
-        return list(node.attributes[name].as_ints()) if name in node.attributes else default
-
     automatic = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
     group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    top, left, bottom, right = ints("pads", [0, 0, 0, 0])
+    top, left, bottom, right = ints_of(node, "pads", [0, 0, 0, 0])
     found = pads[0] - top, pads[2] - bottom
     is_one = (
         automatic == "NOTSET"
         and group == 1
         and [left, right] == [pads[1], pads[3]]
         and min(found) >= 0
-        and ints("strides", [1, 1]) == strides
-        and ints("dilations", [1, 1]) == [1, 1]
+        and ints_of(node, "strides", [1, 1]) == strides
+        and ints_of(node, "dilations", [1, 1]) == [1, 1]
     )
     return found if is_one else None
 

@@ -8,9 +8,9 @@ inside the graph, and every normalisation uses the statistics of all of them:
                 -> each strip, with a few rows of its neighbours -> normalise, SiLU, convolve -> strips of the next x
 
 Nothing is approximate: a strip reads as many rows of its neighbours as its convolutions reach, and what is summed
-in parts is what would be summed at once. What is saved: intermediate results are of one strip only, a sum takes the place
-of its summands strip by strip, and what a doubling makes, the largest tensor of a decoder, is computed again where it is
-read instead of being kept.
+in parts is what would be summed at once. What is saved: intermediate results are of one strip only, a sum takes the
+place of its summands strip by strip, and what a doubling makes, the largest tensor of a decoder, is computed again
+where it is read instead of being kept.
 
 Only the two highest of the resolutions are cut: below, tensors are small, and there is an attention that needs
 all of the picture.
@@ -28,7 +28,7 @@ import onnx_ir.passes.common as passes
 from onnx_ir import tape
 
 from engines.graphs import constant, integers
-from engines.patterns import are_same_size, sizes
+from engines.patterns import are_same_size, ints_of, sizes
 
 STRIPS = 8  # latents come in multiples of 8 rows, so that strips are equal
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sub", "Div", "Sigmoid", "Cast"})
@@ -304,12 +304,11 @@ class _Cutting:
     def _convolved(self, node: ir.Node, strip: int, above: int, below: int) -> ir.Value:
         data = node.inputs[0]
         assert data is not None
-        top, left, bottom, right = node.attributes["pads"].as_ints()
+        top, left, bottom, right = ints_of(node, "pads", [0, 0, 0, 0])
         if _is_doubled(node) and (above % 2 or below % 2):  # whole pixels of the small picture
             rows = self._rows(node.outputs[0], strip, above + above % 2, below + below % 2)
             return self._trimmed(rows, above % 2, below % 2)
-        step = node.attributes["strides"].as_ints()[0]
-        taps = node.attributes["kernel_shape"].as_ints()[0]
+        step, taps = ints_of(node, "strides", [1, 1])[0], sizes(node.inputs[1])[2]  # type: ignore[arg-type]
         reach_up = step * above + top
         reach_down = step * below + taps - step - top
         rows = self._rows(data, strip, reach_up, reach_down)
@@ -422,7 +421,7 @@ class _Cutting:
             "Split", [value], num_outputs=self.strips, attributes={"axis": _ROWS, "num_outputs": self.strips}
         )
         for output in outputs:
-            output.type, output.shape = value.type, self._shape(value)
+            output.type, output.shape = _type(value), self._shape(value)
         return list(outputs)
 
     def _join(self, value: ir.Value) -> None:
@@ -451,7 +450,7 @@ class _Cutting:
         """The same node on other inputs."""
         attributes = {name: value for name, value in node.attributes.items() if name not in changed}
         made = self.steps.op(node.op_type, inputs, attributes={**attributes, **changed}, domain=node.domain)
-        made.type, made.shape = node.outputs[0].type, _free(node.outputs[0])
+        made.type, made.shape = _type(node.outputs[0]), _free(node.outputs[0])
         return made
 
     def _op(
@@ -459,7 +458,7 @@ class _Cutting:
     ) -> ir.Value:
         made = self.steps.op(op_type, inputs, attributes=attributes)
         if like is not None:
-            made.type, made.shape = like.type, _free(like)
+            made.type, made.shape = _type(like), _free(like)
         return made
 
 
@@ -481,7 +480,7 @@ def _scale_of(node: ir.Node, known: dict[ir.Value, Fraction]) -> Fraction | None
     if data is None or node.domain != "":
         return None
     if node.op_type == "Conv" and data in known:
-        return known[data] / node.attributes["strides"].as_ints()[0]
+        return known[data] / ints_of(node, "strides", [1, 1])[0] if _is_near(node) else None
     if node.op_type == "Resize" and data in known:
         return known[data] * 2 if _doubles(node) else None
     if node.op_type == "GroupNormalization" and data in known:
@@ -494,6 +493,22 @@ def _scale_of(node: ir.Node, known: dict[ir.Value, Fraction]) -> Fraction | None
         ):
             return known[pictures[0]]
     return None
+
+
+def _is_near(node: ir.Node) -> bool:
+    """Whether a convolution reads one row above and below at most, and keeps or halves the sides."""
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return False
+    strides, pads = ints_of(node, "strides", [1, 1]), ints_of(node, "pads", [0, 0, 0, 0])
+    kinds = {(1, 1): [[0, 0, 0, 0]], (3, 1): [[1, 1, 1, 1]], (3, 2): [[1, 1, 1, 1], [0, 0, 1, 1]]}
+    return (
+        len(set(strides)) == 1
+        and sizes(weight)[2] == sizes(weight)[3]
+        and pads in kinds.get((sizes(weight)[2], strides[0]), [])
+        and ints_of(node, "dilations", [1, 1]) == [1, 1]
+        and ("auto_pad" not in node.attributes or node.attributes["auto_pad"].as_string() == "NOTSET")
+    )
 
 
 def _doubles(node: ir.Node) -> bool:
@@ -511,6 +526,11 @@ def _is_doubled(node: ir.Node) -> bool:
     data = node.inputs[0]
     source = data.producer() if data is not None else None
     return node.op_type == "Conv" and source is not None and source.op_type == "Resize"
+
+
+def _type(value: ir.Value) -> ir.TensorType | None:
+    """A type of its own: changing it changes no other value's."""
+    return ir.TensorType(value.dtype) if value.dtype is not None else None
 
 
 def _free(value: ir.Value) -> ir.Shape | None:
