@@ -6,7 +6,7 @@ provider those are slow, so they are rewritten; the weights are shared with the 
 | native node | here | why |
 |---|---|---|
 | Attention | com.microsoft.MultiHeadAttention | blocked: 2.5 times faster at 4096 positions, no score matrix |
-| SoftmaxAttention (the VAE's) | `engines.query_chunks`: a few queries at a time | 1.3 to 1.5 times faster than the above |
+| SoftmaxAttention (the VAE's) | `engines.query_chunks`: a few queries at a time | 1.3 to 1.5 times faster than that |
 | Conv, 3x3 and wide, and the norm before it | in bands, see `engines.channels_last` | the VAE 1.5 times faster |
 | GroupNormalization | means and squares by row, then over rows | faster, and exact where one long sum is off by 1e-3 |
 | GatedTopKAttention, chunks written out | the same function as a Scan | any number of positions in chunks of one size |

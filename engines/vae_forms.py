@@ -1,6 +1,7 @@
 """`build.py vae-forms`: the VAE whole, in strips and in tiles, side by side: time, memory, picture.
 
-Each form encodes a picture, and decodes what the whole VAE made of it, in a process of its own, one after another.
+Each form encodes a picture, and decodes what the whole encoder made of it: each half in a process of its own, one after
+another.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "vae-forms",
         help="the VAE whole, in strips and in tiles, side by side: time, memory, picture",
         description="Encodes a picture and decodes it again on the CPU: whole, in strips that share the statistics of "
-        "the whole picture, and in tiles with statistics of their own. Each in a process of its own, in one run.",
+        "the whole picture, and in tiles with statistics of their own; each half in a process of its own, in one run. "
+        "PSNR is from the whole; borders: how steep the result is across those of strips or tiles, in units of elsewhere.",
     )
     add = command.add_argument
     add("bundle", type=Path, metavar="BUNDLE")
@@ -105,69 +107,89 @@ def run(options: argparse.Namespace) -> int:
     report: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for width, height in sizes:
         name = f"{width}x{height}"
-        report[name] = {}
+        report[name] = {form: [] for form in FORMS}
         with tempfile.TemporaryDirectory(prefix="vsr-trt-") as folder:
-            for form in FORMS:
-                with console.status(f"{name}: {form}…") as status:
-                    report[name][form] = _in_a_process(options, name, form, Path(folder), status.update)
+            for stage in _halves(bundle.manifest):
+                for form in FORMS:
+                    with console.status(f"{name}: {stage.name}, {form}…") as status:
+                        found = _in_a_process(options, name, stage.name, form, Path(folder), status.update)
+                    report[name][form].append(found)
         _show(console, name, report[name])
     if options.json:
         print(json.dumps(report, indent=1))  # noqa: T201
     return 0
 
 
+def _halves(manifest: Manifest) -> list[Stage]:
+    """The encoder's stage, and the decoder's."""
+    return [stage for stage in manifest.stages if stage.tiling == "vae"]
+
+
 def _in_a_process(
-    options: argparse.Namespace, size: str, form: str, folder: Path, hear: Callable[[str], None]
-) -> list[dict[str, Any]]:
+    options: argparse.Namespace, size: str, half: str, form: str, folder: Path, hear: Callable[[str], None]
+) -> dict[str, Any]:
     command = [
-        *(sys.executable, "-m", "engines.vae_forms", str(options.bundle.resolve()), size, form, str(folder)),
-        *(str(options.tile), str(options.runs), str(options.threads or 0)),
+        *(sys.executable, "-m", "engines.vae_forms", str(options.bundle.resolve()), size, half, form),
+        *(str(folder), str(options.tile), str(options.runs), str(options.threads or 0)),
     ]
     root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     ended = child.run(command, {"PYTHONPATH": path}, hear)
     if ended.code:
-        raise DeviceError(f"{size}, {form}: {ended.reason}")
+        raise DeviceError(f"{size}, {half}, {form}: {ended.reason}")
     return json.loads(ended.output)
 
 
 def measure(
-    bundle: Bundle, size: str, form: str, folder: Path, tile: int, runs: int, threads: int | None
-) -> list[Found]:
-    """Measures one form; the whole's results are put into the folder, the others' compared with them."""
+    bundle: Bundle,
+    size: str,
+    half: str,
+    form: str,
+    folder: Path,
+    tile: int = Options.vae_tile,
+    runs: int = _RUNS,
+    threads: int | None = None,
+) -> Found:
+    """Measures one half in one form.
+
+    Args:
+        bundle: that has it.
+        size: of the restored picture.
+        half: name of its stage.
+        form: one of `FORMS`.
+        folder: where the whole's results are put; the others are compared with them, and the second half takes
+            the first one's.
+        tile: side of tiles.
+        runs: how often.
+        threads: of the CPU; None for all cores.
+    """
     manifest = bundle.manifest
-    width, height = parse_size(size, manifest)
-    sizes = whole_sizes(manifest, width, height)
+    sizes = whole_sizes(manifest, *parse_size(size, manifest))
+    encoder, decoder = _halves(manifest)
+    stage = encoder if half == encoder.name else decoder
+    if stage is encoder:
+        data = _picture(manifest, stage, sizes)
+    else:
+        data = np.load(folder / f"{encoder.name}.npy") / np.float32(_SCALING)
     device = HostDevice(bundle, threads)
-    stages = [stage for stage in manifest.stages if stage.tiling == "vae"]
-    for stage in stages:
-        device.load(stage.network, form == "strips")
-    found = []
-    data = _picture(manifest, stages[0], sizes)
-    for stage in stages:
-        base, seconds, high = resident_bytes(), [], 0
-        for _ in range(runs):
-            started = time.perf_counter()
-            result = _through(device, manifest, stage, data, sizes, form, tile)
-            seconds.append(time.perf_counter() - started)
-        high = max(high, (peak_bytes() or 0) - base)
-        file = folder / f"{stage.network}.npy"
-        if form == "whole":
-            np.save(file, result)
-        whole = np.load(file)
-        found.append(
-            Found(
-                stage.network,
-                tuple(seconds),
-                high,
-                _estimate(manifest, stage, sizes, form, tile),
-                decibels(result, whole),
-                _border(manifest, stage, result, sizes, form, tile),
-            )
-        )
-        data = whole / np.float32(_SCALING)
+    device.load(stage.network, form == "strips")
+    base, seconds = resident_bytes(), []
+    for _ in range(runs):
+        started = time.perf_counter()
+        result = _through(device, manifest, stage, data, sizes, form, tile)
+        seconds.append(time.perf_counter() - started)
+    scratch = (peak_bytes() or base) - base
     device.close()
-    return found
+    if form == "whole":
+        np.save(folder / f"{stage.name}.npy", result)
+    return Found(
+        stage.network,
+        tuple(seconds),
+        scratch,
+        _estimate(manifest, stage, sizes, form, tile),
+        decibels(result, np.load(folder / f"{stage.name}.npy")),
+        _border(manifest, stage, result, sizes, form, tile),
+    )
 
 
 def decibels(result: np.ndarray, whole: np.ndarray) -> float:
@@ -274,8 +296,8 @@ def steepness(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) 
 
 def _show(console: Console, size: str, forms: dict[str, list[dict[str, Any]]]) -> None:
     table = Table(title=f"{size}: the VAE's halves on this CPU", title_justify="left")
-    for column in ("half", "form", "seconds", "works in", "estimated", "from the whole", "steps at borders"):
-        table.add_column(column, justify="left" if column in ("half", "form") else "right")
+    for column in ("half", "form", "seconds", "works in", "estimated", "PSNR", "borders"):
+        table.add_column(column, justify="left" if column in ("half", "form") else "right", no_wrap=True)
     for half in range(len(forms["whole"])):
         for form, found in forms.items():
             row = found[half]
@@ -295,10 +317,11 @@ def _show(console: Console, size: str, forms: dict[str, list[dict[str, Any]]]) -
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Entry of a form's own process: prints what it found as JSON."""
-    path, size, form, folder, tile, runs, threads = arguments
-    found = measure(Bundle.open(path), size, form, Path(folder), int(tile), int(runs), int(threads) or None)
-    print(json.dumps([dataclasses.asdict(item) for item in found]))  # noqa: T201
+    """Entry of a process of its own: prints what it found as JSON."""
+    path, size, half, form, folder, tile, runs, threads = arguments
+    bundle = Bundle.open(path)
+    found = measure(bundle, size, half, form, Path(folder), int(tile), int(runs), int(threads) or None)
+    print(json.dumps(dataclasses.asdict(found)))  # noqa: T201
     return 0
 
 

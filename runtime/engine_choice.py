@@ -112,6 +112,8 @@ def choose(
                 rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
                 served.append(((*rank, side), tried))
         options = min(served)[1] if served else options.with_tile(kind, given or usual)
+    if options.vae_statistics == "shared" and vae_tile is not None:
+        options = options.with_tile("vae", vae_tile)
     wide = whole_sizes(manifest, *size)
     in_strips = vae_tile is not None and wide["h"] * wide["w"] > vae_tile**2
     why = f"--vae-tile {vae_tile}" if in_strips else "the bundle has engines for it"

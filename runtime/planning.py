@@ -205,13 +205,17 @@ def _what_helps(bundle: Bundle, plan: Plan) -> str:
     )
     if shape is None or kind is None or plan.needs.scratch[shape.network] < plan.one.slot:
         return f"{smaller}."
+    tiled = kind != "vae" or plan.form.name == "tiles"
+    if not tiled and (plan.form.name == "strips" or bundle.manifest.networks[shape.network].strips == 1):
+        return f"{smaller}."
     low, _ = tile_range(bundle.manifest, kind)
     unit = bundle.manifest.frame_multiple // bundle.manifest.latent_scale
     half = max(math.isqrt(shape.sizes["h"] * shape.sizes["w"] // 2) // unit * unit, low)  # of the area
     tile, vae_tile = (half, request.vae_tile) if kind == "latent" else (request.tile, half)
     command = build_command(bundle, request.target or "", (request.width, request.height), tile, vae_tile)
+    how = "cut it into smaller tiles" if tiled else "have it in strips, which is the same picture"
     return (
-        f"{smaller}; or cut it into smaller tiles, because {shape.network} alone works in "
+        f"{smaller}; or {how}, because {shape.network} alone works in "
         f"{amount(plan.needs.scratch[shape.network])}: {command}"
     )
 

@@ -155,7 +155,7 @@ def _earlier(file: Path, data: Mapping[str, Any]) -> Earlier:
         file=file,
         created=str(data["created"]),
         # reports from before the VAE had a choice of statistics lack it
-        settings={name: data["settings"].get(name) for name in ("size", *_SAME)},
+        settings={name: ({"vae_statistics": None} | data["settings"])[name] for name in ("size", *_SAME)},
         backend=str(data["backend"]),
         slots={name: int(mode["slots"]) for name, mode in modes.items()},
         samples={name: _samples(mode[_series(name)]["samples"]) for name, mode in modes.items()},

@@ -66,7 +66,8 @@ def shape_of(manifest: Manifest, name: str, size: str, layout: Layout | None = N
         ("1280x720", "spynet", (1, 3, 96, 96)),  # tiled
         ("1280x720", "unet", (1, 4, 96, 96)),
         ("1920x1080", "unet", (1, 4, 96, 96)),  # the same engine
-        ("1920x1080", "vae_decoder", (1, 4, 136, 136)),
+        ("1920x1080", "vae_decoder", (1, 4, 136, 240)),  # whole, whatever the size
+        ("3840x2160", "vae_decoder", (1, 4, 272, 480)),
         ("1920x1080", "postprocess_adain", (1, 3, 1088, 1920)),
         ("80x160", "preprocess", (1, 256, 128, 3)),  # 20x40 is enlarged to 128x256
         ("80x160", "unet", (1, 4, 128, 64)),
@@ -81,7 +82,10 @@ def test_a_size_gives_the_shapes_that_the_runtime_will_ask_for(
 def test_one_engine_serves_every_size_that_is_tiled(manifest: Manifest) -> None:
     sizes = [shapes.parse_size(text, manifest) for text in ("1280x720", "1920x1080", "3840x2160")]
     assert len(shapes.profiles(manifest, "unet", sizes, Layout())) == 1
-    assert len(shapes.profiles(manifest, "vae_decoder", sizes, Layout())) == 2
+    assert len(shapes.profiles(manifest, "vae_decoder", sizes, Layout())) == 3
+    tiles = Layout(vae_statistics="tile")
+    assert len(shapes.profiles(manifest, "vae_decoder", sizes, tiles)) == 2
+    assert shape_of(manifest, "vae_decoder", "1920x1080", tiles) == [(1, 4, 136, 136)]
     assert len(shapes.profiles(manifest, "preprocess", sizes, Layout())) == 3
 
 
@@ -104,6 +108,9 @@ def test_dynamic_engines_reach_from_the_bounds_to_the_largest_size(manifest: Man
     ((ranges, _),) = shapes.profiles(manifest, "preprocess", [], Layout(dynamic=True))
     assert ranges["lr_w"][2] == 3840 // 4
     ((ranges, _),) = shapes.profiles(manifest, "vae_decoder", [], Layout(dynamic=True))
+    assert (ranges["h"][2], ranges["w"][2]) == (272, 480)
+    tiles = Layout(dynamic=True, vae_statistics="tile")
+    ((ranges, _),) = shapes.profiles(manifest, "vae_decoder", [], tiles)
     assert (ranges["h"][2], ranges["w"][2]) == (136, 160)  # 1280x720 goes through in one piece
 
 

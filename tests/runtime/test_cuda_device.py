@@ -31,7 +31,7 @@ from runtime.schedule.events import derive
 from runtime.timeline import Span
 
 PROMPT = {"prompt": np.random.default_rng(0).standard_normal((77, 32)).astype(np.float32)}
-TILED = Options({}, tile=64, overlap=16, vae_tile=64, vae_overlap=8)
+TILED = Options({}, tile=64, overlap=16, vae_tile=64, vae_overlap=8, vae_statistics="tile")
 SMALL, LARGE = (128, 128), (136, 200)
 
 

@@ -15,11 +15,13 @@ from engines.shapes import Layout, Size
 from runtime.bundle import Bundle
 from runtime.engine_choice import Choice, Needs, built_for, choose, needs
 from runtime.errors import BundleError, EngineError, InputError
+from runtime.forms import Form
 from runtime.manifest import Engine
-from runtime.options import Options
+from runtime.options import Options, Statistics
 from runtime.schedule.build import build
 
 HD, FULL_HD, SMALL = Size(1280, 720), Size(1920, 1080), Size(512, 512)
+TILES = Options({}, vae_statistics="tile")
 BUNDLE = Bundle(Path("B"), dloral_manifest())
 
 
@@ -35,17 +37,19 @@ def chosen(found: list[Engine], size: Size, options: Options | None = None, **ti
     vae_tile=st.integers(4, 30).map(lambda n: 8 * n),
     batch=st.integers(1, 4),
     dynamic=st.booleans(),
+    statistics=st.sampled_from(["shared", "tile"]),
 )
 @settings(max_examples=25, deadline=None)
 def test_what_was_built_for_a_size_restores_it(
-    width: int, height: int, tile: int, vae_tile: int, batch: int, dynamic: bool
+    width: int, height: int, tile: int, vae_tile: int, batch: int, dynamic: bool, statistics: Statistics
 ) -> None:
-    layout = Layout(tile, vae_tile, batch, dynamic)
+    layout = Layout(tile, vae_tile, statistics, batch=batch, dynamic=dynamic)
     size = Size(width, height)
     found = engines(BUNDLE.manifest, [size], layout)
-    choice = chosen(found, size, tile=tile, vae_tile=vae_tile)
+    asked = Options({}, vae_statistics=statistics)
+    choice = chosen(found, size, asked, tile=tile, vae_tile=vae_tile)
     assert (choice.options.tile, choice.options.vae_tile) == (tile, vae_tile)
-    free = chosen(found, size)
+    free = chosen(found, size, asked)
     assert set(free.engines) == set(Options({}).networks(BUNDLE.manifest))
     free.options.check(BUNDLE.manifest)
     assert all(1 <= count <= batch for count in free.batches.values())
@@ -54,20 +58,68 @@ def test_what_was_built_for_a_size_restores_it(
 def test_tiles_come_from_the_engines() -> None:
     manifest = BUNDLE.manifest
     usual = chosen(engines(manifest, [HD]), HD)
-    assert (usual.options.tile, usual.options.vae_tile) == (96, 136)
-    other = chosen(engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=64)), FULL_HD)
+    assert usual.options.tile == 96
+    assert usual.form == Form("whole", "the bundle has engines for it")
+    tiles = Layout(tile=128, vae_tile=64, vae_statistics="tile")
+    other = chosen(engines(manifest, [FULL_HD], tiles), FULL_HD, TILES)
+    assert other.form == Form("tiles", "--vae-statistics tile")
     assert (other.options.tile, other.options.vae_tile) == (128, 64)
     assert other.options.vae_overlap == 16
 
 
 def test_the_usual_tile_goes_first_and_then_the_fewest_tiles() -> None:
     manifest = BUNDLE.manifest
-    large = engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=200))
-    both = chosen([*large, *engines(manifest, [FULL_HD])], FULL_HD)
+    large = engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=200, vae_statistics="tile"))
+    both = chosen([*large, *engines(manifest, [FULL_HD], Layout(vae_statistics="tile"))], FULL_HD, TILES)
     assert both.options.tile == 96, "a larger tile gives another picture"
     assert both.options.vae_tile > 136, "the VAE in one piece"
-    two = chosen([*large, *engines(manifest, [FULL_HD], Layout(tile=80))], FULL_HD)
+    two = chosen(
+        [*large, *engines(manifest, [FULL_HD], Layout(tile=80, vae_statistics="tile"))], FULL_HD, TILES
+    )
     assert two.options.tile == 128
+
+
+def test_whole_pictures_go_before_strips() -> None:
+    manifest = BUNDLE.manifest
+    whole = engines(manifest, [FULL_HD], key="whole")
+    strips = [replace(e, key="strips", flags=("strips",)) for e in whole if e.network.startswith("vae")]
+    taken = chosen([*strips, *whole], FULL_HD)
+    assert taken.engines["vae_decoder"].key == "whole"
+    asked = chosen([*strips, *whole], FULL_HD, vae_tile=96)
+    assert asked.engines["vae_decoder"].key == asked.engines["vae_encoder"].key == "strips"
+    assert asked.form == Form("strips", "--vae-tile 96")
+    large = chosen([*strips, *whole], FULL_HD, vae_tile=240)
+    assert large.engines["vae_decoder"].key == "whole", "its 136x240 latents are no more than that"
+    only = chosen([*strips, *(e for e in whole if not e.network.startswith("vae"))], FULL_HD)
+    assert only.form is not None
+    assert only.form.name == "strips", "better than none"
+
+
+def test_strips_where_whole_pictures_do_not_fit(tmp_path: Path) -> None:
+    manifest = dloral_manifest()
+    whole = engines(manifest, [FULL_HD])
+    strips = [
+        replace(e, flags=("strips",), report=e.report.replace(".json", ".strips.json"))
+        for e in whole
+        if e.network.startswith("vae")
+    ]
+    bundle = make(tmp_path / "b", [*whole, *strips])
+    for engine in strips:
+        (bundle.path / engine.report).write_text('{"activations": 7, "weights": 1000}')
+    for engine in whole:
+        (bundle.path / engine.report).write_text('{"activations": 5000, "weights": 1000}')
+    size = (FULL_HD.width, FULL_HD.height)
+    weights = 7 * 1000
+    fits = choose(bundle, [*whole, *strips], "sm_89", size, Options({}), memory=weights + 5000)
+    assert fits.form == Form("whole", "the bundle has engines for it")
+    # all other networks work in less than the VAE's halves
+    for engine in whole:
+        if not engine.network.startswith("vae"):
+            (bundle.path / engine.report).write_text('{"activations": 6, "weights": 1000}')
+    short = choose(bundle, [*whole, *strips], "sm_89", size, Options({}), memory=weights + 4999)
+    assert short.form is not None
+    assert short.form.name == "strips"
+    assert "12.0 kB" in short.form.why
 
 
 def test_a_wide_overlap_leaves_small_tiles_out() -> None:
@@ -128,7 +180,7 @@ def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
     assert "of cfr (64x64 latents)." in str(refused.value)
     with pytest.raises(EngineError) as refused:
         chosen(engines(BUNDLE.manifest, [HD], backend="tensorrt"), FULL_HD, vae_tile=64)
-    assert "preprocess (270x480 pixels), vae_encoder (64x64 latents)" in str(refused.value)
+    assert "preprocess (270x480 pixels), vae_encoder (136x240 latents)" in str(refused.value)
     assert "--backend tensorrt --target sm_89 --size 1920x1080 --vae-tile 64" in str(refused.value)
     assert "unet" not in str(refused.value), "its tiles are those of 1280x720"
 

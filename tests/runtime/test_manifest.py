@@ -50,6 +50,8 @@ def small() -> dict[str, Any]:
                     "activations": {"1": 3.0, "h*w": 6.0},
                     "integer_bytes": {},
                 },
+                "strips": 1,
+                "scratch": {"cpu": {"h*w": 12.0}},
             }
         },
         "stages": [

@@ -105,7 +105,7 @@ def test_any_size_is_restored_to_exactly_four_times(restorer: Restorer, height: 
 def test_tiles_of_the_vae_are_blended_over_their_overlap(golden_bundle: Path, clip: list[np.ndarray]) -> None:
     """The decoder's tiles, computed one by one here, weighted by linear ramps: what the pipeline makes."""
     frame = resize_bicubic(clip[0], 128, 208)  # 64 x 104 latents: three tiles of 48 across, two down
-    with Restorer(golden_bundle, vae_tile=48) as restorer:
+    with Restorer(golden_bundle, vae_tile=48, vae_statistics="tile") as restorer:
         device, seen = restorer._device._networks, []
         run = device.run
 
@@ -303,7 +303,7 @@ def test_memory_that_runs_out_names_the_way_out(
 
     with Restorer(golden_bundle) as restorer:
         monkeypatch.setitem(restorer._device._networks._sessions, "unet", Session())
-        with pytest.raises(DeviceError, match=r"unet ran out of memory.*--tile"):
+        with pytest.raises(DeviceError, match=r"unet ran out of memory.*runtime plan"):
             restorer.push(clip[0])
 
 
