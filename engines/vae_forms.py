@@ -72,7 +72,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="the VAE whole, in strips and in tiles, side by side: time, memory, picture",
         description="Encodes a picture and decodes it again on the CPU: whole, in strips that share the statistics of "
         "the whole picture, and in tiles with statistics of their own; each half in a process of its own, in one run. "
-        "PSNR is from the whole; borders: how steep the result is across those of strips or tiles, in units of elsewhere.",
+        "PSNR is from the whole; borders: how steep the result is across those of strips or tiles, compared with "
+        "elsewhere.",
     )
     add = command.add_argument
     add("bundle", type=Path, metavar="BUNDLE")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from export.base_model import BaseModel
 from export.eager import Eager
 from export.network import export
 from export.networks import cfr, spynet, unet, vae
-from runtime import Restorer
+from export.networks.postprocess import adain
+from runtime import Restorer, forms
 from runtime.bundle import Bundle
 from runtime.host import HostDevice
 from runtime.options import Options
 from runtime.pipeline import Pipeline
+from runtime.resample import resize_bicubic
 from runtime.tiling import offsets, window
 
 
@@ -95,34 +99,37 @@ def test_fp16_bundle_is_near_the_fp32_one(
 
 
 class TorchChain:
-    """The same frames through torch modules, dense and in double precision, tiled as published."""
+    """The same frames through torch modules, dense, tiled as published, in double precision unless asked otherwise."""
 
-    def __init__(self, stage: lora.Stage = "both") -> None:
+    def __init__(self, stage: lora.Stage = "both", dtype: torch.dtype = torch.float64) -> None:
+        self.dtype = dtype
         base = BaseModel.open(GOLDEN / "sd")
         loaded = checkpoint.load(GOLDEN / "model.pkl")
         network = base.empty_unet()
         lora.merge_into(network, loaded, lora.adapter_weights(stage))
         model = base.vae()
-        self.encoder = vae.Encoder(model).double().eval()
-        self.unet = unet.UNet(network, model.config.scaling_factor).double().eval()
-        self.spynet = spynet.SpyNet.from_checkpoint(loaded.cfr).double().eval()
-        self.cfr = cfr.spec(loaded.cfr, None).module.double().eval()
+        self.encoder = vae.Encoder(model).to(dtype).eval()
+        self.decoder = vae.Decoder(model).to(dtype).eval()
+        self.unet = unet.UNet(network, model.config.scaling_factor).to(dtype).eval()
+        self.spynet = spynet.SpyNet.from_checkpoint(loaded.cfr).to(dtype).eval()
+        self.cfr = cfr.spec(loaded.cfr, None).module.to(dtype).eval()
         text = base.text_encoder()
-        self.prompt = text(base.tokenize(PROMPT)[0][None]).last_hidden_state[0].double()
+        self.prompt = text(base.tokenize(PROMPT)[0][None]).last_hidden_state[0].to(dtype)
 
     @torch.no_grad()
     def latents(
         self, previous: torch.Tensor, current: torch.Tensor, tile: int = 96, overlap: int = 32
     ) -> torch.Tensor:
         """The denoised latent of `current`; both images (1,3,8h,8w) in [-1,1]."""
+        previous, current = previous.to(self.dtype), current.to(self.dtype)
         z_previous, z = self.encoder(previous), self.encoder(current)
         thumbs = [F.interpolate(x, scale_factor=0.125, mode="bicubic") for x in (current, previous)]
         height, width = z.shape[2:]
         if height * width <= tile * tile:
             return self._denoise(z, z_previous, *thumbs)
         side = min(tile, height, width)
-        weights = torch.from_numpy(window("gaussian", side, side, overlap)).double()
-        total, count = torch.zeros_like(z), torch.zeros(height, width).double()
+        weights = torch.from_numpy(window("gaussian", side, side, overlap)).to(self.dtype)
+        total, count = torch.zeros_like(z), torch.zeros(height, width).to(self.dtype)
         for top in offsets(height, side, overlap):
             for left in offsets(width, side, overlap):
                 area = (..., slice(top, top + side), slice(left, left + side))
@@ -130,6 +137,15 @@ class TorchChain:
                 total[area] += part * weights
                 count[area[1:]] += weights
         return total / count
+
+    @torch.no_grad()
+    def picture(self, latent: torch.Tensor, frame: np.ndarray) -> np.ndarray:
+        """The result (4H,4W,3) u8 of a denoised latent: decoded whole, colours aligned to the frame's, rounded."""
+        height, width = 4 * frame.shape[0], 4 * frame.shape[1]
+        decoded = (self.decoder(latent)[..., :height, :width].clamp(-1, 1) + 1) / 2
+        source = (images(frame)[..., :height, :width] + 1) / 2
+        levels = adain(decoded, source).clamp(0, 1) * 255
+        return levels.add(0.5).floor()[0].permute(1, 2, 0).numpy().astype(np.uint8)
 
     def _denoise(self, z, z_previous, thumb, thumb_previous):
         warped, fused = self.cfr(z, z_previous, self.spynet(thumb, thumb_previous))
@@ -179,8 +195,6 @@ def test_odd_sizes_and_tiles_agree_with_torch(
 ) -> None:
     rng = np.random.default_rng(height)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.float64)
-    from runtime.resample import resize_bicubic
-
     large = resize_bicubic(coarse.astype(np.uint8), height + 3, width + 2)
     frames = [large[:height, :width], large[3:, 2:]]  # the same scene, moved
     got, results = restored_latents(
@@ -189,6 +203,71 @@ def test_odd_sizes_and_tiles_agree_with_torch(
     expected = chain.latents(images(frames[0]), images(frames[1]), tile, overlap).numpy()
     assert relative(got, expected) <= 1e-4
     assert [result.shape for result in results] == [(4 * height, 4 * width, 3)] * 2
+
+
+SIZES = {"1024x640": (160, 256), "odd": (171, 301), "1280x704": (176, 320)}
+
+
+def moving(height: int, width: int) -> list[np.ndarray]:
+    """Two frames of a scene that moves, smooth on the left and rough on the right: statistics differ."""
+    rng = np.random.default_rng(height)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    large = resize_bicubic(coarse, height + 3, width + 2).astype(np.float64)
+    large += rng.normal(0, 40, large.shape) * np.linspace(0, 1, width + 2)[None, :, None] ** 2
+    scene = large.clip(0, 255).astype(np.uint8)
+    return [scene[:height, :width], scene[3:, 2:]]
+
+
+@pytest.fixture(scope="module")
+def published() -> Callable[[str], tuple[list[np.ndarray], np.ndarray]]:
+    """Frames of a size, and what torch makes of the second in FP32: whole VAE, tiles as published in between."""
+    chain = TorchChain(dtype=torch.float32)
+
+    @functools.cache
+    def made(size: str) -> tuple[list[np.ndarray], np.ndarray]:
+        frames = moving(*SIZES[size])
+        return frames, chain.picture(chain.latents(images(frames[0]), images(frames[1])), frames[1])
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "form"),
+    [
+        ("1024x640", {}, "strips"),
+        ("1024x640", {"vae_tile": 128}, "whole"),
+        ("odd", {}, "strips"),
+        ("1024x640", {"vae_tile": 32}, "strips"),
+        ("1280x704", {"memory": None}, "strips"),
+    ],
+)
+def test_the_whole_picture_is_torchs_at_real_sizes(
+    golden_bundle: Path, published, size: str, options: dict[str, int | None], form: str, capsys
+) -> None:
+    """By default options, above what once was cut into tiles; and with no more memory than strips take."""
+    frames, expected = published(size)
+    if "memory" in options:
+        opened = Bundle.open(golden_bundle)
+        need = forms.estimate(opened, *SIZES[size], Options({}), 1, in_strips=True)
+        assert need is not None
+        options = options | {"memory": need + 1}
+    with Restorer(golden_bundle, **options) as restorer:
+        result = list(restorer.restore(frames))[1]
+        assert restorer.form is not None
+        assert restorer.form.name == form
+    decibels = psnr(result, expected)
+    with capsys.disabled():
+        print(f"\n{size}, {form}: {decibels:.1f} dB from torch")
+    assert decibels >= 60
+
+
+def test_an_fp16_bundle_at_a_real_size(golden_bundle_fp16: Path, published, capsys) -> None:
+    frames, expected = published("1024x640")
+    with Restorer(golden_bundle_fp16) as restorer:
+        decibels = psnr(list(restorer.restore(frames))[1], expected)
+    with capsys.disabled():
+        print(f"\n1024x640, FP16 bundle: {decibels:.1f} dB from torch")
+    assert decibels >= 40
 
 
 def test_consistency_stage_agrees_with_torch(

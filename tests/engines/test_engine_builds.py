@@ -10,15 +10,18 @@ import pytest
 from building import build, copy_of, rtx, run
 
 import build as build_script
-from engines import build_report, shapes
+from engines import build_report, plan, shapes
 from engines.builder import Order
 from engines.cache import Cache
 from engines.jobs import Job, Pool
 from engines.library import load
-from runtime import engine_check
+from engines.targets import parse
+from runtime import engine_check, engine_choice
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
 from runtime.manifest import Manifest, Profile, dimension
+from runtime.options import Options
+from runtime.shapes import frame_shapes
 
 pytestmark = [rtx, pytest.mark.usefixtures("one_thread")]
 NETWORKS = {
@@ -166,10 +169,44 @@ def test_the_vaes_attention_does_not_keep_its_scores(
 ) -> None:
     """At 1920x1080 in one piece the scores alone would take 32640^2 numbers: 2.1 GB in FP16, 4.3 in FP32."""
     bundle = copy_of(golden_bundle_fp16, tmp_path)
-    layout = shapes.Layout(vae_tile=2048)
-    (made,) = build(bundle, cache, sizes=("1920x1080",), networks=("vae_decoder",), layout=layout)
+    (made,) = build(bundle, cache, sizes=("1920x1080",), networks=("vae_decoder",))
     assert made.engine.profiles["latent"].opt == (1, 4, 136, 240)
+    assert made.engine.flags == ()
     assert made.report["activations"] < 32640**2 * 2 / 2
+
+
+@pytest.mark.parametrize("network", ["vae_encoder", "vae_decoder"])
+def test_strips_take_less_memory_for_the_same_shapes(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, network: str
+) -> None:
+    bundle = copy_of(golden_bundle_fp16, tmp_path)
+    wanted = {"sizes": ("1920x1080",), "networks": (network,)}
+    (whole,) = build(bundle, cache, **wanted)
+    (strips,) = build(bundle, cache, layout=shapes.Layout(vae_tile=96), **wanted)
+    assert strips.engine.flags == ("strips",)
+    assert strips.engine.file != whole.engine.file
+    assert strips.engine.profiles == whole.engine.profiles
+    assert strips.report["activations"] < 0.8 * whole.report["activations"]
+    both = Bundle.open(bundle, check=True)
+    size = (1920, 1080)
+    own = [engine for engine in both.manifest.engines if engine.network == network]
+    shape = next(s for s in frame_shapes(both.manifest, *size, Options({})) if s.network == network)
+    taken = [engine_choice._engine(both.manifest, own, "sm_89", shape, asked) for asked in (False, True)]
+    assert taken == [whole.engine, strips.engine]
+
+
+def test_little_memory_builds_strips_by_itself(golden_bundle_fp16: Path, cache: Cache, tmp_path: Path) -> None:
+    bundle = Bundle.open(golden_bundle_fp16)
+    for memory, flags in ((100_000_000_000, ()), (100_000_000, ("strips",))):
+        request = plan.Request(
+            targets=tuple(parse(["sm_89"], load("tensorrt_rtx"))),
+            sizes=(shapes.Size(1920, 1080),),
+            layout=shapes.Layout(memory=memory),
+            networks=("vae_decoder",),
+        )
+        (item,) = plan.plan(bundle, request, load("tensorrt_rtx"), cache)
+        assert item.order.flags == flags
+        assert ("strips" in item.parts) == bool(flags)
 
 
 def test_two_builds_are_compared(
