@@ -154,7 +154,7 @@ def _all(
             found[shape.network] = engine
             batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
     if missing:
-        raise EngineError(_missing(bundle, missing, engines, target, size, *tiles))
+        raise EngineError(_missing(bundle, missing, engines, target, size, tiles, options.vae_statistics))
     return Choice(options, found, batches)
 
 
@@ -300,11 +300,11 @@ def _missing(
     engines: Sequence[Engine],
     target: str,
     size: tuple[int, int],
-    tile: int | None,
-    vae_tile: int | None,
+    tiles: tuple[int | None, int | None],
+    statistics: str,
 ) -> str:
     backend = next((engine.backend for engine in engines if engine.backend != "tensorrt_rtx"), None)
-    command = build_command(bundle, target, size, tile, vae_tile, backend)
+    command = build_command(bundle, target, size, *tiles, backend, statistics)
     if not engines:
         return f"{bundle.path} has no engines for {target}. Build them with: {command}"
     wanted = ", ".join(

@@ -24,7 +24,8 @@ from runtime.resample import resize_bicubic
 
 ROOT = Path(__file__).parents[1]
 _RESTORE_OPTIONS = (
-    "--bundle --color --tile --overlap --vae-tile --start --frames --crf --codec --overwrite --json"
+    "--bundle --color --tile --overlap --vae-tile --vae-statistics --memory --start --frames --crf --codec --overwrite "
+    "--json"
 )
 SIZE = (48, 40)
 
@@ -66,12 +67,41 @@ def test_folder_of_pictures(golden_bundle: Path, golden_results: list, tmp_path:
 def test_options_reach_the_networks(golden_bundle: Path, tmp_path: Path) -> None:
     source = GOLDEN / "in" / "frame_0000.png"
     results = []
-    for name, options in {"a": (), "b": ("--color", "wavelet"), "c": ("--vae-tile", 40)}.items():
+    tiles = ("--vae-statistics", "tile", "--vae-tile", 40)
+    ways = {"a": (), "b": ("--color", "wavelet"), "c": tiles, "d": ("--vae-tile", 40)}
+    for name, options in ways.items():
         output = tmp_path / f"{name}.png"
         assert run("restore", source, "-o", output, "--bundle", golden_bundle, *options) == 0
         results.append(read_png(output))
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
+    assert psnr(results[3], results[0]) >= 60, "strips are the same picture"
+    assert psnr(results[2], results[0]) < 45, "tiles are not"
+
+
+def test_it_says_how_pictures_go_through_the_vae_and_why(
+    clip: Path, golden_bundle: Path, tmp_path: Path, capsys
+) -> None:
+    common = ("--bundle", golden_bundle, "--frames", 1, "--json")
+    for options, form, words in (
+        ((), "whole", "the VAE works whole: 64x80 latents are no more than 96x96"),
+        (("--vae-tile", 64), "strips", "the VAE works whole, in strips: 64x80 latents are more than 64x64"),
+    ):
+        output = tmp_path / f"{form}.mp4"
+        assert run("restore", clip, "-o", output, *common, *options) == 0
+        printed = capsys.readouterr()
+        report = json.loads(printed.out)
+        assert report["vae"]["form"] == form
+        assert report["vae"]["estimated_memory"] > 100_000_000
+        assert words in " ".join(printed.err.split())
+    refused = tmp_path / "refused.mp4"
+    assert run("restore", clip, "-o", refused, *common, "--memory", "100MB") == 7
+    assert "--memory allows 100 MB" in json.loads(capsys.readouterr().out)["error"]
+    assert not refused.exists()
+    assert run("restore", clip, "-o", refused, *common, "--memory", "lots") == 2
+    assert run("doctor", "--bundle", golden_bundle, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["vae"]
+    assert (found["512x512"]["form"], found["1920x1080"]["form"]) == ("whole", "strips")
 
 
 def test_start_and_frames(clip: Path, golden_bundle: Path, tmp_path: Path) -> None:

@@ -195,7 +195,9 @@ def test_strips_take_less_memory_for_the_same_shapes(
     assert taken == [whole.engine, strips.engine]
 
 
-def test_little_memory_builds_strips_by_itself(golden_bundle_fp16: Path, cache: Cache, tmp_path: Path) -> None:
+def test_little_memory_builds_strips_by_itself(
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
+) -> None:
     bundle = Bundle.open(golden_bundle_fp16)
     for memory, flags in ((100_000_000_000, ()), (100_000_000, ("strips",))):
         request = plan.Request(

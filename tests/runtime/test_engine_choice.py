@@ -183,6 +183,8 @@ def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
     assert "preprocess (270x480 pixels), vae_encoder (136x240 latents)" in str(refused.value)
     assert "--backend tensorrt --target sm_89 --size 1920x1080 --vae-tile 64" in str(refused.value)
     assert "unet" not in str(refused.value), "its tiles are those of 1280x720"
+    with pytest.raises(EngineError, match=r"--size 1920x1080 --vae-statistics tile$"):
+        chosen([], FULL_HD, TILES)
 
 
 def test_only_the_chosen_variant_needs_an_engine() -> None:

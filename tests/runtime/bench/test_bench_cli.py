@@ -282,7 +282,8 @@ def test_help_says_how_it_is_measured(capsys: pytest.CaptureFixture[str]) -> Non
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
-        "--bundle --size --backend --mode --slots --seconds --warmup --threads --tile --vae-tile --color --json "
+        "--bundle --size --backend --mode --slots --seconds --warmup --threads --tile --vae-tile --vae-statistics "
+        "--memory --color --json "
         "--trace --overwrite --compare --max-regression"
     ).split():
         assert part in text
