@@ -99,6 +99,7 @@ def test_it_says_how_pictures_go_through_the_vae_and_why(
     assert "--memory allows 100 MB" in json.loads(capsys.readouterr().out)["error"]
     assert not refused.exists()
     assert run("restore", clip, "-o", refused, *common, "--memory", "lots") == 2
+    assert "expected a number and MB" in json.loads(capsys.readouterr().out)["error"]
     assert run("doctor", "--bundle", golden_bundle, "--json") == 0
     found = json.loads(capsys.readouterr().out)["vae"]
     assert (found["512x512"]["form"], found["1920x1080"]["form"]) == ("whole", "strips")

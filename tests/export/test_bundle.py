@@ -18,7 +18,7 @@ import torch
 from conftest import GOLDEN, PROMPT
 
 import kernels
-from engines.onnxruntime_cpu import lower
+from engines.onnxruntime_cpu import Lowered, lower
 from export import bundle as bundles
 from export import checkpoint, network
 from export.bundle import BundleRequest, build
@@ -102,13 +102,17 @@ def test_the_native_vae_has_its_attention_as_a_local_function(golden_bundle: Pat
 
 
 def test_the_cpu_forms_are_lowered_and_share_the_weights(golden_bundle: Path) -> None:
-    for name, attentions in {"unet": 8, "vae_encoder": 1, "vae_decoder": 1}.items():
-        lowered = operators(golden_bundle, f"{name}.cpu")
+    strips = {f"{half}.cpu_strips": 0 for half in ("vae_encoder", "vae_decoder")}
+    for file, attentions in {"unet.cpu": 8, "vae_encoder.cpu": 0, "vae_decoder.cpu": 0, **strips}.items():
+        name = file.partition(".")[0]
+        lowered = operators(golden_bundle, file)
         assert lowered["MultiHeadAttention"] == attentions
         assert lowered["Attention"] == lowered["Softmax"] == lowered["GroupNormalization"] == 0
+        assert lowered["SoftmaxAttention"] == 0
+        assert lowered["Scan"] > 0 or name == "unet"
         locations = {
             entry.value
-            for tensor in graph(golden_bundle, f"{name}.cpu").graph.initializer
+            for tensor in graph(golden_bundle, file).graph.initializer
             for entry in tensor.external_data
             if entry.key == "location"
         }
@@ -223,7 +227,8 @@ def test_a_build_that_fails_leaves_the_old_bundle_and_nothing_else(
 def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
     spec = cfr.spec(checkpoint.load(GOLDEN / "model.pkl").cfr, None)
 
-    def spoil(native: Path) -> Path:
+    def spoil(native: Path, in_strips: bool) -> list[Lowered]:
+        assert not in_strips
         model = onnx.load(native)
         for tensor in model.graph.initializer:
             if tensor.name == "bias":
@@ -231,7 +236,7 @@ def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), "bias"))
         spoiled = native.with_suffix(".cpu.onnx")
         onnx.save(model, spoiled)
-        return spoiled
+        return [Lowered("cpu", spoiled, 0.0)]
 
     with pytest.raises(network.ExportError, match=r"cfr\.cpu\.onnx differs from torch"):
         network.export(spec, tmp_path, "fp32", spoil)
