@@ -83,6 +83,12 @@ def choose(
         grid = tile_grid(manifest, "vae", sizes, options)
         if grid is not None:
             found = estimate(bundle, height, width, options, slots, in_strips=False)
+            if available.limit and _exceeds(found, available):
+                raise DeviceError(
+                    f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(found or 0)} in tiles of "
+                    f"{options.vae_tile} latents, and {available}. Allow more, take smaller tiles, or restore a smaller "
+                    "picture."
+                )
             return Form(
                 "tiles", f"--vae-statistics tile, and {latents} are more than {_square(options)}", found
             )

@@ -77,6 +77,8 @@ def test_tiles_are_only_for_those_who_ask(bundle: Bundle) -> None:
     assert found.name == "tiles"
     assert "--vae-statistics tile" in found.why
     assert choose(bundle, 512, 512, vae_statistics="tile").name == "whole", "it is no larger than a tile"
+    with pytest.raises(DeviceError, match="in tiles of 96 latents, and --memory allows 100 MB"):
+        choose(bundle, 1920, 1080, Available(10**8, True), vae_statistics="tile")
 
 
 def test_more_slots_take_more(bundle: Bundle) -> None:
