@@ -86,8 +86,8 @@ def choose(
             if available.limit and _exceeds(found, available):
                 raise DeviceError(
                     f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(found or 0)} in tiles of "
-                    f"{options.vae_tile} latents, and {available}. Allow more, take smaller tiles, or restore a smaller "
-                    "picture."
+                    f"{options.vae_tile} latents, and {available}. Allow more, take smaller tiles, or restore a "
+                    "smaller picture."
                 )
             return Form(
                 "tiles", f"--vae-statistics tile, and {latents} are more than {_square(options)}", found
