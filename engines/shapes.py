@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runtime import tiling
+from runtime import forms, tiling
 from runtime.engine_choice import VAE_TILE
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension, evaluate
@@ -129,11 +129,7 @@ def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout
         return False
     # Compilers need half of what the CPU does, FP16 against FP32; beside it, all networks' weights in FP16.
     scratch = evaluate(network.scratch["cpu"], {"h": high, "w": wide}) / 2
-    weights = sum(
-        manifest.files[file].bytes // (2 if manifest.precision == "fp32" else 1)
-        for other in networks(manifest)
-        if (file := f"{manifest.networks[other].graphs['native']}.data") in manifest.files
-    )
+    weights = forms.weights(manifest, networks(manifest)) // (2 if manifest.precision == "fp32" else 1)
     return scratch + weights > layout.memory
 
 

@@ -272,11 +272,8 @@ class _Cutting:
         """0, (n,1,1,1), once values are computed: whether a number is positive, times 0. No NaN gets through."""
         total: ir.Value | None = None
         for value in done:
-            for axis in (_CHANNELS, _ROWS, _COLUMNS):
-                value = self._slice(value, 0, 1, axis)
-                value.shape = None
-            value = self._single(value)
-            total = value if total is None else self._op("Add", [total, value], None)
+            number = self._corner(value)
+            total = number if total is None else self._op("Add", [total, number], None)
         assert total is not None
         nothing = constant(self.graph, "strips_nothing", np.zeros(1, np.float32))
         flag = self._op("Cast", [self._op("Greater", [total, nothing], None)], None, to=ir.DataType.FLOAT)
@@ -354,21 +351,21 @@ class _Cutting:
 
         Without that, a runtime would put those off until they are read, and keep all that they are made from.
         """
-        ends = [self._corner(value, found.means) for value in others]
+        assert found.means.shape is not None
+        row = integers(self.graph, 1, int(found.means.shape[_CHANNELS]), 1, 1)  # type: ignore[arg-type]
+        ends = [self._op("Expand", [self._corner(value), row], found.means) for value in others]
         means, squares = (
             self._slice(self._op("Concat", [values, *ends], values, axis=_ROWS), 0, -len(ends))
             for values in (found.means, found.squares)
         )
         return replace(found, means=means, squares=squares)
 
-    def _corner(self, strip: ir.Value, like: ir.Value) -> ir.Value:
-        """A number of a strip, in the shape of one row's statistics."""
+    def _corner(self, value: ir.Value) -> ir.Value:
+        """A number of a picture, (n,1,1,1), FP32."""
         for axis in (_CHANNELS, _ROWS, _COLUMNS):
-            strip = self._slice(strip, 0, 1, axis)
-            strip.shape = None
-        assert like.shape is not None
-        shape = integers(self.graph, 1, int(like.shape[_CHANNELS]), 1, 1)  # type: ignore[arg-type]
-        return self._op("Expand", [self._single(strip), shape], like)
+            value = self._slice(value, 0, 1, axis)
+            value.shape = None
+        return self._single(value)
 
     def _for(self, node: ir.Node) -> _Affine:
         """Factor and shift of a normalisation, from its rows' statistics: short sums, exact to the last digits."""

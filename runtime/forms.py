@@ -10,7 +10,7 @@ memory decides only where the size's own form would not fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,14 +138,20 @@ def estimate(
     if not scratch:
         return None
     buffers = memory.plan(build(manifest, height, width, options, slots), {}, {})
-    return _OWN + weights(manifest, options) + buffers.device + buffers.pinned + max(scratch.values())
+    return (
+        _OWN
+        + weights(manifest, options.networks(manifest))
+        + buffers.device
+        + buffers.pinned
+        + max(scratch.values())
+    )
 
 
-def weights(manifest: Manifest, options: Options) -> int:
-    """Bytes of the weights that the stages' networks have in files of their own."""
+def weights(manifest: Manifest, networks: Iterable[str]) -> int:
+    """Bytes of the weights that networks have in files of their own, in the bundle's precision."""
     return sum(
         manifest.files[name].bytes
-        for network in options.networks(manifest)
+        for network in networks
         if (name := f"{manifest.networks[network].graphs['native']}.data") in manifest.files
     )
 
