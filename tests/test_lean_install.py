@@ -14,7 +14,7 @@ import av
 ROOT = Path(__file__).parents[1]
 from media_clips import Clip
 
-_ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "scipy", "PIL")
+_ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "scipy")
 
 
 def test_a_fresh_environment_restores_a_clip_without_torch(golden_bundle: Path, tmp_path: Path) -> None:

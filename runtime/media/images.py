@@ -1,4 +1,4 @@
-"""Folders of pictures: natural order, one size, decoded with FFmpeg's own decoders."""
+"""Folders of pictures: natural order, one size, upright, in sRGB."""
 
 from __future__ import annotations
 
@@ -7,27 +7,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-
 from runtime.errors import InputError
-from runtime.media import color, picture_headers
-from runtime.media.source import Frame, Source, SourceInfo
+from runtime.media import color, structure
+from runtime.media.picture_reader import Look, PictureReader
+from runtime.media.source import Frame, Rgb, Source, SourceInfo
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-# The first bytes decide, not the suffix: a renamed picture is still a picture.
-_DECODERS = (
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png"),
-    (re.compile(rb"\xff\xd8\xff"), "mjpeg"),
-    (re.compile(rb"BM"), "bmp"),
-    (re.compile(rb"II\*\0|MM\0\*"), "tiff"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".heic", ".heif", ".hif", ".avif"),
 )
-_JPEG_IN_TIFF = (6, 7)
-_HEAD_BYTES = 1 << 18  # enough for the size of a JPEG behind its EXIF and colour profile
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -39,8 +27,9 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 class ImageSource(Source):
     """A folder of pictures, or one picture, as a `Source`; frames carry the file's name and no time.
 
-    frames: how many to read, None for all. All sizes are read before anything is decoded. InputError for
-    an empty folder, pictures of different sizes and files that cannot be decoded.
+    frames: how many to read, None for all. Headers and ends of all files are looked at before anything is decoded.
+    InputError for an empty folder, pictures of different sizes, animations, files that are cut short, and where the
+    first one cannot be decoded. A later one that cannot is left out, and `damage` names it.
     """
 
     def __init__(self, path: Path, frames: int | None = None) -> None:
@@ -48,10 +37,15 @@ class ImageSource(Source):
         self.notes: list[str] = []
         self.damage: str | None = None
         self.window = None
-        self._reformatter = VideoReformatter()
-        self._files = self._list()[:frames]
-        self._check_sizes()
-        self._first: np.ndarray | None = self._decode(self._files[0])
+        self._bad: list[str] = []
+        self._reader = PictureReader()
+        try:
+            self._files = self._list()[:frames]
+            self._look()
+            self._first: Rgb | None = self._decode(self._files[0])
+        except BaseException:
+            self.close()
+            raise
         self.info = self._build_info(self._first)
 
     def _list(self) -> list[Path]:
@@ -77,27 +71,25 @@ class ImageSource(Source):
                 )
         return pictures
 
-    def _check_sizes(self) -> None:
-        """Compare the sizes of the pictures as they are shown.
-
-        They are read from the headers; pictures of the kinds whose headers are not read are decoded.
-        """
+    def _look(self) -> None:
+        """Looks at every file's headers and end; what could not be restored is refused before any work."""
         first: tuple[Path, tuple[int, int]] | None = None
         for file in self._files:
+            look = self._reader.look(file)
+            if look.pictures > 1:
+                raise _several(file, look)
             try:
-                with file.open("rb") as stream:
-                    size = picture_headers.upright_size(stream.read(_HEAD_BYTES))
+                whole = structure.is_picture_whole(file, look.kind, look.end)
             except OSError as error:
                 raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-            if size is None:
-                frame, orientation = self._decode_frame(file)
-                size = orientation.turned(frame.width, frame.height)
+            if not whole:
+                raise InputError(f"{file} is incomplete: its end is missing. Replace or remove it.")
             if first is None:
-                first = file, size
-            elif size != first[1]:
-                raise _mixed_sizes(first, (file, size))
+                first = file, look.size
+            elif look.size != first[1]:
+                raise _mixed_sizes(first, (file, look.size))
 
-    def _build_info(self, first: np.ndarray) -> SourceInfo:
+    def _build_info(self, first: Rgb) -> SourceInfo:
         height, width = first.shape[:2]
         count = len(self._files)
         plural = "s" if count > 1 else ""
@@ -118,59 +110,53 @@ class ImageSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, file in enumerate(self._files):
-            rgb = self._decode(file) if index or self._first is None else self._first
+            try:
+                rgb = self._decode(file) if index or self._first is None else self._first
+            except InputError as error:
+                self._leave_out(file, error)
+                continue
             self._first = None
-            size = (rgb.shape[1], rgb.shape[0])
-            if size != (self.info.width, self.info.height):
-                raise _mixed_sizes((self._files[0], (self.info.width, self.info.height)), (file, size))
             yield Frame(rgb=rgb, index=index, pts=index, time_base=None, name=file.name)
 
+    def _leave_out(self, file: Path, error: InputError) -> None:
+        self._bad.append(file.name)
+        more = (
+            f" So were {len(self._bad) - 1} more: {', '.join(self._bad[1:4])}." if len(self._bad) > 1 else ""
+        )
+        first = str(error) if self.damage is None else self.damage.split(" It was left out.")[0]
+        self.damage = f"{first} It was left out.{more}"
+
     def close(self) -> None:
-        """Let go of the picture that was decoded ahead."""
+        """Let go of the picture that was decoded ahead, and of the decoder."""
         self._first = None
+        self._reader.close()
 
-    def _decode(self, file: Path) -> np.ndarray:
-        frame, orientation = self._decode_frame(file)
-        depth = color.bit_depth(frame)
-        if depth > 8:
-            self.add_note(f"{depth}-bit pictures are processed and written in 8 bit.")
-        if color.is_transparent(frame):
-            self.add_note("The alpha channel (transparency) is dropped.")
-        try:
-            tags = color.tags_of(
-                frame,
-                getattr(frame, "color_primaries", color.UNSPECIFIED),
-                getattr(frame, "color_trc", color.UNSPECIFIED),
-            )
-            return orientation.apply(color.to_rgb(self._reformatter, frame, tags))
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
+    def _decode(self, file: Path) -> Rgb:
+        rgb, notes = self._reader.decode(file)
+        for note in notes:
+            self.add_note(note)
+        size = (rgb.shape[1], rgb.shape[0])
+        if hasattr(self, "info") and size != (self.info.width, self.info.height):
+            raise _mixed_sizes((self._files[0], (self.info.width, self.info.height)), (file, size))
+        return rgb
 
-    def _decode_frame(self, file: Path) -> tuple[VideoFrame, color.Orientation]:
-        """The picture as it is stored, and how it is turned to be upright."""
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-        decoder = next((name for magic, name in _DECODERS if magic.match(data)), None)
-        if decoder is None:
-            raise InputError(f"{file} is not a picture; a PNG, JPEG, BMP, TIFF or WebP file was expected.")
-        if decoder == "tiff" and picture_headers.tiff_compression(data) in _JPEG_IN_TIFF:
-            raise InputError(
-                f"{file} is a TIFF compressed as JPEG, whose colours FFmpeg misreads; convert it to PNG."
-            )
-        context = av.CodecContext.create(decoder, "r")
-        assert isinstance(context, VideoCodecContext)
-        try:
-            frames = context.decode(av.Packet(data))
-            frames = frames or context.decode(None)
-        except av.FFmpegError as error:
-            raise InputError(f"{file} cannot be decoded ({error.strerror}); replace or remove it.") from error
-        if not frames or frames[0].is_corrupt:
-            raise InputError(f"{file} is damaged or incomplete; replace or remove it.")
-        # the decoder finds EXIF in odd places, too, but what PyAV hands on of it lacks the mirroring
-        turned = picture_headers.orientation(data) or color.orientation_of(frames[0])
-        return frames[0], turned or color.Orientation()
+
+def _several(file: Path, look: Look) -> InputError:
+    if look.animated:
+        # FFmpeg reads animations of these kinds, but not of WebP
+        make = (
+            f"magick {file.name} -coalesce {file.stem}-%04d.png"
+            if look.kind == "WEBP"
+            else (f"ffmpeg -i {file.name} {file.stem}.mkv")
+        )
+        return InputError(
+            f"{file} is an animation of {look.pictures} frames; one picture was expected. Make a video or a folder of "
+            f"pictures of it first, for example: {make}"
+        )
+    return InputError(
+        f"{file} holds {look.pictures} pages; one picture was expected. Write each page to a file of its own first, "
+        f"for example: magick {file.name} {file.stem}-%03d.png"
+    )
 
 
 def _mixed_sizes(one: tuple[Path, tuple[int, int]], other: tuple[Path, tuple[int, int]]) -> InputError:

@@ -1,4 +1,4 @@
-"""Whether a file is as long as it says: the outermost boxes of MP4/MOV, Matroska/WebM and AVI.
+"""Whether a file is as long as it says: the outermost boxes of MP4/MOV, Matroska/WebM and AVI, and of pictures.
 
 FFmpeg reads a cut file to its end without a word. The lengths in the outermost headers tell exactly.
 """
@@ -17,6 +17,7 @@ _MP4_BOXES = frozenset(
 _EBML_HEADER = 0x1A45DFA3
 _EBML_SEGMENT = 0x18538067
 _RIFF_UNKNOWN = (0, 0xFFFFFFFF)
+_START_OF_SCAN = 0xDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,47 @@ def scan(path: Path) -> Structure:
         if magic[:4] == b"RIFF":
             return Structure(missing=_missing_of_riff(file, size))
     return Structure()
+
+
+def is_picture_whole(path: Path, kind: str, end: int) -> bool:
+    """Whether the file of a picture ends where its headers say; nothing is decoded.
+
+    Args:
+        path: the file. kind: "PNG", "JPEG" and so on, as Pillow names them.
+        end: the least length that is known otherwise.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < end:
+            return False
+        if kind == "PNG":
+            return _has_end_of_png(file)
+        if kind in ("JPEG", "MPO"):
+            return _has_end_of_jpeg(file.read())
+    return not scan(path).missing
+
+
+def _has_end_of_png(file: BinaryIO) -> bool:
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            return len(file.read(4)) == 4  # the checksum
+        file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _has_end_of_jpeg(data: bytes) -> bool:
+    """Whether an end marker follows the scan's start: in a scan, 0xFF never stands in front of 0xD9."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", data, position)
+        if marker == _START_OF_SCAN:
+            return data.find(b"\xff\xd9", position) >= 0
+        position += 1 if marker == 0xFF else 2 + length  # a fill byte; a segment
+    return True  # of a kind that the decoder has to judge
 
 
 def _scan_mp4(file: BinaryIO, size: int) -> Structure:
