@@ -18,7 +18,7 @@ from runtime.compare import side_by_side
 from runtime.manifest import json_schema
 from runtime.options import Options
 from runtime.restore import Job, TruncatedError, restore
-from runtime.sizes import parse_memory
+from runtime.sizes import parse_fps, parse_memory
 
 _EXAMPLES = """\
 examples:
@@ -117,7 +117,11 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
     add("--codec", help="h264, hevc, av1, vp9, ffv1 or prores (default: the container's)")
     add("--crf", type=int, help="quality of the output video: lower is better and larger")
-    add("--fps", type=float, metavar="F", help="of a video made of a folder of pictures (default: 25)")
+    add(
+        "--fps",
+        metavar="F",
+        help="of a video made of a folder of pictures, e.g. 29.97 or 30000/1001, which is exact (default: 25)",
+    )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
     add(
         "--slots",
@@ -173,6 +177,8 @@ def _restore(options: argparse.Namespace) -> int:
     values = {name: value for name, value in vars(options).items() if name in fields}
     if options.memory is not None:
         values["memory"] = parse_memory(options.memory)
+    if options.fps is not None:
+        values["fps"] = parse_fps(options.fps)
     job = Job(**values)
     console = Console(stderr=True)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from runtime import media
 from runtime.errors import InputError, OutputError
 from runtime.media.png import encode_png
+from runtime.media.staging import Staging, write_failure
 from runtime.resample import resize_bicubic
 
 SCALE = 4
@@ -45,14 +46,28 @@ def side_by_side(
         OutputError: the file exists or cannot be written.
     """
     if output.suffix.lower() != ".png":
-        raise InputError(f"{output} must end with .png.")
+        raise InputError(
+            f"{output} must end with .png: the comparison is one picture, written whole to a file."
+        )
     if crop is not None and crop < 1:
         raise InputError(f"--crop is {crop}; expected 1 or more.")
-    if output.exists():
-        if any(path.exists() and output.samefile(path) for path in (before, after)):
-            raise OutputError(f"{output} is one of the pictures to compare; choose another name.")
-        if not overwrite:
-            raise OutputError(f"{output} exists; choose another name or add --overwrite.")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in (before, after)):
+        raise OutputError(f"{output} is one of the pictures to compare; choose another name.")
+    staging = Staging(output, overwrite=overwrite)
+    try:
+        joined = _pair(before, after, index, start, crop)
+        try:
+            staging.temporary.write_bytes(encode_png(joined))
+        except OSError as error:
+            raise write_failure(error, staging.final, staging.temporary) from error
+        staging.commit()
+    finally:
+        staging.discard()  # nothing is there after a commit
+    return joined.shape[1], joined.shape[0]
+
+
+def _pair(before: Path, after: Path, index: int, start: float, crop: int | None) -> np.ndarray:
+    """The picture, (H,W,3) uint8."""
     low, high = _frame(before, index, start), _frame(after, index, 0.0)
     expected = (low.shape[0] * SCALE, low.shape[1] * SCALE, 3)
     if high.shape != expected:
@@ -61,16 +76,14 @@ def side_by_side(
             f"4 times {before}."
         )
     pair = [_middle(picture, crop) for picture in (resize_bicubic(low, *expected[:2]), high)]
-    joined = np.concatenate(pair, axis=1)
-    _write_png(output, joined)
-    return joined.shape[1], joined.shape[0]
+    return np.ascontiguousarray(np.concatenate(pair, axis=1))
 
 
 def _frame(path: Path, index: int, start: float) -> np.ndarray:
     if index < 0:
         raise InputError(f"the frame {index} is below 0.")
     with media.open_source(path, start=start) as source:
-        for frame in itertools.islice(source, index, None):
+        for frame in itertools.islice(source, min(index, sys.maxsize), None):
             return frame.rgb
     raise InputError(f"{path} has no frame {index}.")
 
@@ -81,14 +94,3 @@ def _middle(picture: np.ndarray, crop: int | None) -> np.ndarray:
     height, width = min(crop, picture.shape[0]), min(crop, picture.shape[1])
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     return picture[top : top + height, left : left + width]
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(encode_png(np.ascontiguousarray(picture)))
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

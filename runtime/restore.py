@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ class Job:
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
         overwrite: replace an existing output.
-        fps: of a video made of pictures, None for 25; a video keeps its own times.
+        fps: of a video made of pictures, None for 25; a Fraction is kept exactly, e.g. Fraction(30000, 1001). A
+            video keeps its own times.
     """
 
     input: Path
@@ -55,7 +57,7 @@ class Job:
     codec: str | None = None
     crf: int | None = None
     overwrite: bool = False
-    fps: float | None = None
+    fps: Fraction | float | None = None
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""Sizes on the command line: of pictures, and of memory."""
+"""Sizes on the command line: of pictures, of memory, of time."""
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from runtime.errors import InputError
 from runtime.manifest import Manifest
@@ -41,3 +42,18 @@ def parse_memory(text: str) -> int:
     if not bytes_:
         raise InputError(f"--memory {text}: expected a number and MB, MiB, GB or GiB, e.g. 16GB.")
     return bytes_
+
+
+def parse_fps(text: str) -> Fraction | float:
+    """Reads `--fps`: a fraction, e.g. 30000/1001, as it is; another number as it reads.
+
+    Raises:
+        InputError: neither.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
+    try:
+        return Fraction(int(match[1]), int(match[2])) if match else float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"--fps {text}: expected a number, e.g. 25 or 29.97, or a fraction, e.g. 30000/1001."
+        ) from error

@@ -11,7 +11,6 @@ writes.
 
 from __future__ import annotations
 
-import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +28,9 @@ from runtime.media.video_source import VideoSource
 __all__ = ["ColorTags", "Frame", "Sink", "Source", "SourceInfo", "Window", "open_sink", "open_source"]
 
 DEFAULT_FPS = Fraction(25)
+_MOST_SECONDS = 1e9  # of a start: 31 years; containers count in 64 bit
+_MOST_RATE = 1000  # frames a second
+_MOST_TICKS = 1_000_000  # in numerator and denominator of a frame rate; containers hold them in 32 bit
 
 
 def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | None = None) -> Source:
@@ -41,8 +43,8 @@ def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | 
     sizes, high dynamic range, start beyond the end, start of a folder, frames below 1.
     """
     path = Path(path)
-    if not math.isfinite(start) or start < 0:
-        raise InputError(f"the start must be a number of seconds from 0 on, not {start}.")
+    if not 0 <= start <= _MOST_SECONDS:  # not a number is refused, too
+        raise InputError(f"the start must be a number of seconds from 0 to {_MOST_SECONDS:.0f}, not {start}.")
     if frames is not None and frames < 1:
         raise InputError(f"the number of frames must be 1 or more, not {frames}.")
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
@@ -69,18 +71,24 @@ def open_sink(
     output: a video if its suffix is .mp4, .m4v, .mov, .mkv or .webm; one picture if it is .png; a folder of
     PNG files if it has no suffix, ends with a slash or is a folder. codec: h264, hevc, av1, vp9, ffv1 or
     prores, None for the container's default (h264, in WebM vp9). crf: quality, None for the codec's default.
-    overwrite: replace what exists. fps: frames per second of a video made of pictures, unused otherwise.
+    overwrite: replace what exists. fps: frames per second of a video made of pictures, unused otherwise; a
+    Fraction is taken exactly, e.g. Fraction(30000, 1001).
 
     InputError: unknown suffix or codec, a codec that the container cannot hold, crf out of range, a size
-    that the encoder refuses. OutputError: the output exists, is the input, its folder is missing or not
-    writable, the disk is full.
+    that the encoder refuses, - for standard output. OutputError: the output exists, is the input, a link that
+    leads nowhere or no file, its folder is missing or not writable, the disk is full.
     """
+    if str(output) == "-":
+        raise InputError(
+            "the output - (standard output) is not supported: results appear whole, under a name; give one such as "
+            "out.mkv, and read that file afterwards (./- is a file or folder of that name)."
+        )
     path = Path(output)
     as_folder = str(output).endswith(os.sep) or path.is_dir() or not path.suffix
     width, height = scale * source.info.width, scale * source.info.height
     _refuse_input_as_output(path, source)
     if not as_folder and codecs.is_video_name(path):
-        rate = images.fps_of(fps)
+        rate = _rate(fps)
         return VideoSink(path, source, width, height, fps=rate, codec=codec, crf=crf, overwrite=overwrite)
     if codec is not None or crf is not None:
         raise InputError("codec and crf are for videos; PNG pictures are lossless. Leave them out.")
@@ -95,6 +103,18 @@ def open_sink(
     if source.info.frame_count != 1:
         raise more_than_one_frame(path)
     return PictureSink(path, source, width, height, overwrite=overwrite, single=True)
+
+
+def _rate(fps: Fraction | float) -> Fraction:
+    """`fps` as an exact rate: a fraction as it is, other numbers as the nearest fraction that means them."""
+    if not isinstance(fps, Fraction):
+        return images.fps_of(fps)
+    if not 0 < fps <= _MOST_RATE or max(fps.numerator, fps.denominator) > _MOST_TICKS:
+        raise InputError(
+            f"{fps} frames per second cannot be written; between 0 and {_MOST_RATE} was expected, with a numerator and "
+            f"a denominator of {_MOST_TICKS} at most."
+        )
+    return fps
 
 
 def _refuse_input_as_output(output: Path, source: Source) -> None:

@@ -69,12 +69,14 @@ class Staging:
     """A hidden file or folder beside `final` that becomes `final` in one step.
 
     `temporary` is where to write; it has the suffix of `final`, for the muxers. Exactly one of `commit`
-    and `discard` ends it. OutputError if `final` exists and may not be replaced, or its folder is missing
+    and `discard` ends it. Where `final` is a link, the link stays, and what it leads to is replaced. OutputError if
+    `final` exists and may not be replaced, is a link that leads nowhere or no regular file, or its folder is missing
     or not writable. Leftovers of this machine's runs that were killed are removed; a folder that such a
     run had moved aside to replace it, and could not, is put back.
     """
 
     def __init__(self, final: Path, *, overwrite: bool, folder: bool = False) -> None:
+        final = _behind_links(final)
         self.final = final
         self._folder = folder
         hidden = f".{_label(final)}.{_host()}.{os.getpid()}.{_RUN}-{next(_numbers)}"
@@ -105,6 +107,10 @@ class Staging:
             expected, found = ("folder", "file") if self._folder else ("file", "folder")
             raise OutputError(
                 f"{self.final} is a {found}, a {expected} was to be written; choose another name."
+            )
+        if self.final.exists() and not (self.final.is_file() or self.final.is_dir()):
+            raise OutputError(
+                f"{self.final} is a device or a pipe, which cannot be replaced by a file; choose another name."
             )
         if self._folder and self.final.is_dir():
             self._check_folder(overwrite)
@@ -224,6 +230,25 @@ class Staging:
     def discard(self) -> None:
         """Leave nothing behind. Never raises: it runs while another error is on its way."""
         _remove(self.temporary)
+
+
+def _behind_links(final: Path) -> Path:
+    """What a link leads to: that is replaced, and the link stays, as with cp.
+
+    OutputError: it leads nowhere. Whether what it names is to be made, or the link is a mistake, only its owner knows.
+    """
+    try:
+        if not final.is_symlink():
+            return final
+        if final.exists():
+            return final.resolve()
+        leads = final.readlink()
+    except OSError as error:
+        raise write_failure(error, final) from error
+    raise OutputError(
+        f"{final} is a link to {leads}, where there is nothing; give the name of the file itself, or remove the link "
+        f"with: rm {final}"
+    )
 
 
 def _label(final: Path) -> str:
