@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from runtime.bundle import refuse_hub_cache
 from runtime.errors import OutputError
 from runtime.manifest import FileEntry, Manifest
 
@@ -29,8 +30,9 @@ def staging(bundle: Path, needed: int = 0) -> Iterator[Path]:
         needed: bytes that will be written, refused beforehand where they are not free.
 
     Raises:
-        OutputError: the bundle is not writable, or the disk is full, then or later.
+        OutputError: the bundle lies in a hub's cache, is not writable, or the disk is full, then or later.
     """
+    refuse_hub_cache(bundle, "where nothing may be added")
     free = shutil.disk_usage(bundle).free
     if needed > free:
         raise OutputError(

@@ -198,7 +198,7 @@ def _engines(options: argparse.Namespace) -> int:
     from engines.display import Builds, print_engines, print_plan
     from engines.library import load
     from engines.targets import parse
-    from runtime.bundle import Bundle
+    from runtime.bundle import Bundle, refuse_hub_cache
     from runtime.host import available_cores
     from runtime.manifest import COMPATIBLE, STRIP
     from runtime.sizes import parse_memory
@@ -206,6 +206,8 @@ def _engines(options: argparse.Namespace) -> int:
     _check_numbers(options)
     console = Console(stderr=True)
     bundle = Bundle.open(options.bundle)
+    if not options.dry_run:
+        refuse_hub_cache(bundle.path, "where no engine may be added")
     cache = _open_cache(options)
     backend = _BACKENDS[options.backend]
     flags = tuple(name for name, given in ((STRIP, options.strip), (COMPATIBLE, options.compatible)) if given)

@@ -249,6 +249,8 @@ def _refuse_output(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out} exists; choose another --out or add --overwrite.")
     if out.exists() and not (out / "bundle.json").is_file() and any(_entries(out)):
         raise OutputError(f"{out} exists and is no bundle; it will not be overwritten.")
+    if (out / "bundle.json").is_symlink():
+        raise OutputError(f"{out} is made of links, as in a hub's cache; it will not be overwritten.")
     parent = out.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} does not exist; create it with: mkdir -p {parent}")

@@ -136,9 +136,9 @@ class HostDevice:
     def _open(self, path: Path, engine: Engine | None) -> Any:
         options = session_options(self._library, self._threads, optimise=engine is None)
         scratch.share(self._library, options)
-        mend = ""
+        mend = self._bundle.way_out
         if engine:
-            mend = f" Make it anew with: python build.py engines {self._bundle.path} --backend onnxruntime --force"
+            mend += f" Make it anew with: python build.py engines {self._bundle.path} --backend onnxruntime --force"
         return open_session(self._library, path, options, ["CPUExecutionProvider"], mend)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

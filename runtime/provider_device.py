@@ -106,7 +106,9 @@ class ProviderDevice:
             providers = [(self._provider.name, told), "CPUExecutionProvider"]
             if self.name == TENSORRT:  # what it does not take stays on the GPU
                 providers.insert(1, (PROVIDERS[CUDA].name, provider_options(CUDA, self._cache)))
-        session = open_session(self._library, self._bundle.file(graph), options, providers)
+        session = open_session(
+            self._library, self._bundle.file(graph), options, providers, self._bundle.way_out
+        )
         if self._provider.name not in session.get_providers():
             # ONNX Runtime prints why, and goes on without
             raise DeviceError(

@@ -22,7 +22,7 @@ from engines.accuracy.calibration import (
 from engines.accuracy.metrics import difference
 from engines.accuracy.ranges import Measured, above, measure
 from engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, refuse_hub_cache
 from runtime.errors import BundleError, InputError, VerificationError
 from runtime.host import HostDevice
 from runtime.manifest import Calibration
@@ -59,10 +59,12 @@ def check(bundle: Path, limit: float, overwrite: bool) -> Bundle:
     Raises:
         InputError: a limit that is no share, or FP16 graphs that are there already.
         BundleError: no bundle, an FP16 one, or one without a network that has an FP16 form.
+        OutputError: a bundle in a hub's cache.
     """
     if not 0 < limit <= 1:
         raise InputError(f"--limit is {limit}; expected a share of FP16's range above 0 and up to 1.")
     opened = Bundle.open(bundle)
+    refuse_hub_cache(bundle, "where no FP16 graphs may be added")
     manifest = opened.manifest
     if manifest.precision != "fp32":
         raise BundleError(

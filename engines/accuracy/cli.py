@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, refuse_hub_cache
 from runtime.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     if (options.sd is None) != (options.checkpoint is None):
         raise InputError("--sd and --checkpoint belong together; give both or neither.")
     bundle = Bundle.open(options.bundle)
+    refuse_hub_cache(bundle.path, "through whose links verify cannot read the weights")
     folder = options.report or bundle.path.absolute().with_name(f"{bundle.path.absolute().name}-verify")
     report.refuse_folder(folder, options.overwrite)
     work.forms(bundle, torch=options.sd is not None)
