@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import sys
+
+from runtime import shell
+
+if __name__ == "__main__":
+    shell.begin()  # the imports below take a while, in which Ctrl-C is to be understood already
+
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -345,4 +351,4 @@ def _alternatives(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.end(main))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from runtime import shell
+
+if __name__ == "__main__":
+    shell.begin()  # the imports below take a while, in which Ctrl-C is to be understood already
+
 import argparse
 import json
-import sys
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +19,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 from kernels.errors import KernelError
@@ -88,13 +96,19 @@ def _add_variant(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     options = parser().parse_args(arguments)
-    try:
-        {"report": _report, "compile": _compile, "bench": _bench, "table": _table}[options.command](options)
-    except KernelError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    console = Console(stderr=True)
+    with shell.working():
+        try:
+            {"report": _report, "compile": _compile, "bench": _bench, "table": _table}[options.command](
+                options
+            )
+        except KernelError as error:
+            console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            return 1
+        except KeyboardInterrupt:
+            with shell.closing():
+                console.print("interrupted; nothing half-written was left behind.", highlight=False)
+                return shell.code_of(shell.interrupted_by() or signal.SIGINT)
     return 0
 
 
@@ -282,4 +296,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.end(main))

@@ -2,7 +2,14 @@
 
 import sys
 
-from runtime.cli import main
+from runtime import shell
+
+
+def _command() -> int:
+    from runtime.cli import main  # takes a while, in which Ctrl-C is to be understood already
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(shell.run(_command))

@@ -18,6 +18,7 @@ from runtime.forms import Form
 from runtime.memory import peak_bytes
 from runtime.options import Options, Statistics
 from runtime.restorer import Restorer
+from runtime.shell import Hangup
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Watcher:
 def restore(job: Job, watcher: Watcher | None = None) -> Report:
     """Restores the input into the output, which appears whole or not at all.
 
+    Where the command line's terminal is lost, what was finished is kept under another name: <stem>.partial<suffix>.
+
     Raises:
         InputError, OutputError, BundleError, DeviceError: nothing was written.
         TruncatedError: the input ended in damage; what was readable is restored and kept under
@@ -127,12 +130,14 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
             fps=media.DEFAULT_FPS if job.fps is None else job.fps,
         )
         with sink:
-            started = time.perf_counter()
-            with _restorer(job) as restorer:
-                report = Report(str(job.output), restorer.backend)
-                report.load_seconds = time.perf_counter() - started
-                watcher.loaded(report.load_seconds)
-                _run(restorer, source, sink, report, watcher)
+            report = Report(str(job.output), "")
+            try:
+                _load_and_run(job, source, sink, report, watcher)
+            except Hangup as hangup:
+                if report.frames:
+                    kept = sink.close(partial=True)
+                    hangup.kept = f"the {report.frames} frames that were finished are kept as {kept}."
+                raise
             report.notes = [*source.notes, *sink.notes]
             report.peak_memory = peak_bytes()
             if source.damage is not None:
@@ -142,6 +147,15 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
                     report,
                 )
     return report
+
+
+def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher) -> None:
+    started = time.perf_counter()
+    with _restorer(job) as restorer:
+        report.backend = restorer.backend
+        report.load_seconds = time.perf_counter() - started
+        watcher.loaded(report.load_seconds)
+        _run(restorer, source, sink, report, watcher)
 
 
 def _restorer(job: Job) -> Restorer:

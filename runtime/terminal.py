@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,15 +24,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from runtime import shell
 from runtime.doctor import Diagnosis, EngineVerdict
 from runtime.errors import TruncatedInputError, VsrError
 from runtime.forms import Form
 from runtime.media import SourceInfo
+from runtime.media.staging import discard_unfinished
 from runtime.restore import Report, Watcher
 
-INTERRUPTED = 130
 _LOG_SECONDS = 10.0
-_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 @dataclass
@@ -47,38 +44,57 @@ class Outcome:
 
 @contextlib.contextmanager
 def errors(as_json: bool = False) -> Iterator[Outcome]:
-    """Turns our errors into a sentence and an exit code; SIGTERM cleans up as Ctrl-C does."""
+    """Turns our errors and signals into a sentence and an exit code."""
     outcome = Outcome()
     console = Console(stderr=True)
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = _handle_sigterm(terminate)
-    try:
-        yield outcome
-    except VsrError as error:
-        outcome.code = error.exit_code
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        if as_json:
-            kind = type(error).__name__
-            refusal = {"error": str(error), "kind": kind, "exit_code": outcome.code}
-            if isinstance(error, TruncatedInputError):
-                refusal["partial"] = error.partial
-            print(json.dumps(refusal))  # noqa: T201
-    except KeyboardInterrupt:
-        outcome.code = INTERRUPTED
-        console.print("interrupted; nothing half-written was left behind.", highlight=False)
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+    with shell.working():
+        try:
+            yield outcome
+        except VsrError as error:
+            with shell.closing():
+                outcome.code = error.exit_code
+                _print_error(console, error, as_json)
+                _end_interrupted(console, outcome)
+        except KeyboardInterrupt as stop:
+            with shell.closing():
+                outcome.code = shell.INTERRUPTED
+                _end_interrupted(console, outcome, stop)
+        except Exception:
+            with shell.closing():
+                # a library turned the signal's exception into one of its own
+                if not _end_interrupted(console, outcome):
+                    raise
 
 
-def _handle_sigterm(handler: _Handler) -> _Handler:
-    try:
-        return signal.signal(signal.SIGTERM, handler)
-    except ValueError:  # not in the main thread: the host application's business
-        return None
+def _print_error(console: Console, error: VsrError, as_json: bool) -> None:
+    console.print(f"[bold red]error:[/] {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
+    if as_json:
+        refusal = {"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+        if isinstance(error, TruncatedInputError):
+            refusal["partial"] = error.partial
+        print(json.dumps(refusal))  # noqa: T201
+
+
+def _end_interrupted(console: Console, outcome: Outcome, stop: KeyboardInterrupt | None = None) -> bool:
+    """The sentence and the exit code after a signal; False if there was none."""
+    number = shell.interrupted_by()
+    if number is None and stop is None:
+        return False
+    discard_unfinished()
+    if number is not None:
+        outcome.code = shell.code_of(number)
+    kept = (
+        stop.kept if isinstance(stop, shell.Hangup) and stop.kept else "nothing half-written was left behind."
+    )
+    console.print(f"interrupted; {escape(printable(kept))}", highlight=False, soft_wrap=True)
+    return True
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown instead of sent: a file's name may hold what a terminal obeys."""
+    return "".join(
+        f"\\x{ord(c):02x}" if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 else c for c in text
+    )
 
 
 class _Speed(ProgressColumn):

@@ -14,6 +14,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from runtime import shell
 from runtime.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUN = secrets.token_hex(4)  # tells this process from earlier ones with the same number
 _numbers = itertools.count()  # of this process's outputs
+_unfinished: set[Staging] = set()
 _HOST_LENGTH = 32
 _LABEL_BYTES = 180  # of the 255 that a name may have
 
@@ -85,12 +87,14 @@ class Staging:
         self._check_parent()
         self._clean_up()
         self._check_final(overwrite)
+        _unfinished.add(self)  # before there is anything to clean up: a signal may come in between
         try:
             if folder:
                 self.temporary.mkdir()
             else:
                 self.temporary.open("xb").close()
         except OSError as error:
+            self.discard()
             raise write_failure(error, final) from error
 
     def _check_parent(self) -> None:
@@ -154,11 +158,17 @@ class Staging:
                 _remove(entry)
 
     def commit(self, *, partial: bool = False) -> Path:
-        """Make it durable and visible; its path.
+        """Make it durable and visible; its path. A signal waits until that is done.
 
         With `partial` the name is <stem>.partial<suffix>, or <stem>.partial-2<suffix> and so on where that
         is taken.
         """
+        with shell.shield():
+            target = self._commit(partial)
+            _unfinished.discard(self)
+        return target
+
+    def _commit(self, partial: bool) -> Path:
         target = self.final
         try:
             for file in self.temporary.iterdir() if self._folder else [self.temporary]:
@@ -229,7 +239,15 @@ class Staging:
 
     def discard(self) -> None:
         """Leave nothing behind. Never raises: it runs while another error is on its way."""
-        _remove(self.temporary)
+        with shell.shield():
+            _remove(self.temporary)
+            _unfinished.discard(self)
+
+
+def discard_unfinished() -> None:
+    """Discards every output that was neither committed nor discarded: whoever was to do so was interrupted."""
+    for staging in list(_unfinished):
+        staging.discard()
 
 
 def _behind_links(final: Path) -> Path:
