@@ -47,7 +47,8 @@ examples:
   python build.py alternatives BUNDLE --clip clip.mp4 --sd SD --checkpoint model.pkl
 
 exit codes: 0 done, 2 option refused, 3 output not writable, 4 bundle refused, 5 weights refused, 6 export
-failed, 7 a network failed while running, 9 verification failed, 10 engine cannot be built, 130 interrupted
+failed, 7 a network failed while running, 9 verification failed, 10 engine cannot be built, 129 terminal lost, 130
+interrupted (Ctrl-C, SIGTERM), 141 nobody read the output to its end (the work is done)
 """
 
 
@@ -263,6 +264,7 @@ def _as_json(
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "peak_memory": peak_bytes(),
         "merged_sha256": manifest.provenance.merged_sha256,
+        "stripped_prefixes": manifest.provenance.stripped_prefixes,
         "networks": [
             {
                 "name": result.name,

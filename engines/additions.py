@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from runtime import shell
 from runtime.bundle import refuse_hub_cache
 from runtime.errors import OutputError
 from runtime.manifest import FileEntry, Manifest
@@ -41,7 +42,8 @@ def staging(bundle: Path, needed: int = 0) -> Iterator[Path]:
         )
     folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".adding-", suffix=".tmp", dir=bundle))
+        with shell.shield():  # made and known, or neither
+            folder = Path(tempfile.mkdtemp(prefix=".adding-", suffix=".tmp", dir=bundle))
         yield folder
     except OSError as error:
         if error.errno in _FULL:
@@ -77,7 +79,16 @@ def commit(
         The new manifest.
     """
     with lock(bundle):
-        return _commit(bundle, folder, forget, change)
+        before = Manifest.read(bundle)
+        forgotten = forget(before)
+        new = {
+            path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+        entries = {name: FileEntry.of(path) for name, path in new.items()}
+        after = change(_with_files(forgotten, entries))
+        with shell.shield():  # renames only
+            _move(bundle, folder / ".old", new, (before, forgotten, after))
+        return after
 
 
 def lock(bundle: Path) -> FileLock:
@@ -87,19 +98,11 @@ def lock(bundle: Path) -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / f"vsr-trt-{name}.lock", mode=0o666)
 
 
-def _commit(
-    bundle: Path,
-    folder: Path,
-    forget: Callable[[Manifest], Manifest],
-    change: Callable[[Manifest], Manifest],
-) -> Manifest:
-    before = Manifest.read(bundle)
-    forgotten = forget(before)
-    new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    entries = {name: FileEntry.of(path) for name, path in new.items()}
-    after = change(_with_files(forgotten, entries))
+def _move(
+    bundle: Path, aside: Path, new: dict[str, Path], manifests: tuple[Manifest, Manifest, Manifest]
+) -> None:
+    before, forgotten, after = manifests
     dropped = [name for name in before.files if name not in after.files]
-    aside = folder / ".old"
     moved: list[str] = []
     try:
         if forgotten != before:
@@ -120,7 +123,6 @@ def _commit(
         if forgotten != before:
             before.write(bundle)
         raise
-    return after
 
 
 def sync(folder: Path) -> None:

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from engines.additions import sync
 from engines.builder import write_error
+from runtime import shell
 from runtime.errors import InputError, OutputError
 from runtime.manifest import sha256
 
@@ -144,11 +145,14 @@ class Cache:
     def workspace(self) -> Iterator[Path]:
         """A folder to build in, on the cache's file system; it disappears."""
         self._sweep()
-        folder = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
+        folder: Path | None = None
         try:
+            with shell.shield():  # made and known, or neither
+                folder = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def add(
         self, parts: Parts, engine: Path, report: Mapping[str, Any], keep: frozenset[str] = frozenset()
@@ -181,9 +185,10 @@ class Cache:
             (folder / ENTRY).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             sync(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # --force, or one that is damaged
-                shutil.rmtree(target)
-            folder.rename(target)
+            with shell.shield():
+                if target.exists():  # --force, or one that is damaged
+                    shutil.rmtree(target)
+                folder.rename(target)
         except OSError as error:
             raise write_error(str(parts.get("network")), error) from error
         entry = _read(target)
@@ -224,7 +229,9 @@ class Cache:
 
 def default_folder() -> Path:
     """The platform's cache folder for this program, e.g. ~/.cache/vsr-trt."""
-    return Path(platformdirs.user_cache_dir("vsr-trt", appauthor=False))
+    folder = Path(platformdirs.user_cache_dir("vsr-trt", appauthor=False))
+    # without a home folder the platform's is a path from the working directory on
+    return folder if folder.is_absolute() else Path(shell.home()) / ".cache" / "vsr-trt"
 
 
 def lookup(cache: Cache, prefix: str) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import signal
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 from engines import worker
 from engines.builder import Order
 from engines.library import Backend
+from runtime import shell
 from runtime.errors import EngineError, VsrError
 
 _TICK = 0.1  # seconds
@@ -165,13 +167,17 @@ class Pool:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; ours stops the others, which shall not print of it."""
-    try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread
+    """Ctrl-C goes to every process of a terminal; ours stops the others, which shall not print of it.
+
+    A process that is started meanwhile never hears of it. Ours does, afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    multiprocessing.resource_tracker.ensure_running()  # started later, it would end what is begun here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with shell.shield():  # another thread may still take the signal
+            yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,6 +11,8 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +34,24 @@ examples:
   python -m kernels compile --out cubins --target sm_86 --target sm_89
   python -m kernels bench --size 64x64 --json bench.json
 
-exit codes: 0 done, 1 refused, 2 wrong option, 130 interrupted
+exit codes: 0 done, 1 failed, 2 option refused, 3 output not writable, 129 terminal lost, 130 interrupted (Ctrl-C,
+SIGTERM), 141 nobody read the output to its end (the work is done)
 """
 _SIZES = ("64x64", "96x96", "135x240")
+_MOST_SECONDS = 3600
+_MOST_SIDE = 4096  # 32768 pixels of the restored picture
+
+
+class _OptionError(KernelError):
+    """An option's value cannot be used."""
+
+    exit_code = 2
+
+
+class _OutputError(KernelError):
+    """The output cannot be written."""
+
+    exit_code = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         except KernelError as error:
             console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            return 1
+            return getattr(error, "exit_code", 1)
         except KeyboardInterrupt:
             with shell.closing():
                 console.print("interrupted; nothing half-written was left behind.", highlight=False)
@@ -116,9 +133,12 @@ def _sizes(given: Sequence[str] | None, default: Sequence[str]) -> tuple[tuple[i
     sizes = []
     for text in given or default:
         height, cross, width = text.partition("x")
-        if not cross or not (height.isdigit() and width.isdigit()) or not int(height) * int(width):
-            raise KernelError(f"--size {text}: expected HEIGHTxWIDTH of the latent, e.g. 96x96.")
-        sizes.append((int(height), int(width)))
+        pair: list[int] = [int(side) if re.fullmatch("[0-9]{1,6}", side) else 0 for side in (height, width)]
+        if not cross or not all(0 < side <= _MOST_SIDE for side in pair):
+            raise _OptionError(
+                f"--size {text}: expected HEIGHTxWIDTH of the latent, each from 1 to {_MOST_SIDE}, e.g. 96x96."
+            )
+        sizes.append((pair[0], pair[1]))
     return tuple(sizes)
 
 
@@ -213,18 +233,27 @@ def _as_json(row: Any) -> dict[str, Any]:
 def _compile(options: argparse.Namespace) -> None:
     from kernels.gpu.build import compile_blending, compile_kernel, write
 
-    console = Console()
+    console, made = Console(), []
+    _refuse_unwritable(options.out)
+    for target in options.target or TARGETS:
+        made += [compile_kernel(target, options.dtype, options.top_k), compile_blending(target)]
     try:
-        options.out.mkdir(exist_ok=True)
-        for target in options.target or TARGETS:
-            for compiled in (
-                compile_kernel(target, options.dtype, options.top_k),
-                compile_blending(target),
-            ):
-                for path in write(compiled, options.out):
-                    console.print(str(path), highlight=False, soft_wrap=True)
+        with shell.shield():  # all files of it, or none
+            options.out.mkdir(exist_ok=True)
+            written = [path for compiled in made for path in write(compiled, options.out)]
     except OSError as error:
-        raise KernelError(f"{options.out} cannot be written: {error.strerror}.") from error
+        raise _OutputError(f"{options.out} cannot be written: {error.strerror}.") from error
+    for path in written:
+        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Before minutes of work: whether it is a folder that can be written, or can become one."""
+    existing = folder if folder.exists() else folder.parent
+    if not existing.is_dir():
+        raise _OutputError(f"{folder} cannot be written: {existing} is no folder.")
+    if not os.access(existing, os.W_OK):
+        raise _OutputError(f"{folder} cannot be written: {existing} is not writable.")
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -239,6 +268,14 @@ def _bench(options: argparse.Namespace) -> None:
     from kernels import benchmark
 
     sizes = _sizes(options.size, ("64x64", "96x96"))
+    if not 0 < options.seconds <= _MOST_SECONDS:
+        raise _OptionError(
+            f"--seconds is {options.seconds:g}; expected a number above 0, {_MOST_SECONDS} at most."
+        )
+    if options.json is not None:
+        if options.json.is_dir() or str(options.json) == "-":
+            raise _OptionError(f"--json {options.json}: expected the name of a file.")
+        _refuse_unwritable(options.json.parent)
     console, err = Console(), Console(stderr=True)
     with err.status("measuring…") as status:
         measured = benchmark.measure(sizes, options.seconds, lambda text: status.update(f"measuring {text}…"))
@@ -288,7 +325,11 @@ def _bench(options: argparse.Namespace) -> None:
                 f"{height}x{width}": plan for (height, width), plan in zip(sizes, plans, strict=True)
             },
         }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        try:
+            with shell.shield():
+                options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise _OutputError(f"{options.json} cannot be written: {error.strerror}.") from error
 
 
 def _milliseconds(seconds: float) -> str:

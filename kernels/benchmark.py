@@ -7,8 +7,10 @@ memory during the runs, above what the process held before the first of them.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -198,13 +200,25 @@ def measure(
         expected: np.ndarray | None = None
         for form in available_forms():
             told(f"{form} at {height}x{width}")
-            with context.Pool(1) as pool:
+            with _pool(context) as pool:
                 times, memory, result = pool.apply(_measure_here, (form, height, width, seconds))
             added = result.astype(np.float64) - _latents(height, width)[0]
             expected = added if expected is None else expected
             difference = float(np.abs(added - expected).max() / np.abs(expected).max())
             measured.append(Measurement(form, height, width, tuple(times), memory, difference))
     return measured
+
+
+def _pool(context: Any) -> Any:
+    """A process that a terminal's Ctrl-C does not reach: that is this process's business, which ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return context.Pool(1)
+    multiprocessing.resource_tracker.ensure_running()  # started later, it would end what is begun here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return context.Pool(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _measure_here(form: str, height: int, width: int, seconds: float) -> tuple[list[float], int | None, Any]:

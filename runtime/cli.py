@@ -32,7 +32,8 @@ examples:
 
 exit codes: 0 done, 1 doctor found a problem, 2 input or option refused, 3 output not writable, 4 bundle damaged,
 7 device or memory, 8 input truncated (what was readable is kept), 10 no engine fits, 11 slower than before,
-130 interrupted
+129 terminal lost (finished frames are kept), 130 interrupted (Ctrl-C, SIGTERM: nothing is kept), 141 nobody read the
+output to its end (the work is done)
 """
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime import shell
 from runtime.errors import DeviceError
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def cache_folder(
         system: as `sys.platform` calls it.
         home: of the user, None to ask the system.
     """
-    home = home or Path.home()
+    home = home or Path(shell.home())
     if system == "win32":
         base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif system == "darwin":

@@ -204,6 +204,9 @@ def begin() -> None:
     sys.stdout, sys.stderr = _tolerant(1, sys.stdout), _tolerant(2, sys.stderr)
     if os.name == "posix":
         os.environ["HOME"] = home()
+    columns = os.environ.get("COLUMNS", "")
+    if not (columns.isascii() and columns.isdigit() and 0 < int(columns[:9]) <= _MOST_COLUMNS):
+        os.environ.pop("COLUMNS", None)  # 0 stands for unknown, and rich would show nothing
 
 
 def run(command: Callable[[], int]) -> int:
@@ -247,9 +250,10 @@ def _delivered(code: int) -> int:
         failures.append(raw.failure if isinstance(raw, _Tolerant) else None)
     output = failures[0]
     if output is not None and not _is_broken(output):
+        full = output.errno in (errno.ENOSPC, errno.EDQUOT)
         _write_plainly(
-            f"error: standard output cannot be written: {output.strerror}. What was printed is not complete; free some "
-            "space, or write to another place.\n"
+            f"error: standard output cannot be written: {output.strerror}. What was printed is not complete; "
+            f"{'free some space, or write' if full else 'write'} to another place.\n"
         )
     found = [failure for failure in failures if failure is not None]
     if code or not found:
@@ -317,6 +321,7 @@ def _open_missing() -> None:
                 os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest free number is this one
 
 
+_MOST_COLUMNS = 10_000
 _HANDLER = "vsr-trt.shown"
 _PLAIN = {
     "…": "...", "–": "-", "—": "-", "×": "x", "•": "*", "·": "-", "→": "->", "≤": "<=", "≥": ">=", "±": "+-",
@@ -356,6 +361,8 @@ def _write_plainly(text: str) -> None:
 def home() -> str:
     """The user's home folder, where libraries keep caches. Where there is none, a folder that only the user may read,
     in the system's temporary one: else libraries make a folder named ~ in the working directory, or fail."""
+    if os.name != "posix":
+        return os.path.expanduser("~")  # noqa: PTH111
     given = os.environ.get("HOME", "")
     if os.path.isabs(given):  # noqa: PTH117  (pathlib is not imported yet)
         return given

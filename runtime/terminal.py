@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -181,7 +182,7 @@ def print_report(console: Console, report: Report) -> None:
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:
     """The findings of `doctor`."""
-    table = Table(title="installation", title_justify="left", show_header=False)
+    table = _facts("installation")
     for name, value in found.system.items():
         table.add_row(name, value)
     for name, version in found.packages.items():
@@ -208,6 +209,14 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
         console.print("[green]everything is in order[/]")
 
 
+def _facts(title: str) -> Table:
+    """A table of names and values, which are whole in the narrowest terminal, too."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
+    return table
+
+
 def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
     """Which engines of a bundle run here, those of one folder and one reason together."""
     if not engines:
@@ -231,7 +240,7 @@ def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
 
 
 def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
-    table = Table(title="bundle", title_justify="left", show_header=False)
+    table = _facts("bundle")
     for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
         table.add_row(name, escape(str(bundle[name])))
     provenance = bundle["provenance"]
@@ -245,10 +254,9 @@ def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
     networks = bundle["networks"]
     assert isinstance(networks, dict)
     table = Table(title="networks", title_justify="left")
-    table.add_column("network")
-    table.add_column("forms")
-    table.add_column("nodes", justify="right")
-    table.add_column("parameters", justify="right")
+    for column in ("network", "forms", "nodes", "parameters"):
+        justify: Literal["left", "right"] = "left" if column in ("network", "forms") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for name, network in networks.items():
         forms, nodes, count = ", ".join(network["forms"]), str(network["nodes"]), f"{network['parameters']:,}"
         table.add_row(name, forms, nodes, count)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import processes
 import pytest
 from conftest import GOLDEN, psnr, read_png
 from media_clips import Clip, packets, times
@@ -166,25 +167,14 @@ def test_truncated_input_keeps_what_was_readable(golden_bundle: Path, tmp_path: 
         assert len(list(container.decode(video=0))) >= 1
 
 
-def start_restore(clip: Path, bundle: Path, output: Path) -> subprocess.Popen[str]:
-    """Starts a restoration in a process of its own, and waits for its temporary file to appear."""
-    command = [
-        sys.executable,
-        "-m",
-        "runtime",
-        "restore",
-        str(clip),
-        "-o",
-        str(output),
-        "--bundle",
-        str(bundle),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(output.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(2)  # into the networks
-    return process
+@contextlib.contextmanager
+def restoring(clip: Path, bundle: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """A restoration in a process of its own, which is with the networks."""
+    command = [sys.executable, "-m", "runtime", "restore", clip, "-o", output, "--bundle", bundle]
+    with processes.started(command, cwd=ROOT) as process:
+        processes.said(process, "the VAE works")
+        assert list(output.parent.iterdir()), "its hidden file is there"
+        yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -194,9 +184,9 @@ def test_an_interrupted_run_leaves_nothing(
     source, target = tmp_path / "long.mkv", tmp_path / "target"
     Clip(pts=tuple(range(0, 4000, 20)), time_base=Fraction(1, 500), size=SIZE).write(source)
     target.mkdir()
-    process = start_restore(source, golden_bundle, target / "out.mp4")
-    process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    with restoring(source, golden_bundle, target / "out.mp4") as process:
+        process.send_signal(number)
+        _, message = process.communicate()
     assert process.returncode == 130, message
     assert "interrupted" in message
     assert list(target.iterdir()) == []
@@ -206,9 +196,9 @@ def test_a_killed_run_leaves_no_half_output(golden_bundle: Path, tmp_path: Path)
     source, target = tmp_path / "long.mkv", tmp_path / "target"
     Clip(pts=tuple(range(0, 4000, 20)), time_base=Fraction(1, 500), size=SIZE).write(source)
     target.mkdir()
-    process = start_restore(source, golden_bundle, target / "out.mp4")
-    process.kill()
-    process.communicate(timeout=60)
+    with restoring(source, golden_bundle, target / "out.mp4") as process:
+        process.kill()
+        process.wait()
     assert not (target / "out.mp4").exists()
     assert all(path.name.startswith(".") for path in target.iterdir())
 
@@ -294,12 +284,9 @@ def test_build_refusals(tmp_path: Path, capsys, arguments: tuple, code: int, mes
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     options = ["--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl", "--out", tmp_path / "bundle"]
     command = [sys.executable, ROOT / "build.py", "bundle", *options]
-    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
+    with processes.started(command) as process:
+        processes.until(lambda: list(tmp_path.iterdir()), process)  # the hidden folder
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate()
     assert process.returncode == 130, message
     assert list(tmp_path.iterdir()) == []

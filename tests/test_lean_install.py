@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import processes
 
 ROOT = Path(__file__).parents[1]
 from media_clips import Clip
@@ -42,8 +42,6 @@ def test_a_fresh_environment_restores_a_clip_without_torch(golden_bundle: Path, 
 
 def _run(command: list, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = processes.run([*map(str, command)], cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -93,6 +93,7 @@ def tasks(build_script: Path, out: Path, backend: str, model: Mapping[str, Path]
         arguments = ["-m", "runtime", "bench", "--bundle", bundle, "--size", size, "--backend", backend]
         arguments += ["--slots", str(SLOTS), "--json", str(file), "--overwrite"]
         benches.append(Task(f"bench {size}", tuple(arguments), file, made))
+    kernel = out / "kernel.json"
     weights = ("--sd", str(model["sd"]), "--checkpoint", str(model["checkpoint"]))
     return [
         Task("doctor", ("-m", "runtime", "doctor", "--json")),
@@ -108,7 +109,7 @@ def tasks(build_script: Path, out: Path, backend: str, model: Mapping[str, Path]
         Task("engines with the kernel", (*engines, "--operator", "kernel"), None, made),
         Task("verify", (script, "verify", bundle, "--clip", str(clip), "--frames", "2"), None, made),
         *benches,
-        Task("kernel", ("-m", "kernels", "bench", "--json")),
+        Task("kernel", ("-m", "kernels", "bench", "--json", str(kernel)), kernel),
     ]
 
 
@@ -249,9 +250,13 @@ def _run(arguments: Sequence[str]) -> tuple[int, str, str]:
                 said.append(line)
                 sys.stderr.write(line)
 
-        follower = threading.Thread(target=follow, args=(process.stderr,))
+        follower = threading.Thread(target=follow, args=(process.stderr,), daemon=True)
         follower.start()
-        printed = process.stdout.read()
+        try:
+            printed = process.stdout.read()
+        except BaseException:
+            process.terminate()  # not killed: it may have processes of its own to end
+            raise
         follower.join()
     return process.returncode, printed, "".join(said)
 

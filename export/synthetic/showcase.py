@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from export.synthetic.demo import write_demo
 from export.synthetic.full_size import write_model
+from runtime import shell
 from runtime.errors import InputError, VsrError
 
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
@@ -215,7 +216,7 @@ def _run(arguments: Sequence[object], capture: bool = False) -> Any:
         except BaseException:
             process.terminate()  # not killed: it may have processes of its own to end
             raise
-    if process.returncode:
+    if process.returncode not in (0, shell.BROKEN_PIPE):  # its work is done then, too
         error = VsrError(f"the command failed with exit code {process.returncode}: {' '.join(command[1:])}")
         error.exit_code = process.returncode
         raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -105,14 +106,22 @@ def _compile(
         for argument in declared
     }
     source = ASTSource(function, signature | dict.fromkeys(constants, "constexpr"), dict(constants))
-    with knobs.compilation.scope():
+    with knobs.compilation.scope(), knobs.cache.scope(), tempfile.TemporaryDirectory() as temporary:
         knobs.compilation.disable_line_info = True  # else the PTX names files of this machine
-        made = triton.compile(
-            source,
-            target=GPUTarget("cuda", chosen.capability, 32),
-            # sums are multiply-adds where the kernel says so, and nowhere else
-            options={"num_warps": WARPS, "ptx_version": chosen.ptx, "enable_fp_fusion": False},
-        )
+        if not Path(knobs.cache.dir).is_absolute():  # no home: else a folder ~ in the working directory
+            knobs.cache.dir = temporary
+        try:
+            made = triton.compile(
+                source,
+                target=GPUTarget("cuda", chosen.capability, 32),
+                # sums are multiply-adds where the kernel says so, and nowhere else
+                options={"num_warps": WARPS, "ptx_version": chosen.ptx, "enable_fp_fusion": False},
+            )
+        except OSError as error:
+            raise KernelError(
+                f"Triton cannot keep what it compiles in {knobs.cache.dir} ({error.strerror or error}); name another "
+                "folder in the variable TRITON_CACHE_DIR."
+            ) from error
     text = ptx.declared_only(made.asm["ptx"], len(declared))
     assembled = ptx.assemble(text)
     launch = Launch(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import processes
 import pytest
 from conftest import GOLDEN
 from onnx import TensorProto, helper, numpy_helper
@@ -81,9 +82,7 @@ def command(*arguments: object, cache: Path) -> list[str]:
 
 def run(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
     """Runs it to its end."""
-    return subprocess.run(
-        command(*arguments, cache=cache), capture_output=True, text=True, check=False, timeout=300
-    )
+    return processes.run(command(*arguments, cache=cache))
 
 
 def small_graph(path: Path, op_type: str = "Relu", weights: int = 4, domain: str = "") -> Path:

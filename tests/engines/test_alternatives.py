@@ -8,15 +8,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from conftest import GOLDEN
 from rich.console import Console
@@ -314,36 +313,37 @@ def test_help_tells_what_each_way_is(command: str, capsys: Any) -> None:
 
 
 class Fake:
-    """A way that takes a moment, the first time two."""
+    """A way that takes a second, the first time five; of a clock that it moves itself."""
 
-    def __init__(self, log: list[str]) -> None:
-        self.log, self.versions, self.threads = log, {"fake": "1"}, None
+    def __init__(self, log: list[str], now: list[float]) -> None:
+        self.log, self.now, self.versions, self.threads = log, now, {"fake": "1"}, None
 
     def run(self, frame: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         self.log.append("frame")
-        time.sleep(0.05 if self.log.count("frame") > 1 else 0.3)
+        self.now[0] += 1.0 if self.log.count("frame") > 1 else 5.0
         return frame, {"unet": float(self.log.count("frame"))}
 
     def close(self) -> None:
         self.log.append("closed")
 
 
-def test_time_tells_compiling_apart(capsys: Any) -> None:
+def test_time_tells_compiling_apart(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(ways.time, "perf_counter", lambda: now[0])
 
     def open_torch(options: argparse.Namespace, height: int, width: int) -> Fake:
         log.append(f"{options.way} {height}x{width}")
-        return Fake(log)
+        return Fake(log, now)
 
     arguments = [str(part) for part in ("time", "torch-compile", "--clip", CLIP, *WEIGHTS)]
     assert cli.time_way(build.parser().parse_args(arguments), open_torch) == 0
     assert log == ["torch-compile 128x128", *["frame"] * 4, "closed"]
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    assert len(report["seconds"]) == 3
+    assert report["seconds"] == [1.0] * 3
     assert report["stages"] == {"unet": 3.0}  # the median without the first
-    assert report["warmup_seconds"] >= 0.3
-    assert 0.1 < report["compile_seconds"] < report["warmup_seconds"]
+    assert (report["warmup_seconds"], report["compile_seconds"]) == (5.0, 4.0)
     assert report["versions"] == {"fake": "1"}
     assert printed.err.splitlines()[:2] == ["torch-compile: loading", "torch-compile: frame 1 of 4, warm-up"]
 
@@ -415,14 +415,7 @@ def test_the_commands_as_typed(golden_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "build.py", "alternatives", golden_bundle, "--clip", CLIP, *WEIGHTS]
     options = ["--frames", 2, "--ways", "torch-compile,runtime", "--threads", 2, "--json", report]
     environment = dict(os.environ, CXX="no-such-compiler")
-    done = subprocess.run(
-        [*map(str, command + options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    done = processes.run(command + options, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert found["order"] == ["torch-compile", "runtime"]
@@ -430,7 +423,7 @@ def test_the_commands_as_typed(golden_bundle: Path, tmp_path: Path) -> None:
     ours = found["ways"]["runtime"]
     assert len(ours["seconds"]) == 1
     assert set(ours["stages"]) >= {"vae_encoder", "spynet", "cfr", "unet", "vae_decoder"}
-    assert sum(ours["stages"].values()) == pytest.approx(ours["seconds"][0], rel=0.2)
+    assert 0 < sum(ours["stages"].values()) <= ours["seconds"][0]
     assert ours["peak_memory"] > 100_000_000
     assert ours["threads"] == 2
     assert ours["matmul_flops"] > 1e8
@@ -449,22 +442,14 @@ def test_an_interrupted_comparison_leaves_nothing(
     temporary.mkdir()
     command = [sys.executable, ROOT / "build.py", "alternatives", golden_bundle, "--clip", CLIP]
     options = ["--ways", "runtime", "--json", report]
-    process = subprocess.Popen(
-        [*map(str, command + options)],
-        env=dict(os.environ, TMPDIR=str(temporary)),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while not (found := children.read_text().split()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(number)
-    _, message = process.communicate(timeout=30)
-    assert process.returncode == 130, message
-    assert found
-    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+    with processes.started(command + options, env=dict(os.environ, TMPDIR=str(temporary))) as process:
+        processes.said(process, "runtime: frame 1 of")
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(number)
+        _, message = process.communicate()
+        assert process.returncode == 130, message
+        assert found
+        assert not any(Path(f"/proc/{pid}").exists() for pid in found)
     assert list(temporary.iterdir()) == []
     assert list(tmp_path.iterdir()) == [temporary]
 

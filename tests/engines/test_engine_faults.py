@@ -10,12 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
-from building import MEMORY, build, command, copy_of, rtx, run, small_graph
+from building import MEMORY, ROOT, build, command, copy_of, rtx, run, small_graph
 
 from engines.build import Progress
 from engines.builder import Order
@@ -196,15 +196,6 @@ def test_a_dry_run_says_why_and_builds_nothing(golden_bundle_fp16: Path, tmp_pat
 # -- stopped, killed, full -------------------------------------------------------------------------------
 
 
-def started(process: subprocess.Popen[str]) -> None:
-    """Waits until the first build has begun."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "begun" in line:
-            return
-    raise AssertionError("it ended before it began")
-
-
 def children_of(pid: int) -> list[int]:
     """The compilers' processes; Python's own helper for semaphores is none of them."""
     found = []
@@ -225,24 +216,24 @@ def whole(cache: Path) -> None:
     assert {path.name for path in (cache / "engines").glob("*/*/*") if path.suffix == ".tmp"} == set()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_within_two_seconds_and_leaves_the_cache_whole(
-    golden_bundle_fp16: Path, tmp_path: Path, number: int
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)]
+)
+def test_ctrl_c_stops_and_leaves_the_cache_whole(
+    golden_bundle_fp16: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     bundle, cache = copy_of(golden_bundle_fp16, tmp_path), tmp_path / "cache"
     arguments = command(bundle, "--target", "sm_80,sm_86,sm_89", "--size", "512x512", cache=cache)
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    started(process)
-    builders = children_of(process.pid)
-    assert builders
-    sent = time.monotonic()
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: every process of the group
-    else:
-        process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 2
-    assert process.returncode == 130
+    with processes.started(arguments) as process:
+        processes.said(process, "begun")  # the first build
+        builders = children_of(process.pid)
+        assert builders
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: every process of the group
+        else:
+            process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == code
     assert "interrupted" in said
     assert "Traceback" not in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in builders)
@@ -254,19 +245,14 @@ def test_ctrl_c_stops_within_two_seconds_and_leaves_the_cache_whole(
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle, cache = copy_of(golden_bundle_fp16, tmp_path), tmp_path / "cache"
-    process = subprocess.Popen(
-        command(bundle, "--network", "unet", "--size", "512x512", cache=cache),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    started(process)
-    builders = children_of(process.pid)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in builders):  # the compiler dies with its parent
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with processes.started(command(bundle, "--network", "unet", "--size", "512x512", cache=cache)) as process:
+        processes.said(process, "begun")
+        builders = children_of(process.pid)
+        process.kill()
+        process.wait()
+        processes.until(  # the compiler dies with its parent
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in builders)
+        )
     assert Cache(cache).entries() == []
     Bundle.open(bundle, check=True)
     assert [one.origin for one in build(bundle, Cache(cache), ("portable",), networks=("unet",))] == ["built"]
@@ -286,23 +272,35 @@ def test_a_compiler_that_dies_is_named_with_its_signal(tmp_path: Path) -> None:
 
 def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    processes = []
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        bundle = copy_of(golden_bundle_fp16, tmp_path / name)
-        arguments = command(bundle, "--target", "sm_89", "--size", "512x512", "--json", cache=cache)
-        processes.append(
-            subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    with contextlib.ExitStack() as stack:
+        both = []
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            bundle = copy_of(golden_bundle_fp16, tmp_path / name)
+            arguments = command(bundle, "--target", "sm_89", "--size", "512x512", "--json", cache=cache)
+            both.append(stack.enter_context(processes.started(arguments)))
+        outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     origins: dict[str, list[str]] = {}
     for output, _ in outputs:
         for engine in json.loads(output)["engines"]:
             origins.setdefault(engine["key"], []).append(engine["origin"])
     assert len(origins) == 9
     assert all(sorted(found) == ["built", "cache"] for found in origins.values()), origins
-    assert "another process is building" in outputs[0][1] + outputs[1][1]
+
+
+def test_a_build_waits_for_another_process_that_builds_the_same(
+    golden_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    bundle, cache = copy_of(golden_bundle_fp16, tmp_path), Cache(tmp_path / "cache")
+    arguments = ("--network", "unet", "--target", "sm_89", "--size", "512x512", "--json")
+    planned = json.loads(run(bundle, *arguments, "--dry-run", cache=cache.folder).stdout)
+    with (
+        cache.lock(planned[0]["key"]),
+        processes.started(command(bundle, *arguments, cache=cache.folder)) as process,
+    ):
+        processes.said(process, "another process is building")
+    assert cache.entries() == []
 
 
 def test_the_disk_fills_up_in_the_middle_of_a_plan(golden_bundle_fp16: Path, tmp_path: Path) -> None:
@@ -351,16 +349,17 @@ def test_an_engine_that_is_replaced_is_never_half_there(
 def test_many_engines_enter_one_bundle_at_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     networks = ("preprocess", "postprocess_none", "postprocess_adain")
-    processes = [
-        subprocess.Popen(
-            command(bundle, "--network", name, "--target", "sm_89", "--size", "512x512", cache=tmp_path / "cache"),
-            stderr=subprocess.PIPE, text=True,
-        )
-        for name in networks
-    ]  # fmt: skip
-    for process in processes:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    options = ("--target", "sm_89", "--size", "512x512")
+    with contextlib.ExitStack() as stack:
+        each = [
+            stack.enter_context(
+                processes.started(command(bundle, "--network", name, *options, cache=tmp_path / "cache"))
+            )
+            for name in networks
+        ]
+        for process in each:
+            _, said = process.communicate()
+            assert process.returncode == 0, said
     assert {engine.network for engine in Bundle.open(bundle, check=True).manifest.engines} == set(networks)
 
 
@@ -431,9 +430,6 @@ def test_a_build_larger_than_the_memory_still_runs_alone(tmp_path: Path) -> None
 
 
 def test_help_teaches() -> None:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[2] / "build.py"), "engines", "--help"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = processes.run([sys.executable, ROOT / "build.py", "engines", "--help"], check=True)
     for word in ("--target", "portable", "this-gpu", "--size", "--dry-run", "examples:", "four times"):
         assert word in done.stdout

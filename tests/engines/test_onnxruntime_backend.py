@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import processes
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_bundle import convolutions, picture
@@ -124,7 +124,7 @@ except Exception as error:
 def test_weights_that_cannot_be_written_are_told_and_nothing_is_left(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", _LIMITED, graph, tmp_path / "out" / "net.onnx"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = processes.run(command, cwd=processes.ROOT)
     assert "OutputError: the weights of net.onnx could not be written" in done.stderr
     assert not list((tmp_path / "out").iterdir())
 

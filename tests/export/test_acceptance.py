@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import processes
 import pytest
 from rich.console import Console
 
@@ -77,11 +77,7 @@ def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
     if why_not() is None:
         pytest.skip("this machine has a GPU")
     script = Path(__file__).parents[2] / "build.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "gpu-acceptance", "--out", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run([sys.executable, str(script), "gpu-acceptance", "--out", str(tmp_path / "out")])
     assert done.returncode == 7
     assert "acceptance needs an NVIDIA GPU" in done.stderr
     assert not (tmp_path / "out").exists()

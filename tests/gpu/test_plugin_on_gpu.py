@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from operands import exact_constants, random_constants
@@ -90,7 +90,7 @@ def run(plan: bytes, folder: Path, current: np.ndarray, previous: np.ndarray) ->
     (folder / "plan").write_bytes(plan)
     np.savez(folder / "in.npz", current=current, previous=previous)
     arguments = [sys.executable, "-c", _RUN, folder / "plan", folder / "in.npz", folder / "out.npy"]
-    subprocess.run(list(map(str, arguments)), check=True, timeout=300)
+    processes.run(arguments, check=True)
     return np.load(folder / "out.npy")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import psnr
@@ -45,7 +45,7 @@ def engines(
         command += ["--operator", operator, "--cache-dir", tmp_path_factory.mktemp("cache")]
         if request.param == "tensorrt_rtx":
             command += ["--target", here.capability]
-        done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+        done = processes.run([sys.executable, *command])
         if done.returncode == 10 and "--target" in command:
             pytest.skip(f"not run: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr
@@ -209,14 +209,11 @@ def test_bench_on_the_gpu(engines: tuple, tmp_path: Path) -> None:
         1,
     ]
     command += ["--backend", backend, "--json", file, "--trace", trace]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    done = processes.run([sys.executable, *command], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     json.loads(trace.read_text())
-    again = subprocess.run(
-        [sys.executable, *map(str, [*command[:-4], "--compare", file, "--max-regression", 50])],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+    again = processes.run(
+        [sys.executable, *command[:-4], "--compare", file, "--max-regression", 50], cwd=ROOT
     )
     assert again.returncode == 0, again.stderr
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from kernels.__main__ import main
@@ -68,14 +68,14 @@ def test_folders_that_cannot_be_written_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], under: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    assert main(["compile", "--out", str(tmp_path / under / "k"), "--target", "sm_89"]) == 1
+    assert main(["compile", "--out", str(tmp_path / under / "k"), "--target", "sm_89"]) == 3
     assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("size", ["96", "96x", "x96", "0x96", "axb", "-1x4"])
 def test_sizes_that_are_none_are_refused(capsys: pytest.CaptureFixture[str], size: str) -> None:
-    assert main(["report", f"--size={size}"]) == 1
+    assert main(["report", f"--size={size}"]) == 2
     assert f"--size {size}: expected HEIGHTxWIDTH" in capsys.readouterr().err
 
 
@@ -97,7 +97,7 @@ def test_unknown_targets_are_wrong_options(capsys: pytest.CaptureFixture[str]) -
 def test_bench_measures_every_form_that_runs_here(tmp_path: Path) -> None:
     """A small size; that the figures are right for larger ones is not a test's business."""
     report = tmp_path / "bench.json"
-    done = subprocess.run(
+    done = processes.run(
         [
             sys.executable,
             "-m",
@@ -110,8 +110,6 @@ def test_bench_measures_every_form_that_runs_here(tmp_path: Path) -> None:
             "--json",
             str(report),
         ],
-        capture_output=True,
-        text=True,
         check=True,
         env={"COLUMNS": "80", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnx
 import onnx.checker
 import onnx.helper
 import onnxruntime
+import processes
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -155,12 +155,7 @@ def test_working_memory_at_96x96_stays_under_100_mb(tmp_path: Path, k: int | Non
     folded = random_constants(np.random.default_rng(0), heads=9, width=64)
     path = tmp_path / "attention.onnx"
     path.write_bytes(model_of(folded, Chunking.scan(), k).SerializeToString())
-    done = subprocess.run(
-        [sys.executable, "-c", _MEMORY, str(path), "96", str(runs)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = processes.run([sys.executable, "-c", _MEMORY, str(path), "96", str(runs)], check=True)
     print(f"k={k}: {float(done.stdout):.0f} MB beyond the session's own")
     scores = 9 * 16 * 96**2 * 4 / 1e6  # of one chunk: less than that cannot be
     assert scores < float(done.stdout) < 100

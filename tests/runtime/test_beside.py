@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
+from processes import GUARD, until
 
 from runtime.beside import Behind, ahead
 
@@ -24,7 +24,7 @@ def test_items_come_in_order_and_are_fetched_early() -> None:
 
     found = ahead(items(), depth=2)
     assert next(found) == 0
-    time.sleep(0.2)
+    until(lambda: len(fetched) >= 4)
     assert fetched == [0, 1, 2, 3], "two wait, one more is in the hand of the thread that puts it"
     assert list(found) == [1, 2, 3, 4, 5]
     assert not threads()
@@ -53,15 +53,19 @@ def test_who_stops_early_leaves_no_thread() -> None:
 
 def test_writing_is_in_order_and_complete() -> None:
     written: list[int] = []
+    go_on = threading.Event()
 
     def write(item: int) -> None:
-        time.sleep(0.01)
+        assert go_on.wait(GUARD)
         written.append(item)
 
-    with Behind(write) as behind:
-        for number in range(10):
+    with Behind(write, depth=2) as behind:
+        for number in range(3):
             behind.put(number)
-        assert len(written) < 10
+        assert not written, "the caller goes on before anything is written"
+        go_on.set()
+        for number in range(3, 10):
+            behind.put(number)
     assert written == list(range(10))
     assert not threads()
 
@@ -77,7 +81,6 @@ def test_a_write_that_fails_is_told_and_nothing_is_written_after_it() -> None:
     with pytest.raises(OSError, match="disk full"), Behind(write) as behind:
         for number in range(50):
             behind.put(number)
-            time.sleep(0.005)
     assert written == [0, 1, 2]
     assert not threads()
     with pytest.raises(OSError, match="disk full"), Behind(write) as behind:
@@ -90,7 +93,7 @@ def test_an_error_of_the_caller_is_not_waited_with() -> None:
 
     def write(item: int) -> None:
         started.set()
-        time.sleep(0.05)
+        until(lambda: behind._given_up)  # still at it when the caller has left
         written.append(item)
 
     with pytest.raises(KeyboardInterrupt), Behind(write, depth=5) as behind:
@@ -98,5 +101,5 @@ def test_an_error_of_the_caller_is_not_waited_with() -> None:
             behind.put(number)
         started.wait()
         raise KeyboardInterrupt
-    assert len(written) <= 2, "what waits is given up"
+    assert written == [0], "what waits is given up"
     assert not threads()

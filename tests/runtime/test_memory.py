@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 
 from runtime.memory import peak_bytes
@@ -29,6 +29,6 @@ def test_the_peak_grows_with_what_is_used_and_stays() -> None:
 def test_a_child_does_not_inherit_its_parents_peak() -> None:
     ballast = np.ones(400_000_000, np.uint8)
     code = "from runtime.memory import peak_bytes; print(peak_bytes())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code], check=True)
     del ballast
     assert int(done.stdout) < 200_000_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import processes
 import pytest
 from tiny_bundle import parse
 
@@ -178,9 +178,7 @@ def test_measuring_keeps_no_tensor_longer_than_its_readers(graph: Callable[..., 
         f"{after} = {('Sin', 'Cos')[i % 2]} ({before})" for i, (before, after) in enumerate(pairs)
     )
     path = graph(f"g (float[n] x) => (float[n] y) {{ {body} }}")
-    done = subprocess.run(
-        [sys.executable, "-c", _MEMORY, str(path)], capture_output=True, text=True, check=True
-    )
+    done = processes.run([sys.executable, "-c", _MEMORY, str(path)], check=True)
     assert float(done.stdout) < 200
 
 

@@ -6,11 +6,11 @@ import dataclasses
 import os
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
 from bench_fakes import install_nvml
+from processes import until
 
 from runtime.bench import environment, nvml
 from runtime.bench.cautions import cautions
@@ -173,9 +173,7 @@ def test_samples_are_taken_while_the_block_runs(monkeypatch: pytest.MonkeyPatch)
     with Probe() as probe:
         before = threading.active_count()
         with probe.sampling():
-            deadline = time.monotonic() + 5
-            while len(probe._samples) < 2 and time.monotonic() < deadline:
-                time.sleep(0.001)
+            until(lambda: len(probe._samples) >= 2)
             told |= {"sm": 1200, "mask": 4, "used": 7}
         assert threading.active_count() == before
         found = probe.during()
