@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,6 +21,9 @@ def pillow(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=80)
+@example(
+    2, 8, 4, 1, 1, True
+)  # a tie that went the other way in the first pass, and made two levels in the second
 @given(
     st.integers(1, 40),
     st.integers(1, 40),
@@ -29,16 +32,14 @@ def pillow(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     st.integers(0, 99),
     st.booleans(),
 )
-def test_resize_is_pillows_within_one_level(
+def test_resize_is_pillows(
     height: int, width: int, new_height: int, new_width: int, seed: int, extreme: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if extreme:
         frame = (frame > 127).astype(np.uint8) * 255
-    got = resize_bicubic(frame, new_height, new_width)
-    difference = np.abs(got.astype(int) - pillow(frame, new_height, new_width).astype(int))
-    assert difference.max() <= 1
+    assert np.array_equal(resize_bicubic(frame, new_height, new_width), pillow(frame, new_height, new_width))
 
 
 @settings(deadline=None, max_examples=30)
