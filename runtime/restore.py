@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import beside, forms, media
-from runtime.errors import TruncatedInputError
+from runtime.errors import OutputError, TruncatedInputError, VsrError
 from runtime.forms import Form
 from runtime.memory import peak_bytes
 from runtime.options import Options, Statistics
@@ -111,10 +111,11 @@ class Watcher:
 def restore(job: Job, watcher: Watcher | None = None) -> Report:
     """Restores the input into the output, which appears whole or not at all.
 
-    Where the command line's terminal is lost, what was finished is kept under another name: <stem>.partial<suffix>.
+    Where it cannot go on, or the command line's terminal is lost, the frames that were finished are kept under another
+    name: <stem>.partial<suffix>.
 
     Raises:
-        InputError, OutputError, BundleError, DeviceError: nothing was written.
+        InputError, OutputError, BundleError, DeviceError: it could not begin, or not go on.
         TruncatedError: the input ended in damage; what was readable is restored and kept under
             another name, which the error holds.
     """
@@ -134,9 +135,11 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
             try:
                 _load_and_run(job, source, sink, report, watcher)
             except Hangup as hangup:
-                if report.frames:
-                    kept = sink.close(partial=True)
-                    hangup.kept = f"the {report.frames} frames that were finished are kept as {kept}."
+                hangup.kept = _keep(sink, report)
+                raise
+            except VsrError as error:
+                if kept := _keep(sink, report):
+                    error.args = (f"{error} But {kept}", *error.args[1:])
                 raise
             report.notes = [*source.notes, *sink.notes]
             report.peak_memory = peak_bytes()
@@ -147,6 +150,17 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
                     report,
                 )
     return report
+
+
+def _keep(sink: media.Sink, report: Report) -> str | None:
+    """Keeps the frames that were finished under another name; a sentence about it, None if there are none."""
+    if not report.frames:
+        return None
+    try:
+        kept = sink.close(partial=True)
+    except OutputError as error:
+        return f"what was finished could not be kept: {error}"
+    return f"the {report.frames} frames that were finished are kept as {kept}."
 
 
 def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher) -> None:

@@ -7,13 +7,20 @@ with the matrices of the standards.
 
 from __future__ import annotations
 
+import re
+import threading
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
+import av.container
+import av.filter
+import av.logging
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from runtime.errors import InputError
 
@@ -33,6 +40,16 @@ TRANSFER_HLG = 18
 FULL_RANGE = 2
 LIMITED_RANGE = 1
 
+WRITTEN_SITING = "left"  # of chroma samples: what players expect of everything that is written
+# FFmpeg's decoders whose chroma lies between the pixels where nothing is said
+_CENTRED = frozenset(
+    (
+        *("mjpeg", "mjpegb", "ljpeg", "amv", "mpeg1video", "h261", "h263", "h263p", "h263i", "flv", "flv1"),
+        *("rv10", "rv20", "theora", "vp3", "vp4", "vp5", "vp6", "vp6f", "vp6a", "vp8", "svq1", "svq3"),
+    )
+)
+_SITINGS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
+_log_level = threading.Lock()  # it is the whole process's
 _RESERVED = (0, 3)  # of primaries and transfers: no meaning, treated as unspecified
 _BT2020_MATRICES = (9, 10)
 # AVColorSpace -> the number by which swscale knows the same coefficients
@@ -168,11 +185,71 @@ def is_coarser(chroma: str | None, other: str | None) -> bool:
     return any(a > b for a, b in zip(_CHROMA[chroma], _CHROMA[other], strict=True))
 
 
-def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) -> np.ndarray:
+def _through(frame: VideoFrame, name: str, arguments: str) -> VideoFrame:
+    """What one of FFmpeg's filters makes of the frame; samples are not copied."""
+    graph = av.filter.Graph()
+    unit = frame.time_base or Fraction(1, 1000)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=unit)
+    step, end = graph.add(name, arguments), graph.add("buffersink")
+    source.link_to(step)
+    step.link_to(end)
+    graph.configure()
+    graph.push(frame)
+    result = graph.pull()
+    assert isinstance(result, VideoFrame)
+    return result
+
+
+def sited(frame: VideoFrame, siting: str) -> VideoFrame:
+    """The frame, with its chroma samples said to lie at `siting`: swscale takes what is unsaid for the centre.
+
+    siting: as FFmpeg names it: "left", "center", "topleft" ...
+    """
+    return _through(frame, "setparams", f"chroma_location={siting}")
+
+
+def siting_unsaid(codec: str, pixel_format: av.VideoFormat) -> str | None:
+    """Where the chroma samples of a codec lie when a clip does not say; None if it makes no difference.
+
+    Between the pixels in the codecs and formats that take after JPEG and MPEG-1, else with the left ones, as everything
+    since MPEG-2 has it and as players show it.
+    """
+    if chroma_of(pixel_format) in (None, _RGB, "4:4:4", "4:4:0"):
+        return None
+    return "center" if codec in _CENTRED or pixel_format.name.startswith("yuvj") else "left"
+
+
+def siting_of(container: av.container.InputContainer, video: VideoStream) -> str | None:
+    """What a clip says about where its chroma samples lie, as FFmpeg names it; None if it says nothing.
+
+    PyAV does not hand it on; FFmpeg's description of the streams has it, at a level of its log that only it looks at.
+    """
+    with _log_level:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.VERBOSE)  # of PyAV's handler, and of FFmpeg itself
+        av.logging.set_libav_level(av.logging.VERBOSE)
+        try:
+            lines = container.dumps_format().splitlines()  # type: ignore[attr-defined]
+        finally:
+            av.logging.set_libav_level(av.logging.INFO)
+            av.logging.set_level(before)
+    mark = re.compile(rf"\s*Stream #\d+:{video.index}(?!\d).*?: Video: ")
+    line = next((line for line in lines if mark.match(line)), "")
+    words = re.search(rf"\b{re.escape(video.codec_context.pix_fmt or '?')}\(([^)]*)\)", line)
+    said = [word.strip() for word in words[1].split(",")] if words else []
+    return next((word for word in said if word in _SITINGS), None)
+
+
+def to_rgb(
+    reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags, siting: str | None = None
+) -> np.ndarray:
     """`frame`, in any format, as (H, W, 3) uint8 full-range RGB, C-contiguous. Alpha is dropped.
 
-    InputError if swscale cannot read the frame's format.
+    siting: where its chroma samples lie, None if the frame says it. InputError if swscale cannot read the
+    frame's format.
     """
+    if siting is not None:
+        frame = sited(frame, siting)
     try:
         if _is_rgb(frame.format) or _is_gray(frame.format):
             out = reformatter.reformat(frame, format="rgb24", interpolation=_QUALITY)
@@ -198,8 +275,8 @@ def to_rgb(reformatter: VideoReformatter, frame: VideoFrame, tags: ColorTags) ->
 def from_rgb(
     reformatter: VideoReformatter, rgb: np.ndarray, pixel_format: str, tags: ColorTags
 ) -> VideoFrame:
-    """(H, W, 3) uint8 RGB as a frame in `pixel_format` coded and tagged as `tags` says."""
-    frame = VideoFrame.from_ndarray(rgb, format="rgb24")
+    """(H, W, 3) uint8 RGB as a frame in `pixel_format` coded and tagged as `tags` says, chroma at `WRITTEN_SITING`."""
+    frame = sited(VideoFrame.from_ndarray(rgb, format="rgb24"), WRITTEN_SITING)
     if av.VideoFormat(pixel_format).is_rgb:
         return reformatter.reformat(frame, format=pixel_format, interpolation=_QUALITY)
     return reformatter.reformat(
@@ -253,7 +330,12 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
     """The orientation that the frame's display matrix asks for, upright if it has none.
 
     None if the matrix turns by something else than quarter turns and mirrors.
+
+    Not from the frame itself: PyAV (18.1, `SideData` in av/sidedata/sidedata.py; not reported there so far) takes the
+    metadata of each piece of side data for its own and frees it, and then FFmpeg frees it, too: the process dies.
+    Colour profiles of PNG are the ones that have some, their names (FFmpeg 8, pngdec.c), also in a MOV or MKV.
     """
+    frame = _through(frame, "sidedata", "mode=delete:type=ICC_PROFILE")
     try:
         items: Any = frame.side_data  # PyAV's annotation is not what it yields
         matrix = next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class PictureSink(Sink):
         try:
             path.write_bytes(encode_png(rgb))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink()  # what there is of it
             raise write_failure(error, self._staging.final, self._staging.temporary) from error
 
     def _finish(self, *, partial: bool) -> None:

@@ -24,7 +24,8 @@ _RUN = secrets.token_hex(4)  # tells this process from earlier ones with the sam
 _numbers = itertools.count()  # of this process's outputs
 _unfinished: set[Staging] = set()
 _HOST_LENGTH = 32
-_LABEL_BYTES = 180  # of the 255 that a name may have
+_NAME_BYTES = 255  # that a name may have
+_LABEL_BYTES = 180  # of them
 
 
 def write_failure(error: OSError | Exception, final: Path, temporary: Path | None = None) -> OutputError:
@@ -198,10 +199,10 @@ class Staging:
 
     def _commit_partial(self) -> Path:
         """Move it to a name that nothing has. The name is taken first, so that no other run can."""
-        target = self.final.with_name(f"{self.final.stem}.partial{self.final.suffix}")
+        target = self.final.with_name(_partial_name(self.final, ""))
         numbers = itertools.count(2)
         while not self._take(target):
-            target = self.final.with_name(f"{self.final.stem}.partial-{next(numbers)}{self.final.suffix}")
+            target = self.final.with_name(_partial_name(self.final, f"-{next(numbers)}"))
         try:
             self.temporary.replace(target)  # an empty folder gives way to another, too
         except BaseException:
@@ -267,6 +268,21 @@ def _behind_links(final: Path) -> Path:
         f"{final} is a link to {leads}, where there is nothing; give the name of the file itself, or remove the link "
         f"with: rm {final}"
     )
+
+
+def _partial_name(final: Path, number: str) -> str:
+    """The name with ".partial" in front of its suffix; of a name that is too long already, the beginning."""
+    end = f".partial{number}{final.suffix}"
+    stem = os.fsencode(final.stem)[: _NAME_BYTES - len(os.fsencode(end))]
+    return stem.decode(errors="ignore" if _is_utf8(final.stem) else "surrogateescape") + end
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _label(final: Path) -> str:

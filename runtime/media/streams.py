@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
+from runtime.media.clock import JoinedClock, may_restart
 from runtime.media.source import Window
-from runtime.media.video_source import ATTACHED_PICTURE, main_video, open_container
+from runtime.media.video_source import ATTACHED_PICTURE, clocked, main_video, open_container
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,8 @@ class StreamCopier:
         self._window = window
         self._output = output
         self._note = note
-        self._holder = _NAMES.get(output.format.name, output.format.name)
+        self._format = "matroska" if output.format.name == "tee" else output.format.name
+        self._holder = _NAMES.get(self._format, self._format)
         self._targets: dict[int, Stream] = {}
         self._next_dts: dict[int, int] = {}  # of each input stream, in its ticks
         self._refused: set[int] = set()
@@ -128,10 +133,10 @@ class StreamCopier:
             if not (stream.name == "bin_data" and self._input.chapters()):  # so MP4 keeps its chapters
                 self._note(f"{name} is not copied.")
             return
-        reason = _refusal(self._output.format.name, stream)
+        reason = _refusal(self._format, stream)
         if reason is not None:
             log.debug("%s: %s", name, reason)
-            advice = "" if self._output.format.name == "matroska" else "; write to an .mkv file to keep it"
+            advice = "" if self._format == "matroska" else "; write to an .mkv file to keep it"
             self._note(f"{name} is not copied, because {self._holder} cannot hold it{advice}.")
             return
         target = self._output.add_stream_from_template(stream)
@@ -148,17 +153,26 @@ class StreamCopier:
     def _demuxed(self) -> Iterator[Packet]:
         if not self._targets:
             return
-        if self._window.cut_start:
+        if self._window.cut_start and not may_restart(self._input):
             moment = max(Fraction(0), self._window.zero - _SUBTITLE_MARGIN)
             try:
                 self._input.seek(int(moment * av.time_base))
             except av.FFmpegError as error:
                 log.debug("cannot seek for the sound (%s); reading from the beginning", error)
         streams = [self._input.streams[index] for index in self._targets]
+        clock = JoinedClock() if may_restart(self._input) else None
+        if clock is not None:
+            streams += [s for s in clocked(self._input, self._video) if s.index not in self._targets]
+        rate = self._video.average_rate
+        frame_seconds = 1 / Fraction(rate) if rate else None
         try:
             for packet in self._input.demux(streams):
                 if packet.dts is None and packet.pts is None:
                     continue  # the empty packets at the end
+                if clock is not None:
+                    clock.move(packet, frame_seconds if packet.stream.type == "video" else None)
+                    if packet.stream.index not in self._targets:
+                        continue
                 if self._shift(packet):
                     yield packet
         except av.FFmpegError as error:
@@ -219,7 +233,7 @@ class StreamCopier:
         # most muxers refuse a time that stands still
         packet.dts = max(packet.dts, self._next_dts.get(source.index, packet.dts))
         packet.pts = max(packet.pts, packet.dts)
-        self._next_dts[source.index] = packet.dts + (self._output.format.name not in COARSE)
+        self._next_dts[source.index] = packet.dts + (self._format not in COARSE)
         packet.stream = target
         try:
             self._output.mux_one(packet)
@@ -289,10 +303,39 @@ def _refusal(container: str, stream: Stream) -> str | None:
     """Why `container` cannot hold the stream, found by writing the header of a file with it alone."""
     if container == "webm" and stream.type == "attachment":
         return "its muxer drops them without a word"
+    reason = _refusal_by(io.BytesIO(), container, stream)
+    if reason is not None and container == "matroska" and stream.type == "audio":
+        return _refusal_by(tee_of(container, os.devnull), "tee", stream)
+    return reason
+
+
+def _refusal_by(target: Any, container: str, stream: Stream) -> str | None:
     try:
-        with av.open(io.BytesIO(), "w", format=container) as probe:
+        with av.open(target, "w", format=container) as probe:
             probe.add_stream_from_template(stream)
             probe.start_encoding()
     except (av.FFmpegError, ValueError) as error:
         return str(error)
     return None
+
+
+def needs_tee(path: Path, container: str) -> bool:
+    """Whether `container` holds a stream of the clip that PyAV does not let it be given.
+
+    PyAV asks the muxer of Matroska for the codecs that have a name of their own there. The muxer holds every sound that
+    WAV has a number for besides, WMA, ADPCM and A-law for example; its asking cannot be avoided, but another muxer can
+    be asked instead: `tee`, which takes everything and hands it on.
+    """
+    if container != "matroska":
+        return False
+    with open_container(path) as clip:
+        return any(
+            _refusal(container, stream) is None and _refusal_by(io.BytesIO(), container, stream) is not None
+            for stream in clip.streams.audio
+        )
+
+
+def tee_of(container: str, path: str, options: dict[str, str] | None = None) -> str:
+    """The name by which FFmpeg's `tee` muxer writes one file at `path`."""
+    said = "".join(f":{name}={value}" for name, value in (options or {}).items())
+    return f"[f={container}{said}]" + re.sub(r"([\\'|\[\] ])", r"\\\1", path)

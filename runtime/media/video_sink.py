@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
-from av.codec.context import ThreadType
+from av.codec.context import Flags, ThreadType
 from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from runtime.errors import InputError
 from runtime.media import codecs, color
+from runtime.media.reserved_file import ReservedFile
 from runtime.media.sink import Sink
 from runtime.media.source import Frame, Rgb, Source
 from runtime.media.staging import Staging, write_failure
-from runtime.media.streams import COARSE, StreamCopier
+from runtime.media.streams import COARSE, StreamCopier, needs_tee, tee_of
 
 _MILLISECOND = Fraction(1, 1000)
 _MAX_TICKS = 1_000_000  # of a movie header's second; finer clocks overflow in long clips
+_USUAL_LIMIT = 4096  # pixels a side, beyond which encoders begin to refuse
 _SVT_VARIABLE = "SVT_LOG"
 _X265_DELAY = 3  # frames until x265 knows by how much decoding leads showing
 _environment = threading.Lock()  # it is the whole process's
@@ -70,6 +74,7 @@ class VideoSink(Sink):
         self._durations: dict[int, int] = {}
         self._copier: StreamCopier | None = None
         self._container: av.container.OutputContainer | None = None
+        self._file: ReservedFile | None = None
         try:
             self._open(source.info.fps or fps, self._codec.options | quality)
         except BaseException:
@@ -78,26 +83,35 @@ class VideoSink(Sink):
         self._note_coarser_chroma()
 
     def _open(self, fps: Fraction, options: dict[str, str]) -> None:
-        temporary = self._staging.temporary
-        self._container = av.open(
-            str(temporary.absolute()),
-            "w",
-            format=self._container_name,
-            container_options=_muxer_options(self._container_name, self._time_base),
-        )
+        temporary, window = self._staging.temporary, self._source.window
+        muxer, settings = self._container_name, _muxer_options(self._container_name, self._time_base)
+        if window is not None and needs_tee(self._source.path, muxer):
+            target: Any = tee_of(muxer, str(temporary.absolute()), settings)
+            muxer, settings = "tee", {}
+        else:
+            target = self._file = ReservedFile(temporary.absolute())
+        self._container = av.open(target, "w", format=muxer, container_options=settings)
         self._stream = self._add_stream(fps, options)
-        window = self._source.window
+        if muxer == "tee":  # which does not ask for what Matroska asks for
+            self._stream.codec_context.flags |= Flags.global_header.value
         if window is not None:
             self._copier = StreamCopier(self._source.path, window, self._container, self.add_note)
         try:
             with _quiet(self._codec.encoder):
                 self._container.start_encoding()
-        except av.FFmpegError as error:
-            if _is_about_writing(error):
+        except (av.FFmpegError, OSError) as error:
+            if not isinstance(error, av.FFmpegError) or _is_about_writing(error):
                 raise write_failure(error, self._staging.final, temporary) from error
+            # encoders have a least size, too, that of HEVC is 32 or 64 pixels
+            too_large = max(self._shape) > _USUAL_LIMIT
+            way_out = (
+                "another codec or a smaller input"
+                if too_large
+                else "another codec; ffv1 in .mkv takes any size"
+            )
             raise InputError(
                 f"the encoder {self._codec.encoder} refuses frames of {self._shape[1]}x{self._shape[0]} "
-                f"({error.strerror}); choose another codec or a smaller input."
+                f"({error.strerror}); choose {way_out}."
             ) from error
 
     def _add_stream(self, fps: Fraction, options: dict[str, str]) -> VideoStream:
@@ -106,7 +120,7 @@ class VideoSink(Sink):
         stream = self._container.add_stream(
             self._codec.encoder,
             rate=min(max(fps, _ENCODER_RATES[0]), _ENCODER_RATES[1]),
-            options=dict(options),
+            options=dict(options) | {"chroma_sample_location": color.WRITTEN_SITING},
             width=width,
             height=height,
             time_base=self._time_base,
@@ -154,8 +168,13 @@ class VideoSink(Sink):
             self._mux(self._stream.encode(picture))
             if self._copier is not None:
                 self._copier.copy_until(moment)
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
             raise write_failure(error, self._staging.final, self._staging.temporary) from error
+        if (
+            self._file is not None and self._file.is_full
+        ):  # this frame is written; what is left is for the end
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise write_failure(full, self._staging.final, self._staging.temporary)
 
     def _rate(self) -> Fraction:
         return self._source.info.fps or 1 / self._time_base
@@ -190,16 +209,20 @@ class VideoSink(Sink):
             if self._copier is not None:
                 self._copier.finish(self._end if cut else None)
             self._container.close()
+            if self._file is not None:
+                self._file.close()
             if self._copier is not None:
                 self._copier.note_losses(self._staging.temporary, self._source.info.sample_aspect_ratio)
                 self._copier.close()
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
             raise write_failure(error, self._staging.final, self._staging.temporary) from error
 
     def _drop(self) -> None:
         if self._container is not None:
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
+        if self._file is not None:
+            self._file.close()
         if self._copier is not None:
             self._copier.close()
 

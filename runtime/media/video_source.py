@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 from collections.abc import Iterator
@@ -11,18 +12,26 @@ from pathlib import Path
 import av
 import av.container
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from runtime.errors import InputError
 from runtime.media import color, structure
+from runtime.media.clock import JoinedClock, may_restart
 from runtime.media.source import Frame, Source, SourceInfo, Window
 
 log = logging.getLogger(__name__)
 
 _TEXT_ART = "tty"  # FFmpeg reads any .txt as a film of ANSI art
-ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
+_ALPHA_DROPPED = "The alpha channel (transparency) is dropped."
+# AV_DISPOSITION_...
+ATTACHED_PICTURE = 0x400
+_DEFAULT = 0x1
+_DEPENDENT = 0x80000
+_NEAR_JOIN = 4  # packets that a reader of transport streams holds back at most
+_REORDERING = 16  # frames that a decoder holds back at most
 _PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 _FALLBACK_RATE = Fraction(25)
 _PLAUSIBLE_RATES = (1, 240)
@@ -66,8 +75,16 @@ def _structure_of(path: Path) -> structure.Structure:
 
 
 def main_video(container: av.container.InputContainer, path: Path) -> VideoStream:
-    """The first video stream that is not a cover picture; InputError if there is none to decode."""
+    """The video that players show: the first that is marked as default, else the first. Covers are none.
+
+    InputError if there is none to decode.
+    """
     videos = [s for s in container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
+    if any(int(s.disposition) & _DEPENDENT for s in videos):
+        raise InputError(
+            f"{path} is a picture stored in tiles, not a video; give it a name that ends with .heic or .avif."
+        )
+    videos.sort(key=lambda stream: not int(stream.disposition) & _DEFAULT)  # stable
     if not videos:
         kinds = " and ".join(sorted({s.type for s in container.streams})) or "no streams"
         raise InputError(f"{path} has no video in it, only {kinds}.")
@@ -108,7 +125,9 @@ class VideoSource(Source):
         self._yielded = 0
         self._closed = False
         self._sought = False
+        self._joins_noted = ""
         self._reformatter = VideoReformatter()
+        self._clock: JoinedClock | None = None
         self._container = open_container(path)
         try:
             self._missing = _structure_of(path).missing
@@ -126,6 +145,7 @@ class VideoSource(Source):
         self._origin = round(_start_of(self._container) / self._time_base)
         self._zero = self._origin
         self._previous: int | None = None
+        self._clock = JoinedClock() if may_restart(self._container) else None
         self._last_packet_dts: int | None = None
         self._frames: Iterator[VideoFrame] = self._frames_from(start)
         first = next(self._frames, None)
@@ -143,6 +163,8 @@ class VideoSource(Source):
         self._size = (first.width, first.height)
         self._stored_format = first.format.name
         self._chroma = color.chroma_of(first.format)
+        said = color.siting_of(self._container, self._stream)
+        self._siting = None if said else color.siting_unsaid(context.name, first.format)
         self._orientation = self._upright(first)
         self._describe_oddities(first, context.field_order)
         self.info = self._build_info(start)
@@ -155,9 +177,16 @@ class VideoSource(Source):
 
     def _refuse_empty(self, start: Fraction) -> None:
         if start > 0:
-            duration = self._clip_duration()
-            ends = f"which ends at {float(duration):.2f} s" if duration else "which is shorter"
-            raise InputError(f"the start, {float(start):g} s, is beyond the end of {self.path}, {ends}.")
+            last = (
+                ""
+                if self._previous is None
+                else (
+                    f", whose last frame is shown at {float((self._previous - self._origin) * self._time_base):.3f} s"
+                )
+            )
+            raise InputError(
+                f"the start, {float(start):g} s, is behind the last frame of {self.path}{last}; give an earlier one."
+            )
         reason = f" ({self.damage})" if self.damage else ""
         raise InputError(f"{self.path} has a video stream but not one frame of it can be decoded{reason}.")
 
@@ -198,7 +227,9 @@ class VideoSource(Source):
             self._damaged(f"frame {index} is damaged")
         if frame.interlaced_frame:
             self._note_interlaced()
-        rgb = color.to_rgb(self._reformatter, frame, self._color)
+        if _ALPHA_DROPPED not in self.notes and color.is_transparent(frame):
+            self.add_note(_ALPHA_DROPPED)
+        rgb = color.to_rgb(self._reformatter, frame, self._color, self._siting)
         return Frame(
             rgb=self._orientation.apply(rgb),
             index=index,
@@ -234,10 +265,11 @@ class VideoSource(Source):
         """Decoded frames beginning with a keyframe at or before `start`, or with the clip's first frame.
 
         Containers index decoding times, which run ahead of presentation times, so a seek may land one
-        keyframe too late: then step back further, in the end to the beginning.
+        keyframe too late: then step back further, in the end to the beginning. Where clocks may restart, what
+        is at `start` is known only by who has read from the beginning on.
         """
         back = Fraction(0)
-        while start - back > 0:
+        while start - back > 0 and self._clock is None:
             target = self._origin + (start - back) / self._time_base
             try:
                 self._container.seek(int(target), stream=self._stream)
@@ -257,9 +289,9 @@ class VideoSource(Source):
                 yield from itertools.chain([landed], frames)
                 return
             back = max(Fraction(1), 2 * back)
-        if start > 0:
+        if start > 0 and self._clock is None:
             self._restart()
-        yield from self._decoded()
+        yield from self._decoded(start)
 
     def _restart(self) -> None:
         """Back to the first packet, in containers that cannot seek there, too."""
@@ -269,20 +301,31 @@ class VideoSource(Source):
         self._stream = main_video(self._container, self.path)
         self.damage = None
 
-    def _decoded(self) -> Iterator[VideoFrame]:
+    def _decoded(self, start: Fraction = Fraction(0)) -> Iterator[VideoFrame]:
         """All frames from here to the end; damage is recorded, and the frames behind it still come."""
         self._last_packet_dts = None
+        times = _DisplayTimes() if self._container.format.name == "avi" else None
         first_pts: int | None = None
+        # packets that are marked as damaged: what to say, the joins before it, the packets that came since
+        suspects: list[tuple[str, int, list[int]]] = []
         headless: bool | None = None  # begun between two keyframes? what cannot be decoded then is no damage
-        for packet in self._packets():
+        packets = self._packets()
+        if self._clock is not None and start > 0:
+            packets = _from_keyframe(packets, self._origin + start / self._time_base)
+        for packet in packets:
             if packet is not None and packet.size:
                 if headless is None:
                     headless, first_pts = not packet.is_keyframe, packet.pts
                 self._last_packet_dts = packet.dts
                 if packet.is_corrupt and self._missing:
                     continue  # the packet in which the file breaks off: its lower part would be grey
+                self._convict(suspects, _NEAR_JOIN)
                 if packet.is_corrupt and not headless:
-                    self._damaged(f"frame {self._yielded} or one near it is damaged")
+                    suspects.append((f"frame {self._yielded} or one near it is damaged", self._joins, [0]))
+                if times is not None:
+                    times.sent(packet)
+            if packet is None:
+                self._convict(suspects, 0)
             try:
                 frames = self._stream.codec_context.decode(packet)
             except EOFError:
@@ -297,21 +340,54 @@ class VideoSource(Source):
                 if headless and frame.pts != first_pts and not self._sought:
                     self.add_note("The clip begins between two keyframes; it is read from the second on.")
                 headless = False
+                if times is not None:
+                    times.show(frame)
                 frame.time_base = self._time_base  # PyAV leaves it out where it flushes
                 yield frame
 
     def _packets(self) -> Iterator[Packet | None]:
         """The packets of the video, then None, which empties the decoder; a reading error ends them."""
-        packets = self._container.demux(self._stream)
+        streams = [self._stream] if self._clock is None else clocked(self._container, self._stream)
+        packets = self._container.demux(streams)
         while True:
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
                 self._damaged(f"reading the file failed after frame {self._yielded} ({_reason(error)})")
                 packet = None
+            if packet is not None and self._clock is not None:
+                self._clock.move(packet, 1 / self._rate if packet.stream.type == "video" else None)
+                if self._clock.note is not None:
+                    self._note_joins(self._clock.note)
+                if packet.stream.index != self._stream.index:
+                    continue
             yield packet
             if packet is None:
                 return
+
+    def _convict(self, suspects: list[tuple[str, int, list[int]]], patience: int) -> None:
+        """Records damage of marked packets behind which no join came.
+
+        The counters of a transport stream restart at a join, and its reader then marks a packet in front of it.
+        """
+        for suspect in list(suspects):
+            sentence, joins, since = suspect
+            since[0] += 1
+            if self._joins > joins:
+                suspects.remove(suspect)
+            elif since[0] > patience:
+                self._damaged(sentence)
+                suspects.remove(suspect)
+
+    @property
+    def _joins(self) -> int:
+        return 0 if self._clock is None else self._clock.joins
+
+    def _note_joins(self, note: str) -> None:
+        """Instead of the note about fewer joins."""
+        self.notes = [other for other in self.notes if other != self._joins_noted]
+        self._joins_noted = note
+        self.add_note(note)
 
     def _check_complete(self) -> None:
         """Record damage if the file is shorter than its headers say."""
@@ -367,8 +443,8 @@ class VideoSource(Source):
         depth = color.bit_depth(frame)
         if depth > 8:
             self.add_note(f"{depth}-bit input is processed and written in 8 bit.")
-        if color.has_alpha(frame) or self._stream.metadata.get("alpha_mode") == "1":
-            self.add_note("The alpha channel (transparency) is dropped.")
+        if self._stream.metadata.get("alpha_mode") == "1" and not color.has_alpha(frame):
+            self.add_note(_ALPHA_DROPPED)  # a channel that the decoder does not read
         if field_order not in _PROGRESSIVE:
             self._note_interlaced()
 
@@ -430,6 +506,53 @@ class VideoSource(Source):
             if names:
                 parts.append(f"{'subtitles' if kind == 'subtitle' else kind} {' + '.join(names)}")
         return ", ".join(parts)
+
+
+class _DisplayTimes:
+    """When frames of an AVI are shown. It has decoding times only, one for each frame, and FFmpeg's guess at the
+    others is wrong where frames are reordered: the n-th frame that comes out is shown at the n-th time that went in.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[int] = []
+        self._sent: dict[
+            int, int
+        ] = {}  # what FFmpeg guessed, by which a frame tells its packet -> decoding time
+
+    def sent(self, packet: Packet) -> None:
+        """A packet goes to the decoder."""
+        if packet.dts is None:
+            return
+        heapq.heappush(self._waiting, packet.dts)
+        if packet.pts is not None:
+            self._sent[packet.pts] = packet.dts
+
+    def show(self, frame: VideoFrame) -> None:
+        """A frame comes out: sets its time."""
+        own = self._sent.pop(frame.pts, None) if frame.pts is not None else None
+        # of packets that became no frame, being damaged or without their keyframe
+        while own is not None and self._waiting and self._waiting[0] < own - _REORDERING:
+            heapq.heappop(self._waiting)
+        if self._waiting:
+            frame.pts = heapq.heappop(self._waiting)
+
+
+def clocked(container: av.container.InputContainer, video: VideoStream) -> list[Stream]:
+    """The streams that a `JoinedClock` has to see: the video and all sound."""
+    return [video, *container.streams.audio]
+
+
+def _from_keyframe(packets: Iterator[Packet | None], moment: Fraction) -> Iterator[Packet | None]:
+    """The packets from the last keyframe on that is shown at `moment` (in ticks) or before it."""
+    held: list[Packet | None] = []
+    for packet in packets:
+        if packet is not None and packet.pts is not None and packet.pts <= moment and packet.is_keyframe:
+            held.clear()
+        held.append(packet)
+        if packet is None or (packet.pts is not None and packet.pts > moment):
+            break
+    yield from held
+    yield from packets
 
 
 def _tail(entries: object) -> list:

@@ -681,13 +681,27 @@ def test_gray_obeys_its_range(tmp_path: Path, tag: int, black: int, white: int) 
     assert np.abs(decoded(run.path)[0][::4, ::4].astype(float) - rgb).max() <= 3
 
 
+def transparent_clip(path: Path, alpha: list[int]) -> Path:
+    """A frame for each alpha."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("ffv1", rate=25, width=SIZE[0], height=SIZE[1])
+        stream.pix_fmt = "bgra"
+        for index, value in enumerate(alpha):
+            rgba = np.dstack([pattern(index), np.full(SIZE[::-1], value, np.uint8)])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, format="rgba")))
+        output.mux(stream.encode(None))
+    return path
+
+
 def test_ten_bits_alpha_and_interlacing_are_noted(tmp_path: Path) -> None:
     deep = Clip(codec="ffv1", options={}, pix_fmt="yuv420p10le").write(tmp_path / "deep.mkv")
     run = restore(deep, tmp_path / "out.mp4", scale=1)
     assert run.source_notes == ["10-bit input is processed and written in 8 bit."]
     assert np.abs(run.frames[2].rgb.astype(float) - pattern(2))[2:-2, 2:-2].mean() < 3
 
-    clear = Clip(codec="ffv1", options={}, pix_fmt="bgra").write(tmp_path / "clear.mkv")
+    opaque = Clip(codec="ffv1", options={}, pix_fmt="bgra").write(tmp_path / "opaque.mkv")
+    assert restore(opaque, tmp_path / "out1.mp4", scale=1).source_notes == []
+    clear = transparent_clip(tmp_path / "clear.mkv", alpha=[255, 255, 0])
     run = restore(clear, tmp_path / "out2.mp4", scale=1)
     assert run.source_notes == ["The alpha channel (transparency) is dropped."]
 

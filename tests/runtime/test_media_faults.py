@@ -18,6 +18,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import processes
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -186,7 +187,7 @@ def test_index_lost(tmp_path: Path, clips: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 def test_start_beyond_the_end(clips: Path, suffix: str) -> None:
-    assert "beyond the end" in error_of(clips / f"in{suffix}", start=100.0)
+    assert "is behind the last frame" in error_of(clips / f"in{suffix}", start=100.0)
 
 
 @pytest.mark.parametrize("options", [{"start": -1.0}, {"start": float("nan")}, {"frames": 0}, {"frames": -3}])
@@ -684,12 +685,9 @@ def noise_script(clip: Path, output: Path, crf: int | None = 0, then: str = "") 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out"])
 def test_file_size_limit(tmp_path: Path, clips: Path, name: str) -> None:
     limit = 100_000
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", noise_script(clips / "in.mp4", tmp_path / name, 0 if "." in name else None)],
-        capture_output=True,
-        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        check=False,
     )
     assert "OutputError" in done.stderr
     assert "grew larger" in done.stderr
@@ -735,19 +733,15 @@ def test_disk_full_at_the_very_end(tmp_path: Path, clips: Path, monkeypatch: pyt
 
 def killed_run(clip: Path, output: Path) -> int:
     """Start restoring, kill the process after a few frames; its number."""
-    then = "import time; index > 3 and time.sleep(60)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", noise_script(clip, output, 30 if output.suffix else None, then)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() == "4":
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    then = "import time; index > 3 and time.sleep(10_000)"
+    command = [sys.executable, "-c", noise_script(clip, output, 30 if output.suffix else None, then)]
+    with processes.started(command) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "4":
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     return process.pid
 
 
@@ -827,7 +821,7 @@ def test_a_folder_survives_a_swap_that_was_killed(tmp_path: Path, last: int, sur
     out.mkdir()
     (out / "old.png").touch()
     script = SWAP.format(paths=[str(ROOT)], output=str(out), last=last)
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert processes.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert len(left_in(tmp_path)) == 2
     with pytest.raises(OutputError, match="not empty; give --overwrite"):
         staging.Staging(out, overwrite=False, folder=True)
