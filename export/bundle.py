@@ -120,7 +120,12 @@ def build(
     with _whole_directory(request.out) as folder:
         onnx_folder = folder / "onnx"
         onnx_folder.mkdir()
-        model = dloral.DLoRAL(base, checkpoint, weights, request.top_k, progress.phase)
+        model = dloral.DLoRAL(base, checkpoint, weights, request.top_k, progress.phase, request.precision)
+        model.check()
+        for part, prefix in model.prefixes().items():
+            progress.note(
+                f"{prefix!r}, which a wrapper had put before all names of {part}, was left out of them"
+            )
         tokens, cut = base.tokenize(request.prompt)
         if cut:
             progress.note(f"the prompt is {cut} tokens too long; its end was cut off")
@@ -224,6 +229,7 @@ def _manifest(
             stage=request.stage,
             adapters=model.adapter_weights,
             merged_sha256=model.merged_sha256,
+            stripped_prefixes=model.prefixes(),
             tools={tool: _version(tool) for tool in _TOOLS},
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),

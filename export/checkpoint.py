@@ -12,14 +12,25 @@ import contextlib
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from export.tensors import (
+    InMemory,
+    OnDisk,
+    Renamed,
+    common_prefix,
+    named_in_refusals,
+    open_safetensors,
+    original_name,
+    prefix_remark,
+    refuse_not_finite,
+    shape_of,
+)
 from runtime.errors import CheckpointError
 
 _UNET, _CFR = "state_dict_unet", "state_dict_bpp"
@@ -61,6 +72,8 @@ class Checkpoint:
         base: the UNet's own tensors under diffusers' names, adapters left out.
         adapters: layer -> adapter -> its update.
         cfr: tensors of the cross-frame module under their published names.
+        prefixes: part -> what a wrapper had put before all of its names, which was left out of the names here.
+        remark: ends a refusal because of the layout: what such prefixes have to do with it.
     """
 
     path: Path
@@ -68,13 +81,25 @@ class Checkpoint:
     base: Mapping[str, Tensor]
     adapters: Mapping[str, Mapping[str, LowRank]]
     cfr: Mapping[str, Tensor]
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    remark: str = ""
+
+    def describe(self, name: str) -> str:
+        """File and name, as it is in the file, of one of `base`; begins a message."""
+        return f"{self.path}: {_UNET}.{original_name(self.base, name)}"
+
+    def describe_half(self, layer: str, adapter: str, half: str) -> str:
+        """The same for half A or B of an adapter's update."""
+        prefix = self.prefixes.get(_UNET, "")
+        return f"{self.path}: {_UNET}.{prefix}{layer}.lora_{half}.{adapter}.weight"
 
 
 def load(path: Path) -> Checkpoint:
     """Opens and recognises a checkpoint; tensors stay on disk until they are used.
 
     Raises:
-        CheckpointError: missing, truncated, holding code, or of another layout.
+        CheckpointError: missing, truncated, holding code, of another layout, or with tensors that are no plain
+            numbers. Whether the UNet's are finite is told when they are merged.
     """
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "does not exist"
@@ -83,13 +108,20 @@ def load(path: Path) -> Checkpoint:
         layout, (unet, cfr, entries) = "dloral-safetensors", _open_safetensors(path)
     else:
         layout, (unet, cfr, entries) = "dloral-pkl", _open_pickle(path)
-    base, adapters = _split(path, unet)
-    _check_lists(path, base, adapters, entries)
-    _check_cfr(path, cfr)
-    return Checkpoint(path, layout, base, adapters, cfr)
+    unet.check_kinds()
+    parts = {_UNET: list(unet), _CFR: list(cfr)}
+    prefixes = {part: prefix for part, names in parts.items() if (prefix := common_prefix(names))}
+    plain_cfr = Renamed.without(cfr, prefixes.get(_CFR, ""))
+    with named_in_refusals(parts):
+        base, adapters = _split(path, Renamed.without(unet, prefixes.get(_UNET, "")))
+        _check_lists(path, base, adapters, entries, prefixes.get(_UNET, ""))
+        used = _check_cfr(path, plain_cfr)
+    for name in used:
+        refuse_not_finite(plain_cfr[name], f"{path}: {_CFR}.{original_name(plain_cfr, name)}")
+    return Checkpoint(path, layout, base, adapters, plain_cfr, prefixes, prefix_remark(parts))
 
 
-_Opened = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, object]]
+_Opened = tuple[InMemory | OnDisk, InMemory | OnDisk, Mapping[str, object]]
 """The UNet's tensors, the cross-frame module's, and the entries that are no tensors."""
 
 
@@ -105,7 +137,8 @@ def _open_pickle(path: Path) -> _Opened:
             isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()
         ):
             raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}'.{_guess(content)}")
-    return content[_UNET], content[_CFR], content
+    unet, cfr = (InMemory(content[name], f"{path}: {name}.") for name in (_UNET, _CFR))
+    return unet, cfr, content
 
 
 def load_pickle(path: Path) -> object:
@@ -137,54 +170,20 @@ def load_pickle(path: Path) -> object:
 
 
 def _open_safetensors(path: Path) -> _Opened:
-    try:
-        file = safe_open(path, framework="pt")
-        keys = list(file.keys())
-        metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or no safetensors file: {error}. Download it again."
-        ) from error
+    file = open_safetensors(path)
+    keys = list(file.keys())
+    metadata = file.metadata() or {}
     parts = []
     for name in (_UNET, _CFR):
         names = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
         if not names:
             raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no '{name}.*'.{_guess(keys)}")
-        parts.append(_OnDisk(file, f"{name}.", names))
+        parts.append(OnDisk(file, f"{name}.", names, f"{path}: {name}."))
     entries = {}
     for name, text in metadata.items():
         with contextlib.suppress(ValueError, RecursionError):  # metadata of any other kind
             entries[name] = json.loads(text)
     return parts[0], parts[1], entries
-
-
-class _OnDisk(Mapping[str, Tensor]):
-    """Tensors of an open safetensors file whose names start with a prefix."""
-
-    def __init__(self, file: safe_open, prefix: str, names: list[str]) -> None:
-        self._file, self._prefix, self._names = file, prefix, dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(self._prefix + name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """From the file's header."""
-        return tuple(self._file.get_slice(self._prefix + name).get_shape())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """A tensor's shape; the tensor is not read where the file's header tells."""
-    if isinstance(tensors, (_OnDisk, _Renamed)):
-        return tensors.shape(name)
-    return tuple(tensors[name].shape)
 
 
 def _guess(keys: object) -> str:
@@ -198,26 +197,6 @@ def _guess(keys: object) -> str:
         return " It looks like the UNet of a Stable Diffusion directory; pass the trained DLoRAL model.pkl."
     found = ", ".join(sorted(names)[:3])
     return f" It has: {found}." if found else ""
-
-
-class _Renamed(Mapping[str, Tensor]):
-    """A view of a mapping under other names."""
-
-    def __init__(self, source: Mapping[str, Tensor], names: dict[str, str]) -> None:
-        self._source, self._names = source, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._source[self._names[name]]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor under its other name."""
-        return shape_of(self._source, self._names[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _split(
@@ -252,7 +231,7 @@ def _split(
     found = {adapter for updates in adapters.values() for adapter in updates}
     if missing := [adapter for adapter in ADAPTERS if adapter not in found]:
         raise CheckpointError(f"{path} is no DLoRAL checkpoint: it has no adapter {missing[0]!r}.")
-    return _Renamed(unet, base), adapters
+    return Renamed(unet, base), adapters
 
 
 def _check_lists(
@@ -260,11 +239,13 @@ def _check_lists(
     base: Mapping[str, Tensor],
     adapters: Mapping[str, Mapping[str, LowRank]],
     entries: Mapping[str, object],
+    prefix: str,
 ) -> None:
-    """Names the first layer that the trainer listed as adapted and whose adapter is not there."""
+    """Names the first layer that the trainer listed as adapted, with a wrapper's prefix or without, and is not."""
     for adapter, name in _LISTS.items():
         layers = entries.get(name)
-        for layer in layers if isinstance(layers, list) else ():
+        for listed in layers if isinstance(layers, list) else ():
+            layer = str(listed).removeprefix(prefix)
             if f"{layer}.weight" in base and adapter not in adapters.get(layer, {}):
                 raise CheckpointError(f"{path} lacks {layer}.lora_A.{adapter}.weight, which its {name} has.")
 
@@ -286,8 +267,8 @@ def _check_update(path: Path, layer: str, adapter: str, shape: tuple[int, ...], 
             )
 
 
-def _check_cfr(path: Path, cfr: Mapping[str, Tensor]) -> None:
-    """Names the first tensor of SpyNet or the attention that is missing or does not fit."""
+def _check_cfr(path: Path, cfr: Mapping[str, Tensor]) -> list[str]:
+    """Names the first tensor of SpyNet or the attention that is missing or does not fit; returns their names."""
     expected = dict(_CFR_SHAPES)
     for name, shape in _CFR_SHAPES.items():
         expected[name.replace(".weight", ".bias")] = shape[:1]
@@ -304,7 +285,9 @@ def _check_cfr(path: Path, cfr: Mapping[str, Tensor]) -> None:
     for part in ("query", "key", "value"):
         attention |= {f"{part}_conv.weight": (rows, _LATENT, 1, 1), f"{part}_conv.bias": (rows,)}
     attention |= {"proj_out.weight": (_LATENT, rows, 1, 1), "proj_out.bias": (_LATENT,)}
-    _check_shapes(path, cfr, {f"cross_attn_module.{name}": shape for name, shape in attention.items()})
+    own = {f"cross_attn_module.{name}": shape for name, shape in attention.items()}
+    _check_shapes(path, cfr, own)
+    return [*expected, *own]
 
 
 def _check_shapes(path: Path, tensors: Mapping[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

@@ -7,13 +7,15 @@ The published checkpoints were trained with peft's default alpha of 8, so at ran
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank, shape_of
+from export.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank
+from export.tensors import is_within, refuse_not_finite, shape_of
 from runtime.errors import CheckpointError, InputError
 
 ALPHA = 8.0  # peft's default, which the published trainer left in place
@@ -53,8 +55,13 @@ def merge_layer(
         if share == 0:
             continue
         flat = update.B.float().flatten(1) @ update.A.float().flatten(1)
-        merged.add_(flat.reshape(merged.shape), alpha=share * alpha / update.rank)
+        merged.add_(flat.reshape(merged.shape), alpha=_in_fp32(share * alpha / update.rank))
     return merged
+
+
+def _in_fp32(factor: float) -> float:
+    """Infinite if FP32 cannot hold it: torch would raise, where the merged weight tells better what is wrong."""
+    return factor if abs(factor) <= torch.finfo(torch.float32).max else math.copysign(math.inf, factor)
 
 
 def merge_into(
@@ -70,31 +77,49 @@ def merge_into(
         SHA-256 over names, shapes and FP32 bytes of the merged tensors, in the UNet's order.
 
     Raises:
-        CheckpointError: the first tensor that is missing, has another shape, or fits nowhere.
+        CheckpointError: the first tensor that is missing, has another shape, or fits nowhere; before anything is
+            merged. Or one with NaN or infinity, as soon as it is met.
     """
     expected = unet.state_dict()
     for name, tensor in expected.items():
         if name not in checkpoint.base:
-            raise CheckpointError(f"{checkpoint.path} lacks state_dict_unet.{name}.")
+            raise CheckpointError(f"{checkpoint.path} lacks state_dict_unet.{name}.{checkpoint.remark}")
         got = shape_of(checkpoint.base, name)
         if got != tuple(tensor.shape):
             raise CheckpointError(
                 f"{checkpoint.path}: state_dict_unet.{name} has shape {got}, the UNet of the "
-                f"Stable Diffusion directory expects {tuple(tensor.shape)}."
+                f"Stable Diffusion directory expects {tuple(tensor.shape)}.{checkpoint.remark}"
             )
     if unknown := [name for name in checkpoint.base if name not in expected]:
         raise CheckpointError(
-            f"{checkpoint.path}: the UNet of the Stable Diffusion directory has no {unknown[0]}."
+            f"{checkpoint.path}: the UNet of the Stable Diffusion directory has no {unknown[0]}.{checkpoint.remark}"
         )
     digest = hashlib.sha256()
     for name in expected:
         layer = name.removesuffix(".weight")
         updates = checkpoint.adapters.get(layer, {}) if name.endswith(".weight") else {}
+        _refuse_updates(checkpoint, layer, updates, weights)
         merged = merge_layer(checkpoint.base[name], updates, weights)
+        if not is_within(merged):
+            refuse_not_finite(checkpoint.base[name], checkpoint.describe(name))
+            raise CheckpointError(
+                f"{checkpoint.describe(name)} leaves FP32's range when its adapters are merged into it; give them "
+                "smaller weights (--adapter NAME=W)."
+            )
         digest.update(f"{name}{tuple(merged.shape)}".encode())
         digest.update(merged.numpy().data)
         _assign(unet, name, merged)
     return digest.hexdigest()
+
+
+def _refuse_updates(
+    checkpoint: Checkpoint, layer: str, updates: Mapping[str, LowRank], weights: Mapping[str, float]
+) -> None:
+    """Refuses NaN and infinity in adapters that are about to be merged; others do not matter."""
+    for adapter, update in updates.items():
+        if weights.get(adapter, 0.0):
+            for half, tensor in (("A", update.A), ("B", update.B)):
+                refuse_not_finite(tensor, checkpoint.describe_half(layer, adapter, half))
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -268,6 +268,8 @@ class Provenance:
             bundles can be told to hold the same weights.
         tools: versions of the libraries that wrote the bundle.
         created: UTC, ISO 8601.
+        stripped_prefixes: part of the weights -> what a wrapper had put before all of its tensors' names, such as
+            `module.`; empty where nothing was left out of them.
     """
 
     checkpoint: Source
@@ -278,6 +280,7 @@ class Provenance:
     merged_sha256: str
     tools: dict[str, str]
     created: str
+    stripped_prefixes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from export.base_model import BaseModel
 from export.checkpoint import Checkpoint
 from export.lora import merge_into
-from export.network import NetworkSpec
+from export.network import NetworkSpec, Precision
 from export.networks import cfr, postprocess, preprocess, spynet, text_encoder, unet, vae
+from export.tensors import refuse_overflow
+from runtime.errors import CheckpointError
 from runtime.manifest import Stage
 
 SCALE = preprocess.SCALE
@@ -70,7 +74,16 @@ STAGES = (
 
 
 class DLoRAL:
-    """Makes the specs of DLoRAL's networks, one at a time, so that only one's weights are in memory."""
+    """Makes the specs of DLoRAL's networks, one at a time, so that only one's weights are in memory.
+
+    Args:
+        base: the Stable Diffusion directory.
+        checkpoint: the trained weights.
+        adapter_weights: how much of each adapter is merged.
+        top_k: positions that the cross-frame attention retrieves, None for all.
+        phase: told that the adapters are merged now.
+        precision: of the graphs that the specs are for; weights that it cannot hold are refused.
+    """
 
     # the UNet first: it is the largest, and nothing else is in memory yet
     network_names = (
@@ -91,6 +104,7 @@ class DLoRAL:
         adapter_weights: Mapping[str, float],
         top_k: int | None,
         phase: Callable[[str], None] = lambda name: None,
+        precision: Precision = "fp32",
     ) -> None:
         self.base = base
         self.checkpoint = checkpoint
@@ -98,6 +112,32 @@ class DLoRAL:
         self.top_k = top_k
         self.merged_sha256 = ""
         self._phase = phase
+        self._limit = precision.upper()
+
+    def prefixes(self) -> dict[str, str]:
+        """Part of the weights -> what a wrapper had put before all of its names, and was left out of them."""
+        return {**self.checkpoint.prefixes, **self.base.prefixes()}
+
+    def check(self) -> None:
+        """Reads all weights but the UNet's, one network after another, and keeps none.
+
+        An export takes minutes; what is wrong with the last network should not be told after that of the first. The
+        UNet is the first, and merging looks at its weights.
+
+        Raises:
+            CheckpointError: a tensor that is missing, of another shape or kind, not finite, or beyond FP16 in an FP16
+                bundle.
+        """
+        path = self.base.weights_file("vae")
+        refuse_overflow(self.base.vae(), self._limit, lambda name: f"{path}: {name}")
+        self.base.text_encoder()
+        with np.errstate(over="ignore"):  # told below
+            folded = cfr.operands(self.checkpoint.cfr)
+        if not all(np.isfinite(array).all() for array in (folded.M, folded.P, folded.bias)):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: the weights of state_dict_bpp.cross_attn_module are too large for FP32 once "
+                "they are multiplied with each other."
+            )
 
     def spec(self, name: str) -> NetworkSpec:
         """Loads one network's weights; the UNet's adapters are merged and its hash kept."""
@@ -122,4 +162,5 @@ class DLoRAL:
         model = self.base.empty_unet()
         self.merged_sha256 = merge_into(model, self.checkpoint, self.adapter_weights)
         unet.fold_timestep(model)
-        return unet.spec(model, self.base.config("vae").get("scaling_factor", 0.18215))
+        refuse_overflow(model, self._limit, self.checkpoint.describe)
+        return unet.spec(model, self.base.scaling_factor())

@@ -353,7 +353,7 @@ def test_keys_that_old_configs_lack_are_no_difference(sd: Path) -> None:
 def test_a_directory_without_vocabulary_is_refused(sd: Path) -> None:
     (sd / "tokenizer/vocab.json").unlink()
     assert refusal(lambda: BaseModel.open(sd), sd) == (
-        " has no tokenizer/vocab.json; copy the whole model directory."
+        " has no tokenizer/tokenizer.json and no tokenizer/vocab.json; copy the whole model directory."
     )
 
 
@@ -446,3 +446,242 @@ def test_code_in_a_bin_file_is_not_executed(sd: Path, part: str, legacy: bool) -
 def test_a_bin_file_of_something_else_is_refused(sd: Path, content: Any) -> None:
     path = rewrite(sd, "vae", content, "diffusion_pytorch_model.bin")
     assert refusal(lambda: read(sd, "vae"), path) == " holds no plain state dict."
+
+
+# ---------------------------------------------------------------- shards
+
+
+def shard(
+    sd: Path, part: str, suffix: str = "safetensors", index: str = "{}.{}.index.json"
+) -> tuple[Path, Path]:
+    """Spreads a part's weights over two files, as the libraries do; returns the index and the first of the files."""
+    weights, folder = golden_weights(part), sd / part
+    (folder / FILES[part][0]).unlink()
+    stem = FILES[part][suffix == "bin"].partition(".")[0]
+    names, places = list(weights), {}
+    for number, own in enumerate((names[::2], names[1::2]), 1):
+        path = folder / f"{stem}-{number:05}-of-00002.{suffix}"
+        held = {name: weights[name] for name in own}
+        if suffix == "bin":
+            torch.save(held, path)
+        else:
+            save_file(held, path)
+        places |= dict.fromkeys(own, path.name)
+    written = folder / index.format(stem, suffix)
+    written.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return written, folder / f"{stem}-00001-of-00002.{suffix}"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "index"),
+    [
+        ("safetensors", "{}.{}.index.json"),
+        ("safetensors", "{}.{}.index.fp16.json"),
+        ("safetensors", "{}.fp16.{}.index.json"),
+        ("bin", "{}.{}.index.json"),
+        ("bin", "{}.{}.index.fp16.json"),
+    ],
+)
+@pytest.mark.parametrize("part", FILES)
+def test_shards_give_the_same_tensors(sd: Path, part: str, suffix: str, index: str) -> None:
+    path, first = shard(sd, part, suffix, index)
+    model = BaseModel.open(sd)
+    assert model.weights_file(part) == path
+    assert_golden(read(sd, part), part)
+    named = [file for file in model.weight_files() if file.parent.name == part]
+    assert named == [path, first, first.with_name(first.name.replace("00001", "00002", 1))]
+
+
+def test_shards_as_transformers_and_diffusers_save_them(sd: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for kind, part, size in (
+        (CLIPTextModel, "text_encoder", "3MB"),
+        (AutoencoderKL, "vae", "500KB"),
+        (UNet2DConditionModel, "unet", "1MB"),
+    ):
+        kind.from_pretrained(GOLDEN / "sd" / part).save_pretrained(sd / "new" / part, max_shard_size=size)
+        (sd / "new" / part / "config.json").unlink()
+        for old in (sd / part).glob("*.safetensors"):
+            old.unlink()
+        for path in (sd / "new" / part).iterdir():
+            path.rename(sd / part / path.name)
+        assert len(list((sd / part).glob("*-of-*.safetensors"))) > 1
+        assert len(list((sd / part).glob("*.safetensors.index.json"))) == 1
+    for part in FILES:
+        assert_golden(read(sd, part), part)
+    assert BaseModel.open(sd).empty_unet().config.in_channels == 8  # of the UNet, nothing but that is read
+
+
+def test_one_file_comes_before_shards(sd: Path) -> None:
+    whole = (sd / "vae" / FILES["vae"][0]).read_bytes()
+    shard(sd, "vae")
+    (sd / "vae" / FILES["vae"][0]).write_bytes(whole)
+    assert BaseModel.open(sd).weights_file("vae") == sd / "vae" / FILES["vae"][0]
+
+
+PATHS = (
+    "../vae/x.safetensors",
+    "/etc/passwd",
+    "deep/x.safetensors",
+    "..",
+    ".",
+    "",
+    "..\\x.safetensors",
+    "C:x",
+)
+
+
+@pytest.mark.parametrize("place", [*PATHS, "a\0b", "\ud800", "a\nb", 3, None, ["x"]])
+def test_an_index_names_files_beside_it_only(sd: Path, place: object) -> None:
+    path, first = shard(sd, "text_encoder")
+    index = json.loads(path.read_text())
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = place
+    path.write_text(json.dumps(index))
+    for folder in (sd / "text_encoder" / "deep", sd / "vae"):
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(first, folder / "x.safetensors")
+    model = BaseModel.open(sd)
+    for act in (model.text_encoder, model.weight_files):
+        assert refusal(act, path) == (
+            f" places {name} in {place!r}, expected the name of a file beside it; nothing was read there."
+        )
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 10**5]
+)
+def test_an_index_of_another_kind_is_refused(sd: Path, content: str) -> None:
+    path, _ = shard(sd, "vae")
+    path.write_text(content)
+    message = refusal(lambda: read(sd, "vae"), path)
+    assert message.startswith((" cannot be read (", " is no index of shards: it has no 'weight_map'"))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_missing_shard_and_a_missing_tensor_are_named(sd: Path, suffix: str) -> None:
+    path, first = shard(sd, "text_encoder", suffix)
+    index = json.loads(path.read_text())
+    names = [name for name, place in index["weight_map"].items() if place == first.name]
+    changed = {name: place for name, place in index["weight_map"].items() if name != names[0]}
+    path.write_text(json.dumps({"weight_map": changed}))
+    assert refusal(lambda: read(sd, "text_encoder"), first).startswith(
+        f" has {names[0]}, which {path.name} does not place there."
+    )
+    path.write_text(json.dumps({"weight_map": index["weight_map"] | {"another": first.name}}))
+    assert refusal(lambda: read(sd, "text_encoder"), first).startswith(
+        f" lacks another, which {path.name} places there."
+    )
+    path.write_text(json.dumps(index))
+    first.unlink()
+    assert refusal(lambda: read(sd, "text_encoder"), first) == (
+        f" is missing, where {path.name} places {names[0]}; copy the whole directory."
+    )
+    path.write_text(json.dumps({"weight_map": {"x": "long" * 100}}))
+    assert " is missing, where " in refusal(lambda: read(sd, "text_encoder"), sd / "text_encoder")
+    path.write_text(json.dumps({"weight_map": {"\ud800": "x"}}))
+    assert refusal(lambda: read(sd, "text_encoder"), path) == r" has '\ud800', which is no name of a tensor."
+
+
+def test_a_tensor_that_no_shard_has_is_named_with_the_index(sd: Path) -> None:
+    path, first = shard(sd, "vae")
+    weights, index = load_file(first), json.loads(path.read_text())
+    name = next(iter(weights))
+    del weights[name], index["weight_map"][name]
+    save_file(weights, first)
+    path.write_text(json.dumps(index))
+    assert refusal(lambda: read(sd, "vae"), path) == f" lacks {name}."
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_damage_and_code_in_a_shard_are_refused(sd: Path, suffix: str) -> None:
+    _, first = shard(sd, "vae", suffix)
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    assert "truncated or damaged" in refusal(lambda: read(sd, "vae"), first)
+    marker = sd / "marker"
+    torch.save({"hook": Trap(marker)}, first)  # a pickle is not read under the name of a safetensors file
+    refusal(lambda: read(sd, "vae"), first)
+    assert not marker.exists()
+
+
+# ---------------------------------------------------------------- tokenizers in one file
+
+PROMPTS = (PROMPT, "  A  Street's 123 café ÀÉ\u3000日本 🎉 don't ! !!! x<|endoftext|>", "", "tree " * 100)
+
+
+@pytest.fixture
+def new_tokenizer(sd: Path) -> Path:
+    """The directory's tokenizer as transformers 5 saves it."""
+    from transformers import CLIPTokenizer
+
+    folder = sd / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    shutil.rmtree(folder)
+    tokenizer.save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    return folder
+
+
+def assert_golden_tokens(sd: Path) -> None:
+    ours, golden = BaseModel.open(sd), BaseModel.open(GOLDEN / "sd")
+    for prompt in PROMPTS:
+        ids, cut = ours.tokenize(prompt)
+        expected, expected_cut = golden.tokenize(prompt)
+        assert ids.tolist() == expected.tolist()
+        assert cut == expected_cut
+
+
+def test_a_tokenizer_of_transformers_5_gives_the_same_tokens(sd: Path, new_tokenizer: Path) -> None:
+    assert_golden_tokens(sd)
+
+
+def test_without_its_config_the_file_still_tells_what_fills_prompts_up(sd: Path, new_tokenizer: Path) -> None:
+    (new_tokenizer / "tokenizer_config.json").unlink()
+    assert_golden_tokens(sd)
+    path = new_tokenizer / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] |= {"pad_id": 49407, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    path.write_text(json.dumps(content))
+    assert BaseModel.open(sd).tokenize("a street")[0].tolist()[-1] == 49407
+
+
+@pytest.mark.parametrize("config", [None, {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}])
+def test_the_old_files_need_one_that_tells_what_fills_prompts_up(
+    sd: Path, config: dict[str, Any] | None
+) -> None:
+    (sd / "tokenizer/tokenizer_config.json").unlink()
+    if config is not None:
+        (sd / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
+    assert_golden_tokens(sd)  # special_tokens_map.json has it
+    (sd / "tokenizer/special_tokens_map.json").unlink()
+    model = BaseModel.open(sd)
+    assert refusal(lambda: model.tokenize(PROMPT), sd / "tokenizer").startswith(
+        " does not tell which token fills prompts up: tokenizer_config.json is missing, or has no pad_token."
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"{}", b'{"model": {"type": "BPE"}}', b"[" * 10**5]
+)
+def test_a_damaged_file_is_refused(sd: Path, new_tokenizer: Path, content: bytes) -> None:
+    (new_tokenizer / "tokenizer.json").write_bytes(content)
+    model = BaseModel.open(sd)
+    assert refusal(lambda: model.tokenize(PROMPT), new_tokenizer).startswith(" cannot be read: ")
+
+
+def test_another_models_tokenizer_is_refused(sd: Path) -> None:
+    edit_config(sd, "text_encoder", vocab_size=1000)
+    model = BaseModel.open(sd)
+    assert refusal(lambda: model.tokenize(PROMPT), sd / "tokenizer").startswith(
+        " is not the text encoder's: it has a token 49407, and text_encoder/config.json a vocabulary of 1000."
+    )
+
+
+@pytest.mark.parametrize("factor", [0, -1, "0.2", None, True, float("nan"), float("inf")])
+def test_a_scaling_factor_that_is_none_is_refused(sd: Path, factor: object) -> None:
+    edit_config(sd, "vae", scaling_factor=factor)
+    assert refusal(lambda: BaseModel.open(sd), sd / "vae/config.json").startswith(" has scaling_factor = ")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from export import checkpoint as checkpoints
+from export import tensors
 from export.checkpoint import ADAPTERS, Checkpoint, load
 from export.synthetic.layout import resave_as_safetensors
 from runtime.errors import CheckpointError
@@ -208,13 +208,13 @@ def test_pickles_are_read_without_code_and_mapped_where_possible(
 
 def test_safetensors_are_read_when_they_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = checkpoints._OnDisk.__getitem__
+    original = tensors.OnDisk.__getitem__
 
-    def recorded(self: checkpoints._OnDisk, name: str) -> torch.Tensor:
+    def recorded(self: tensors.OnDisk, name: str) -> torch.Tensor:
         read.append(name)
         return original(self, name)
 
-    monkeypatch.setattr(checkpoints._OnDisk, "__getitem__", recorded)
+    monkeypatch.setattr(tensors.OnDisk, "__getitem__", recorded)
     opened = load(write(tiny(), tmp_path / "model.safetensors"))
     assert "mid.norm.weight" not in read
     first, second = opened.base["mid.norm.weight"], opened.base["mid.norm.weight"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, read_png
 from tiny_bundle import frames, tree, write_bundle, write_clip
 
 import build
@@ -99,6 +99,22 @@ def test_a_snapshot_restores_what_its_copy_restores(snapshot: Path, tmp_path: Pa
             results.append(list(restorer.restore(frames())))
     assert len(results[0]) == 2
     assert np.array_equal(*results)
+
+
+def test_the_command_line_restores_from_a_snapshot(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All networks of a real bundle, whose forms share their weights."""
+    linked, results = download(golden_bundle, tmp_path / "cache"), []
+    for name, bundle in (("linked", linked), ("plain", golden_bundle)):
+        output = tmp_path / f"{name}.png"
+        frame = GOLDEN / "in" / "frame_0000.png"
+        assert cli.main(["restore", str(frame), "-o", str(output), "--bundle", str(bundle), "--check"]) == 0
+        results.append(read_png(output))
+    assert np.array_equal(*results)
+    assert cli.main(["plan", "--bundle", str(linked), "--size", "512x512"]) == 0
+    assert cli.main(["doctor", "--bundle", str(linked)]) == 0
+    assert "everything is in order" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_reads_every_byte_of_a_snapshot(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:

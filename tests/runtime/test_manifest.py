@@ -115,6 +115,7 @@ def small() -> dict[str, Any]:
             "merged_sha256": "00",
             "tools": {"torch": "2"},
             "created": "2026-01-01T00:00:00+00:00",
+            "stripped_prefixes": {"state_dict_unet": "module."},
         },
     }
 
