@@ -242,27 +242,26 @@ def end(command: Callable[[], int]) -> int:
 
 def _delivered(code: int) -> int:
     """Whether everything that was printed arrived; the exit code that says so."""
-    failures = []
+    failed = []
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
         raw = getattr(getattr(stream, "buffer", None), "raw", None)
-        failures.append(raw.failure if isinstance(raw, _Tolerant) else None)
-    output = failures[0]
-    if output is not None and not _is_broken(output):
-        full = output.errno in (errno.ENOSPC, errno.EDQUOT)
-        _write_plainly(
-            f"error: standard output cannot be written: {output.strerror}. What was printed is not complete; "
-            f"{'free some space, or write' if full else 'write'} to another place.\n"
-        )
-    found = [failure for failure in failures if failure is not None]
-    if code or not found:
+        if isinstance(raw, _Tolerant) and raw.failure is not None:
+            failed.append(raw)
+            if raw.fileno() == 1 and not raw.unread:
+                _say_incomplete(raw.failure)
+    if code or not failed:
         return code
-    return BROKEN_PIPE if all(map(_is_broken, found)) else NOT_WRITTEN
+    return BROKEN_PIPE if all(raw.unread for raw in failed) else NOT_WRITTEN
 
 
-def _is_broken(failure: OSError) -> bool:
-    return isinstance(failure, (BrokenPipeError, ConnectionResetError))
+def _say_incomplete(failure: OSError) -> None:
+    full = failure.errno in (errno.ENOSPC, errno.EDQUOT)
+    _write_plainly(
+        f"error: standard output cannot be written: {failure.strerror}. What was printed is not complete; "
+        f"{'free some space, or write' if full else 'write'} to another place.\n"
+    )
 
 
 # -- streams -----------------------------------------------------------------------------------------------
@@ -275,6 +274,16 @@ class _Tolerant(io.FileIO):
     """
 
     failure: OSError | None = None
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._terminal = self.isatty()
+
+    @property
+    def unread(self) -> bool:
+        """Whether it failed because the other side has gone."""
+        gone = isinstance(self.failure, (BrokenPipeError, ConnectionResetError))
+        return gone or (self.failure is not None and self.failure.errno == errno.EIO and self._terminal)
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
@@ -302,7 +311,7 @@ def _tolerant(descriptor: int, stream: TextIO | None) -> TextIO:
             stream.flush()
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return io.TextIOWrapper(
-        io.BufferedWriter(_Tolerant(descriptor, "w", closefd=False)),
+        io.BufferedWriter(_Tolerant(descriptor)),
         encoding=encoding,
         errors=_HANDLER,
         line_buffering=descriptor == 2 or getattr(stream, "line_buffering", False),

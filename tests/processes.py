@@ -48,7 +48,8 @@ def started(
         options: of Popen.
     """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    options = pipes | {"text": True, "start_new_session": True} | options
+    text = {"text": True, "encoding": "utf-8", "errors": "replace"}
+    options = pipes | text | {"start_new_session": True} | options
     with _usual_signals(ignored):
         process = subprocess.Popen([*map(str, command)], **options)
     guard = threading.Timer(GUARD, _kill, [process])

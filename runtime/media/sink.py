@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from runtime import shell
 from runtime.errors import InputError, OutputError
 from runtime.media.source import Frame, Rgb
 from runtime.media.staging import Staging
@@ -60,8 +61,9 @@ class Sink(ABC):
                 if not self._written:
                     raise OutputError(f"not one frame was written to {self._staging.final}; nothing is kept.")
                 self._finish(partial=partial)
-                self._result = self._staging.commit(partial=partial)
-                self._ended = True
+                with shell.shield():  # there and known to be, or neither
+                    self._result = self._staging.commit(partial=partial)
+                    self._ended = True
             except BaseException:
                 self.abort()
                 raise
