@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import beside, forms, media
+from runtime import beside, forms, media, small_frames
 from runtime.errors import OutputError, TruncatedInputError, VsrError
 from runtime.forms import Form
 from runtime.memory import peak_bytes
@@ -100,11 +100,13 @@ class TruncatedError(TruncatedInputError):
 
 @dataclass(frozen=True)
 class Watcher:
-    """Called as the work proceeds: the source is open, networks are loaded, the way is clear, a frame is written."""
+    """Called as the work proceeds: the source is open, networks are loaded, the way is clear, something takes
+    longer than one would think, a frame is written."""
 
     opened: Callable[[media.SourceInfo], None] = lambda info: None
     loaded: Callable[[float], None] = lambda seconds: None
     arranged: Callable[[Form], None] = lambda form: None
+    noted: Callable[[str], None] = lambda sentence: None
     frame: Callable[[int], None] = lambda done: None
 
 
@@ -141,7 +143,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
                 if kept := _keep(sink, report):
                     error.args = (f"{error} But {kept}", *error.args[1:])
                 raise
-            report.notes = [*source.notes, *sink.notes]
+            report.notes += [*source.notes, *sink.notes]
             report.peak_memory = peak_bytes()
             if source.damage is not None:
                 raise TruncatedError(
@@ -189,6 +191,16 @@ def _restorer(job: Job) -> Restorer:
     )
 
 
+def _note_small(
+    restorer: Restorer, frame: media.Frame, frames: int | None, report: Report, watcher: Watcher
+) -> None:
+    height, width, _ = frame.rgb.shape
+    note = small_frames.note(restorer.manifest, restorer.backend, height, width, frames)
+    if note is not None:
+        report.notes.append(note)
+        watcher.noted(note)
+
+
 def _run(
     restorer: Restorer, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher
 ) -> None:
@@ -219,7 +231,11 @@ def _run(
                 report.height, report.width = restored.shape[:2]
                 behind.put((restored, waiting.popleft()))
 
+        begun = False
         for frame in beside.ahead(timed(source)):
+            if not begun:
+                begun = True
+                _note_small(restorer, frame, source.info.frame_count, report, watcher)
             if report.vae is None:
                 restorer.prepare(*frame.rgb.shape[:2])
                 if restorer.form is not None:

@@ -143,6 +143,9 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
             f"the VAE works {names[form.name]}: {escape(form.why)}", highlight=False, soft_wrap=True
         )
 
+    def noted(sentence: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+
     said = time.monotonic()
 
     def frame(done: int) -> None:
@@ -154,7 +157,7 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
             console.print(f"{done} of {progress.tasks[task].total or '?'} frames", highlight=False)
 
     with progress:
-        yield Watcher(opened, loaded, arranged, frame)
+        yield Watcher(opened, loaded, arranged, noted, frame)
 
 
 def print_report(console: Console, report: Report) -> None:

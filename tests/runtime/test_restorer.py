@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import real_clip
 
-from runtime import FrameError, Restorer, media
+from runtime import FrameError, Restorer, media, small_frames
+from runtime.bundle import Bundle
 from runtime.errors import BundleError, DeviceError, InputError
 from runtime.options import Options
 from runtime.resample import resize_bicubic
@@ -326,3 +328,17 @@ def test_a_graph_that_cannot_be_loaded_is_named(golden_bundle: Path, tmp_path: P
     shutil.copy(golden_bundle / "onnx" / "spynet.onnx", graph)
     with pytest.raises(BundleError, match=r"prompt\.npy cannot be read"):
         Restorer(bundle)
+
+
+def test_small_frames_are_noted_with_what_they_cost(golden_bundle: Path) -> None:
+    manifest = Bundle.open(golden_bundle).manifest
+    assert small_frames.note(manifest, "onnxruntime-cpu", 128, 300, 1) is None
+    strip = small_frames.note(manifest, "onnxruntime-cpu", 8, 64, 3)
+    assert strip is not None
+    assert "64x8 are enlarged to 1024x128" in strip
+    assert "256 times the pixels" in strip
+    assert re.search(r"about \d\S* \S+ a frame, \S+ \S+ in all, estimated", strip)
+    little = small_frames.note(manifest, "onnxruntime-cpu", 100, 120, 3)
+    assert little is not None
+    assert "estimated" not in little
+    assert "estimated" not in (small_frames.note(manifest, "tensorrt", 8, 64, 3) or "")
