@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from runtime.actions import Networks
     from runtime.manifest import Manifest
 
+_MOST_FRAMES = 1000  # of a demonstration
+_MOST_POSITIONS = 2**31 - 1  # that an attention may look at
 _EXAMPLES = """\
 examples:
   python build.py bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
@@ -167,8 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     from export import bundle
 
-    if options.top_k is not None and options.top_k < 1:
-        raise InputError(f"--top-k is {options.top_k}; expected 1 or more, or no --top-k for all.")
+    if options.top_k is not None and not 1 <= options.top_k <= _MOST_POSITIONS:
+        raise InputError(
+            f"--top-k is {options.top_k}; expected 1 to {_MOST_POSITIONS}, or no --top-k for all positions."
+        )
     request = bundle.BundleRequest(
         sd=options.sd,
         checkpoint=options.checkpoint,
@@ -297,8 +301,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    if options.frames < 1:
-        raise InputError(f"--frames is {options.frames}; expected 1 or more.")
+    if not 1 <= options.frames <= _MOST_FRAMES:
+        raise InputError(f"--frames is {options.frames}; expected 1 to {_MOST_FRAMES}.")
     return showcase.demo(Path(__file__), options.out, options.frames, Console())
 
 
@@ -312,11 +316,13 @@ def _gpu_acceptance(options: argparse.Namespace) -> int:
 def _full_size(options: argparse.Namespace) -> int:
     from export.synthetic import showcase
 
-    if options.frames < 2:
-        raise InputError(f"--frames is {options.frames}; expected 2 or more, for the first is warm-up.")
-    if options.torch_frames < 0 or options.torch_frames == 1:
+    if not 2 <= options.frames <= _MOST_FRAMES:
         raise InputError(
-            f"--torch-frames is {options.torch_frames}; expected 0, or 2 or more, for the first is warm-up."
+            f"--frames is {options.frames}; expected 2 to {_MOST_FRAMES}, for the first is warm-up."
+        )
+    if options.torch_frames != 0 and not 2 <= options.torch_frames <= _MOST_FRAMES:
+        raise InputError(
+            f"--torch-frames is {options.torch_frames}; expected 0, or 2 to {_MOST_FRAMES}, for the first is warm-up."
         )
     return showcase.full_size(
         Path(__file__),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ _BACKENDS: dict[str, Backend] = {
     "onnxruntime": "onnxruntime",
 }
 DEFAULT_SIZE = "1280x720"
+_MOST_GIGABYTES = 1_000_000_000  # an exabyte
+_MOST = {"tile": 4096, "vae_tile": 4096, "batch": 1024, "jobs": 1024, "workspace": _MOST_GIGABYTES}
 _EXAMPLES = """\
 examples:
   python build.py engines BUNDLE                                # RTX GPUs of every generation, 1280x720
@@ -260,15 +261,17 @@ def _engines(options: argparse.Namespace) -> int:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    for name in ("tile", "vae_tile", "batch", "jobs", "workspace"):
+    for name, most in _MOST.items():
         value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+        if value is not None and not 0 < value <= most:  # not a number is refused, too
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value}; expected a number above 0, {most} at most."
+            )
 
 
 def _bytes(option: str, gigabytes: float) -> int:
-    if not 0 <= gigabytes < math.inf:
-        raise InputError(f"{option} is {gigabytes}; expected a number of GB, 0 or more.")
+    if not 0 <= gigabytes <= _MOST_GIGABYTES:
+        raise InputError(f"{option} is {gigabytes}; expected a number of GB from 0 to {_MOST_GIGABYTES}.")
     return int(gigabytes * 1e9)
 
 

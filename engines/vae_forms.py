@@ -33,7 +33,7 @@ from runtime.forms import IN_STRIPS, WHOLE
 from runtime.host import HostDevice
 from runtime.manifest import Manifest, Stage, dimension, evaluate
 from runtime.memory import peak_bytes, resident_bytes
-from runtime.options import Options
+from runtime.options import Options, check_threads
 from runtime.schedule.build import tile_grid
 from runtime.shapes import whole_sizes
 from runtime.sizes import parse_size
@@ -41,6 +41,7 @@ from runtime.sizes import parse_size
 FORMS = ("whole", "strips", "tiles")
 _SCALING = 0.18215  # of Stable Diffusion's latents; the decoder takes them divided by it
 _RUNS = 1
+_MOST_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     bundle = Bundle.open(options.bundle)
-    if options.runs < 1:
-        raise InputError(f"--runs is {options.runs}; expected 1 or more.")
+    if not 1 <= options.runs <= _MOST_RUNS:
+        raise InputError(f"--runs is {options.runs}; expected 1 to {_MOST_RUNS}.")
+    check_threads(options.threads)
     Options({}, vae_tile=options.tile, vae_statistics="tile").check(bundle.manifest)
     texts = [part for text in options.size or ["1024x640,1920x1080"] for part in text.split(",")]
     sizes = [parse_size(text, bundle.manifest) for text in texts]

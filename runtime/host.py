@@ -15,9 +15,10 @@ import numpy as np
 
 from runtime import scratch
 from runtime.bundle import Bundle
-from runtime.errors import DeviceError, InputError
+from runtime.errors import DeviceError
 from runtime.forms import IN_STRIPS, WHOLE
 from runtime.manifest import STRIPS, Engine, FileEntry
+from runtime.options import check_threads
 from runtime.processor import cpu_target
 
 _log = logging.getLogger(__name__)
@@ -282,10 +283,9 @@ def thread_count(threads: int | None) -> int:
     """The threads to use: as asked, or one for each core.
 
     Raises:
-        InputError: fewer than one.
+        InputError: fewer than one, or more than can be meant.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads is {threads}; expected 1 or more.")
+    check_threads(threads)
     return threads or available_cores()
 
 

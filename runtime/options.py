@@ -12,6 +12,30 @@ Statistics = Literal["shared", "tile"]
 """Whose mean and deviation the VAE's normalisations use where a picture does not go through it in one piece."""
 
 
+_MOST_SLOTS = 64
+_MOST_THREADS = 1024
+
+
+def check_slots(slots: int) -> None:
+    """Refuses a number of frames in flight that cannot be meant.
+
+    Raises:
+        InputError: it is below 1, or above 64: the schedule has every slot's steps, and each takes memory.
+    """
+    if not 1 <= slots <= _MOST_SLOTS:
+        raise InputError(f"--slots is {slots}; expected 1 to {_MOST_SLOTS}.")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads that cannot be meant.
+
+    Raises:
+        InputError: it is below 1, or above 1024: libraries start them all.
+    """
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"--threads is {threads}; expected 1 to {_MOST_THREADS}.")
+
+
 @dataclass(frozen=True)
 class Options:
     """What a user may choose.

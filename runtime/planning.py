@@ -24,7 +24,7 @@ from runtime.engine_choice import (
 from runtime.errors import DeviceError, EngineError, InputError
 from runtime.forms import Available, Form
 from runtime.manifest import Engine
-from runtime.options import Options, tile_range
+from runtime.options import Options, check_slots, tile_range
 from runtime.resample import enlarged_size
 from runtime.schedule import memory
 from runtime.schedule.build import build
@@ -111,8 +111,7 @@ def make(bundle: Bundle, request: Request) -> Plan:
         InputError: a size, an option, a target or a number of slots that cannot be.
         BundleError: a report of an engine cannot be read.
     """
-    if request.slots < 1:
-        raise InputError(f"--slots is {request.slots}; expected 1 or more.")
+    check_slots(request.slots)
     if request.target is not None and not re.fullmatch(rf"sm_\d{{2,3}}|{PORTABLE}", request.target):
         raise InputError(
             f"--target {request.target}: expected a compute capability, e.g. sm_89, or {PORTABLE}."

@@ -23,7 +23,7 @@ from runtime.device import Device
 from runtime.errors import DeviceError, FrameError, InputError
 from runtime.forms import Form
 from runtime.manifest import Manifest, dimension
-from runtime.options import Options, Statistics
+from runtime.options import Options, Statistics, check_slots, check_threads
 from runtime.pipeline import Clock
 from runtime.resample import enlarged_size, resize_bicubic
 from runtime.runner import Runner
@@ -102,8 +102,8 @@ class Restorer:
         opened = Bundle.open(bundle, check=check)
         self.manifest = opened.manifest
         self.backend = backends.choose(backend, opened)[0]
-        if slots < 1:
-            raise InputError(f"--slots is {slots}; expected 1 or more.")
+        check_slots(slots)
+        check_threads(threads)
         self.slots = slots
         choices = {} if color is None else {"color": color}
         self._options = Options.of(choices, tile, overlap, vae_tile, vae_statistics)

@@ -94,9 +94,10 @@ def calibrate(options: argparse.Namespace, writer: Writer) -> int:
     """Runs `calibrate`; `writer` makes FP16 graphs (`export.half.write`). Returns the exit code."""
     from engines.accuracy import calibrate as work
     from engines.accuracy.calibration import network_json
-    from engines.accuracy.recording import read_clip
+    from engines.accuracy.recording import check_frames, read_clip
 
     console = Console(stderr=True)
+    check_frames(options.frames)
     work.check(options.bundle, options.limit, options.overwrite)
     clip = read_clip(options.clip, options.frames, options.start)
     request = work.Request(options.bundle, clip, options.limit, options.overwrite)
@@ -144,9 +145,10 @@ def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     """
     from engines.accuracy import gate, report
     from engines.accuracy import verify as work
-    from engines.accuracy.recording import read_clip
+    from engines.accuracy.recording import check_frames, read_clip
 
     console = Console(stderr=True)
+    check_frames(options.frames)
     if (options.sd is None) != (options.checkpoint is None):
         raise InputError("--sd and --checkpoint belong together; give both or neither.")
     bundle = Bundle.open(options.bundle)

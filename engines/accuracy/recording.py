@@ -23,6 +23,7 @@ from runtime.options import Options
 from runtime.pipeline import Pipeline
 from runtime.resample import enlarged_size, resize_bicubic
 
+_MOST_FRAMES = 10_000
 _BLOCK = 1 << 20
 
 
@@ -65,12 +66,21 @@ def read_clip(path: Path, frames: int, start: float = 0.0) -> Clip:
     Raises:
         InputError: fewer than one frame asked for, or the clip cannot be read.
     """
-    if frames < 1:
-        raise InputError(f"--frames is {frames}; expected 1 or more.")
+    check_frames(frames)
     with media.open_source(path, start=start, frames=frames) as source:
         pictures = tuple(frame.rgb for frame in itertools.islice(source, frames))
         files = list(source.files)
     return Clip(path, start, pictures, file_source(path.name, files))
+
+
+def check_frames(frames: int) -> None:
+    """Refuses a number of frames that cannot be meant: every one is kept in memory.
+
+    Raises:
+        InputError: it is below 1 or above 10 000.
+    """
+    if not 1 <= frames <= _MOST_FRAMES:
+        raise InputError(f"--frames is {frames}; expected 1 to {_MOST_FRAMES}.")
 
 
 def file_source(name: str, files: Sequence[Path]) -> Source:

@@ -18,6 +18,7 @@ from rich.console import Console
 from engines.alternatives import COMPILED, IN_TORCH, LEAST, PLAIN, RUNTIME, TORCH, WAYS
 from runtime.errors import CheckpointError, InputError
 from runtime.manifest import Manifest
+from runtime.options import check_threads
 
 if TYPE_CHECKING:
     from engines.alternatives.ways import Open, Way
@@ -187,8 +188,7 @@ def _ways(text: str) -> tuple[str, ...]:
 def _check_numbers(options: argparse.Namespace) -> None:
     if options.frames < LEAST:
         raise InputError(f"--frames is {options.frames}; expected {LEAST} or more, for the first is warm-up.")
-    if options.threads is not None and options.threads < 1:
-        raise InputError(f"--threads is {options.threads}; expected 1 or more.")
+    check_threads(options.threads)
 
 
 def _need(options: argparse.Namespace, *names: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.options import check_slots, check_threads
 
 Mode = Literal["throughput", "latency"]
 # in this order: the throughput's Restorer tells the number of slots, so that --compare can refuse early
@@ -55,8 +56,9 @@ class Plan:
         Raises:
             InputError: naming the option.
         """
-        if self.slots is not None and self.slots < 1:
-            raise InputError(f"--slots is {self.slots}; expected 1 or more.")
+        if self.slots is not None:
+            check_slots(self.slots)
+        check_threads(self.choices.get("threads"))
         for name, value, limit in (("--seconds", self.seconds, 86_400), ("--warmup", self.warmup, 3_600)):
             if not 0 <= value <= limit:  # also refuses nan
                 raise InputError(f"{name} is {value:g}; expected 0 to {limit}.")

@@ -29,6 +29,7 @@ __all__ = ["ColorTags", "Frame", "Sink", "Source", "SourceInfo", "Window", "open
 
 DEFAULT_FPS = Fraction(25)
 _MOST_SECONDS = 1e9  # of a start: 31 years; containers count in 64 bit
+_MOST_FRAMES = 1_000_000_000
 _MOST_RATE = 1000  # frames a second
 _MOST_TICKS = 1_000_000  # in numerator and denominator of a frame rate; containers hold them in 32 bit
 
@@ -40,13 +41,13 @@ def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | 
     decoded here, so that what cannot be restored is refused before anything else happens.
 
     InputError: missing, empty or unreadable file, no video in it, empty folder, pictures of different
-    sizes, high dynamic range, start beyond the end, start of a folder, frames below 1.
+    sizes, high dynamic range, start beyond the end, start of a folder, frames below 1 or beyond reason.
     """
     path = Path(path)
     if not 0 <= start <= _MOST_SECONDS:  # not a number is refused, too
         raise InputError(f"the start must be a number of seconds from 0 to {_MOST_SECONDS:.0f}, not {start}.")
-    if frames is not None and frames < 1:
-        raise InputError(f"the number of frames must be 1 or more, not {frames}.")
+    if frames is not None and not 1 <= frames <= _MOST_FRAMES:
+        raise InputError(f"the number of frames must be from 1 to {_MOST_FRAMES}, not {frames}.")
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         if not path.exists():
             raise InputError(f"{path} does not exist.")
