@@ -48,7 +48,7 @@ def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | 
         raise InputError(f"the start must be a number of seconds from 0 to {_MOST_SECONDS:.0f}, not {start}.")
     if frames is not None and not 1 <= frames <= _MOST_FRAMES:
         raise InputError(f"the number of frames must be from 1 to {_MOST_FRAMES}, not {frames}.")
-    if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
+    if path.is_dir() or images.is_picture(path):
         if not path.exists():
             raise InputError(f"{path} does not exist.")
         if start:

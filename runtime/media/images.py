@@ -13,9 +13,29 @@ from runtime.media.picture_reader import Look, PictureReader
 from runtime.media.source import Frame, Rgb, Source, SourceInfo
 
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"),
     *(".heic", ".heif", ".hif", ".avif"),
 )
+_MAGIC = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM....\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(?:hei[cxms]|hev[cxms]|mif1|avif)",
+    re.DOTALL,
+)
+# that begin as pictures do, and are videos
+_VIDEO_SUFFIXES = (".apng", ".mjpeg", ".mjpg", ".mng")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file is a picture: by its suffix, or by its first bytes, whatever it is called."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix in _VIDEO_SUFFIXES or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _MAGIC.match(file.read(16)) is not None
+    except OSError:
+        return False  # whoever opens it says why
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

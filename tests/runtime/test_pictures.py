@@ -82,6 +82,16 @@ def test_other_profiles_are_converted_and_said(tmp_path: Path, suffix: str) -> N
     assert notes[0].endswith("to sRGB.")
 
 
+@pytest.mark.parametrize("name", ["a", "a.tmp", "a.mp4"])
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_picture_is_known_by_its_contents(tmp_path: Path, suffix: str, name: str) -> None:
+    path = tmp_path / f"made{suffix}"
+    save(path, soft(), icc_profile=P3)
+    path.rename(tmp_path / name)
+    _, notes = read(tmp_path / name)
+    assert notes[0].endswith("to sRGB.")
+
+
 def test_a_grey_profile_is_converted(tmp_path: Path) -> None:
     grey = soft()[..., 0]
     curve = b"curv\0\0\0\0" + (1).to_bytes(4, "big") + round(1.8 * 256).to_bytes(2, "big") + b"\0\0"
@@ -255,6 +265,13 @@ def test_the_decoder_ends_with_its_reader(tmp_path: Path) -> None:
     assert process.poll() is None
     source.close()
     assert process.poll() is not None
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_samples_whose_white_is_not_known_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(soft()[..., 0].astype(kind)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="white is not known"):
+        media.open_source(tmp_path / "a.tif")
 
 
 def test_a_cmyk_photograph_is_read(tmp_path: Path) -> None:
