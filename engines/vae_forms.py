@@ -35,7 +35,7 @@ from runtime.manifest import Manifest, Stage, dimension, evaluate
 from runtime.memory import peak_bytes, resident_bytes
 from runtime.options import Options, check_threads
 from runtime.schedule.build import tile_grid
-from runtime.shapes import whole_sizes
+from runtime.shapes import frame_shapes, whole_sizes
 from runtime.sizes import parse_size
 
 FORMS = ("whole", "strips", "tiles")
@@ -106,6 +106,10 @@ def run(options: argparse.Namespace) -> int:
     Options({}, vae_tile=options.tile, vae_statistics="tile").check(bundle.manifest)
     texts = [part for text in options.size or ["1024x640,1920x1080"] for part in text.split(",")]
     sizes = [parse_size(text, bundle.manifest) for text in texts]
+    for width, height in sizes:
+        frame_shapes(
+            bundle.manifest, width, height, Options({})
+        )  # refuses what is larger than the networks take
     console = Console(stderr=True)
     report: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for width, height in sizes:

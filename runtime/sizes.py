@@ -8,7 +8,6 @@ from fractions import Fraction
 from runtime.errors import InputError
 from runtime.manifest import Manifest
 
-_MOST_SIDE = 4096  # of a frame
 _UNITS = {"b": 1, "mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
 
 
@@ -28,10 +27,6 @@ def parse_size(text: str, manifest: Manifest) -> tuple[int, int]:
         raise InputError(
             f"--size {text}: the restored picture is {scale} times the clip, so both sides are multiples of {scale}, "
             f"e.g. {near}."
-        )
-    if max(width, height) > scale * _MOST_SIDE:
-        raise InputError(
-            f"--size {text}: expected sides of {scale * _MOST_SIDE} at most; frames have {_MOST_SIDE}."
         )
     return width, height
 

@@ -20,6 +20,7 @@ SLOW_FRAME = 5.0  # seconds
 CHOICES = ("backend", "threads", "tile", "overlap", "vae_tile", "vae_statistics", "color")
 """What a report keeps of the Restorer's options."""
 _DISTINCT = 5
+_MOST_SIDE = 16_384  # of the restored picture; a bundle's own limit may be less
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Plan:
         Raises:
             InputError: naming the option.
         """
+        if max(self.width, self.height) > _MOST_SIDE:  # before frames of that size are made
+            raise InputError(f"--size {self.size}: expected sides of {_MOST_SIDE} at most.")
         if self.slots is not None:
             check_slots(self.slots)
         check_threads(self.choices.get("threads"))
