@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from runtime import doctor, plan_command, terminal
 from runtime.backends import BACKENDS
@@ -205,7 +206,8 @@ def _compare(options: argparse.Namespace) -> int:
         crop=options.crop,
         overwrite=options.overwrite,
     )
-    Console(stderr=True).print(f"{options.output}: {width}x{height}, bicubic | restored", highlight=False)
+    name = escape(terminal.printable(str(options.output)))
+    Console(stderr=True).print(f"{name}: {width}x{height}, bicubic | restored", highlight=False)
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from runtime import gpu, plan_show, planning, roofline
 from runtime.bench.compare import median_stages
@@ -20,6 +21,7 @@ from runtime.planning import Plan, Request
 from runtime.schedule.drawing import draw
 from runtime.schedule.events import hazards
 from runtime.sizes import parse_memory, parse_size
+from runtime.terminal import printable
 
 _EPILOG = """\
 examples:
@@ -116,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     if predictions:
         roofline.show(console, predictions)
     if options.draw is not None:
-        console.print(f"[bold]{options.draw}[/] shows the schedule", highlight=False)
+        console.print(f"[bold]{escape(printable(str(options.draw)))}[/] shows the schedule", highlight=False)
     return 0
 
 

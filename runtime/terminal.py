@@ -27,7 +27,7 @@ from rich.text import Text
 
 from runtime import shell
 from runtime.doctor import Diagnosis, EngineVerdict
-from runtime.errors import TruncatedInputError, VsrError
+from runtime.errors import OutputError, TruncatedInputError, VsrError
 from runtime.forms import Form
 from runtime.media import SourceInfo
 from runtime.media.staging import discard_unfinished
@@ -54,8 +54,9 @@ def errors(as_json: bool = False) -> Iterator[Outcome]:
         except VsrError as error:
             with shell.closing():
                 outcome.code = error.exit_code
-                _print_error(console, error, as_json)
-                _end_interrupted(console, outcome)
+                if shell.interrupted_by() is None or isinstance(error, OutputError):
+                    _print_error(console, error, as_json)
+                _end_interrupted(console, outcome)  # else the error is what a library made of the signal
         except KeyboardInterrupt as stop:
             with shell.closing():
                 outcome.code = shell.INTERRUPTED
@@ -127,7 +128,7 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
 
     def opened(info: SourceInfo) -> None:
         progress.update(task, total=info.frame_count)
-        console.print(f"{escape(str(source))}: {escape(info.description)}", highlight=False)
+        console.print(f"{escape(printable(str(source)))}: {escape(info.description)}", highlight=False)
 
     def loaded(seconds: float) -> None:
         progress.start_task(task)
@@ -172,10 +173,10 @@ def print_report(console: Console, report: Report) -> None:
     table.add_row("[bold]all", f"[bold]{total:.3f}", "")
     console.print(table)
     for note in report.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {escape(printable(note))}", highlight=False, soft_wrap=True)
     memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
     console.print(
-        f"[bold]{escape(report.output)}[/]: {report.frames} frames {report.width}x{report.height} in "
+        f"[bold]{escape(printable(report.output))}[/]: {report.frames} frames {report.width}x{report.height} in "
         f"{report.seconds:.1f} s ({report.fps:.2f} fps; loading took {report.load_seconds:.1f} s{memory}; "
         f"{report.backend})",
         highlight=False,
@@ -207,7 +208,7 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
             table.add_row(size, str(form["form"]), told, escape(str(form["why"])))
         console.print(table)
     for problem in found.problems:
-        console.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]problem:[/] {escape(printable(problem))}", highlight=False, soft_wrap=True)
     if not found.problems:
         console.print("[green]everything is in order[/]")
 
@@ -245,7 +246,7 @@ def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
 def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
     table = _facts("bundle")
     for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
-        table.add_row(name, escape(str(bundle[name])))
+        table.add_row(name, escape(printable(str(bundle[name]))))
     provenance = bundle["provenance"]
     assert isinstance(provenance, dict)
     for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):

@@ -136,7 +136,7 @@ def accept(steps: Sequence[Task], out: Path, console: Console, run: Run | None =
         temporary.replace(report)
     except OSError as error:
         raise OutputError(f"the report {report} cannot be written: {error.strerror or error}.") from error
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {escape(str(report))}", highlight=False, soft_wrap=True)
     return 0 if all(outcome.state == "passed" for outcome in outcomes.values()) else 9
 
 
@@ -191,7 +191,7 @@ def _do(step: Task, before: Mapping[str, Outcome], run: Run, console: Console) -
     missing = [name for name in step.needs if before[name].state != "passed"]
     if missing:
         outcome.said = [f"{', '.join(missing)} did not pass"]
-        console.print(f"not run: {outcome.said[0]}")
+        console.print(f"not run: {escape(outcome.said[0])}")
         return outcome
     console.print(f"[dim]{escape(outcome.command)}[/]", highlight=False, soft_wrap=True)
     started = time.perf_counter()

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from export.synthetic.demo import write_demo
@@ -145,7 +146,7 @@ def full_size(
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print_full_size(report, console)
-    console.print(f"report: {out / 'report.json'}")
+    console.print(f"report: {escape(str(out / 'report.json'))}")
     return 0
 
 
