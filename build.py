@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines import cli as engine_commands
-from engines import vae_forms
+from engines import schedules, vae_forms
 from engines.accuracy import cli as accuracy_commands
 from engines.alternatives import cli as alternative_commands
 from runtime import terminal
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     accuracy_commands.add_commands(commands)
     engine_commands.add_commands(commands)
     alternative_commands.add_commands(commands)
+    schedules.add_command(commands)
     vae_forms.add_command(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gpu-acceptance": _gpu_acceptance,
         "time": _time,
         "alternatives": _alternatives,
+        "schedule": schedules.run,
         "vae-forms": vae_forms.run,
     }
     commands |= dict.fromkeys(("engines", "cache", "diff", "doctor"), engine_commands.run)
@@ -232,7 +234,7 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
             console.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
 
         manifest = bundle.build(request, lower, bundle.Progress(network, phase, done, note))
-    table = Table(title=f"{request.out}", title_justify="left")
+    table = Table(title=escape(terminal.printable(str(request.out))), title_justify="left")
     for column in ("network", "nodes", "parameters", "bytes", "error", "seconds"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for result in exported:

@@ -76,8 +76,8 @@ def _steps(schedule: Schedule) -> Table:
         step = group.steps[0]
         action = group.action if len(group.steps) == 1 else f"{group.action} x {len(group.steps)}"
         buffers = " -> ".join(", ".join(names) or "the host" for names in (group.reads, group.writes))
-        if step.first is not None:
-            buffers += f" ({'first frame' if step.first else 'later frames'})"
+        if step.first:
+            buffers += " (first frame)"
         table.add_row(*map(escape, (group.name, group.lane, action, buffers)))
     return table
 

@@ -61,7 +61,7 @@ def segments(schedule: Schedule, events: Iterable[Event], loose: Sequence[str] =
 
     for step in schedule.device_steps:
         touched = {buffer for buffer, _ in step.accesses()}
-        alone = step.first is not None or step.action in ("upload", "download") or bool(touched & set(loose))
+        alone = step.first or step.action in ("upload", "download") or bool(touched & set(loose))
         if waits[step.name] or alone:
             close(step.lane)
         open_steps[step.lane].append(step)

@@ -49,7 +49,7 @@ class Group:
 
     def runs_for(self, first: bool) -> bool:
         """Whether it is done for a frame that has no predecessor, or for one that has."""
-        return self.steps[0].first in (None, first)
+        return first or not self.steps[0].first
 
 
 def fold(schedule: Schedule) -> list[Group]:

@@ -108,7 +108,7 @@ class Step:
         grid: for cut and blend.
         factor: numbers of the operand for one latent each way, for cut and blend.
         workspace: the scratch buffer that the step works in, None for none. A device may size it.
-        first: done only where a frame has no predecessor (True), only where it has (False), or always (None).
+        first: done only where a frame has no predecessor.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Step:
     grid: Grid | None = None
     factor: int = 1
     workspace: str | None = None
-    first: bool | None = None
+    first: bool = False
 
     def accesses(self) -> Iterator[tuple[str, bool]]:
         """The buffers that the step touches, and whether it writes them."""

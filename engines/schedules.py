@@ -1,0 +1,92 @@
+"""`build.py schedule`: schedules as files in a bundle, for hosts in other languages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engines import additions
+from runtime.bundle import Bundle
+from runtime.errors import DeviceError
+from runtime.options import Options, check_slots
+from runtime.resample import enlarged_size
+from runtime.schedule import file
+from runtime.schedule.build import build
+from runtime.schedule.events import derive
+from runtime.schedule.memory import amount
+from runtime.shapes import frame_shapes
+from runtime.sizes import parse_size
+
+FOLDER = "schedules"
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds the command's grammar."""
+    command = commands.add_parser(
+        "schedule",
+        help="write the schedule of a size into a bundle, for hosts in other languages",
+        description="Writes schedules/WxH-sS.json into BUNDLE: steps, lanes, events, and where each buffer lies. A "
+        "host that executes it gets the bytes that this runtime gets. docs/schedule.md explains the file.",
+    )
+    add = command.add_argument
+    add("bundle", type=Path, metavar="BUNDLE")
+    add(
+        "--size",
+        action="append",
+        required=True,
+        metavar="WxH",
+        help="of the restored picture; may be repeated",
+    )
+    add("--slots", type=int, default=1, metavar="S", help="frames in flight (default: 1)")
+    add("--tile", type=int, metavar="N", help=f"side of tiles in latents (default: {Options.tile})")
+    add("--overlap", type=int, default=Options.overlap, metavar="N", help="of tiles (default: %(default)s)")
+    add("--batch", type=int, default=1, metavar="B", help="tiles that a network takes at once (default: 1)")
+    add("--color", metavar="NAME", help="how colours are aligned (default: the bundle's)")
+    add("--json", action="store_true", help="print what was written as JSON on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Executes the command; its exit code."""
+    console = Console(stderr=True)
+    bundle = Bundle.open(arguments.bundle)
+    check_slots(arguments.slots)
+    choices = {} if arguments.color is None else {"color": arguments.color}
+    options = Options.of(choices, arguments.tile, arguments.overlap, None, "shared")
+    options.check(bundle.manifest)
+    written: list[dict[str, Any]] = []
+    with additions.staging(bundle.path) as folder:
+        (folder / FOLDER).mkdir()
+        for text in arguments.size:
+            width, height = parse_size(text, bundle.manifest)
+            frame_shapes(bundle.manifest, width, height, options)  # refuses what cannot be
+            scale = bundle.manifest.scale
+            inside = enlarged_size(height // scale, width // scale, bundle.manifest.minimum_side)
+            batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
+            schedule = build(bundle.manifest, *inside, options, arguments.slots, batches)
+            events = derive(schedule)
+            name = f"{FOLDER}/{width}x{height}-s{arguments.slots}.json"
+            file.write(folder / name, schedule, events)
+            if file.read(folder / name) != (schedule, events):
+                raise DeviceError(
+                    f"{name} would not hold the schedule that it was made of; please report it."
+                )
+            blocks = file.layout(schedule)[1]
+            written.append(
+                {"file": name, "steps": len(schedule.steps), "events": len(events), "blocks": blocks}
+            )
+        additions.sync(folder)
+        additions.commit(bundle.path, folder, lambda manifest: manifest, lambda manifest: manifest)
+    for item in written:
+        console.print(
+            f"{arguments.bundle / str(item['file'])}: {item['steps']} steps, {item['events']} events, "
+            f"{amount(item['blocks']['slot'])} a slot, {amount(item['blocks']['shared'])} shared",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if arguments.json:
+        print(json.dumps({"bundle": str(arguments.bundle), "schedules": written}, indent=1))  # noqa: T201
+    return 0
