@@ -63,6 +63,10 @@ class Sink(ABC):
                 self._finish(partial=partial)
                 with shell.shield():  # there and known to be, or neither
                     self._result = self._staging.commit(partial=partial)
+                if not partial and self._result != self._staging.final:
+                    self.add_note(
+                        f"Something else is at {self._staging.final} by now; the result is kept as {self._result}."
+                    )
                     self._ended = True
             except BaseException:
                 self.abort()

@@ -81,7 +81,7 @@ class Staging:
     def __init__(self, final: Path, *, overwrite: bool, folder: bool = False) -> None:
         final = _behind_links(final)
         self.final = final
-        self._folder = folder
+        self._folder, self._overwrite = folder, overwrite
         hidden = f".{_label(final)}.{_host()}.{os.getpid()}.{_RUN}-{next(_numbers)}"
         self.temporary = final.parent / f"{hidden}.part{'' if folder else final.suffix}"
         self._aside = final.parent / f"{hidden}.old"
@@ -162,7 +162,7 @@ class Staging:
         """Make it durable and visible; its path. A signal waits until that is done.
 
         With `partial` the name is <stem>.partial<suffix>, or <stem>.partial-2<suffix> and so on where that
-        is taken.
+        is taken; without, where something is at `final` by now that may not be replaced, <stem>-2<suffix> and so on.
         """
         with shell.shield():
             target = self._commit(partial)
@@ -175,11 +175,13 @@ class Staging:
             for file in self.temporary.iterdir() if self._folder else [self.temporary]:
                 _sync(file)
             if partial:
-                target = self._commit_partial()
+                target = self._commit_free(".partial")
+            elif not self._overwrite and self._is_taken(target):
+                target = self._commit_free("")
             elif self._folder and target.is_dir():
                 self._replace_folder(target)
             else:
-                self.temporary.replace(target)
+                self._replace_file(target)
             _sync(target.parent)
         except OSError as error:
             raise write_failure(error, target, self.temporary) from error
@@ -197,12 +199,21 @@ class Staging:
             raise write_failure(error, self.final, self.temporary) from error
         self.commit()
 
-    def _commit_partial(self) -> Path:
+    def _is_taken(self, target: Path) -> bool:
+        """Whether something is at the final name that was not there, or was an empty folder, at the beginning.
+
+        Of a file the name is taken by looking, so that no other run can take it in between.
+        """
+        if self._folder:
+            return target.exists() and (not target.is_dir() or any(target.iterdir()))
+        return not self._take(target)
+
+    def _commit_free(self, mark: str) -> Path:
         """Move it to a name that nothing has. The name is taken first, so that no other run can."""
-        target = self.final.with_name(_partial_name(self.final, ""))
         numbers = itertools.count(2)
+        target = self.final.with_name(_marked_name(self.final, mark or f"-{next(numbers)}"))
         while not self._take(target):
-            target = self.final.with_name(_partial_name(self.final, f"-{next(numbers)}"))
+            target = self.final.with_name(_marked_name(self.final, f"{mark}-{next(numbers)}"))
         try:
             self.temporary.replace(target)  # an empty folder gives way to another, too
         except BaseException:
@@ -221,6 +232,15 @@ class Staging:
         except FileExistsError:
             return False
         return True
+
+    def _replace_file(self, target: Path) -> None:
+        try:
+            self.temporary.replace(target)
+        except BaseException:
+            if not (self._overwrite or self._folder):  # then what is there is ours, and empty
+                with contextlib.suppress(OSError):
+                    target.unlink()
+            raise
 
     def _replace_folder(self, target: Path) -> None:
         """Folders cannot replace folders that are not empty, so the old one steps aside first.
@@ -270,9 +290,9 @@ def _behind_links(final: Path) -> Path:
     )
 
 
-def _partial_name(final: Path, number: str) -> str:
-    """The name with ".partial" in front of its suffix; of a name that is too long already, the beginning."""
-    end = f".partial{number}{final.suffix}"
+def _marked_name(final: Path, mark: str) -> str:
+    """The name with a mark in front of its suffix; of a name that is too long already, the beginning."""
+    end = f"{mark}{final.suffix}"
     stem = os.fsencode(final.stem)[: _NAME_BYTES - len(os.fsencode(end))]
     return stem.decode(errors="ignore" if _is_utf8(final.stem) else "surrogateescape") + end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -146,3 +147,26 @@ def test_frame_rates_that_cannot_be(folder: Path, tmp_path: Path, text: str) -> 
     with media.open_source(folder) as source, pytest.raises(InputError):
         media.open_sink(tmp_path / "out.mp4", source, fps=parse_fps(text))
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out"])
+def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path, name: str) -> None:
+    clip = Clip().write(tmp_path / "in.mp4")
+    for expected in ("-2", "-3"):
+        with (
+            media.open_source(clip, frames=2) as source,
+            media.open_sink(tmp_path / name, source, scale=1) as sink,
+        ):
+            for frame in source:
+                sink.write(frame.rgb, frame)
+            path = tmp_path / name
+            if path.suffix:
+                path.write_text("somebody else's")
+            else:
+                path.mkdir(exist_ok=True)
+                (path / "a.png").write_text("somebody else's")
+            kept = sink.close()
+            assert kept.name == f"out{expected}{path.suffix}"
+            assert any("by now" in note for note in sink.notes)
+        assert (path if path.suffix else path / "a.png").read_text() == "somebody else's"
+        path.unlink() if path.suffix else shutil.rmtree(path)
