@@ -24,6 +24,7 @@ from export.networks import cfr
 from kernels.errors import KernelError
 from kernels.gpu import build as gpu_kernel
 from kernels.gpu.targets import TARGETS
+from runtime import shell
 from runtime.errors import ExportError, OutputError
 from runtime.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
 
@@ -267,18 +268,17 @@ def _whole_directory(out: Path) -> Iterator[Path]:
     """A directory beside `out` that takes its place at the end, and disappears on any error."""
     parent = out.absolute().parent
     replaced: Path | None = None
+    temporary: Path | None = None
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
-    except OSError as error:
-        raise OutputError(f"{parent} is not writable: {error}.") from error
-    try:
-        temporary.chmod(0o755)  # mkdtemp's is for one's own eyes only
+        with shell.shield():  # made and known, or neither
+            temporary = _made(parent, out.name)
         yield temporary
-        if out.exists():
-            # aside first: a process that is killed here leaves the old bundle, under another name
-            replaced = temporary.with_suffix(".old")
-            out.rename(replaced)
-        temporary.rename(out)
+        with shell.shield():
+            if out.exists():
+                # aside first: a process that is killed here leaves the old bundle, under another name
+                replaced = temporary.with_suffix(".old")
+                out.rename(replaced)
+            temporary.rename(out)
     except OSError as error:
         if replaced is not None and not out.exists():
             replaced.rename(out)
@@ -288,9 +288,19 @@ def _whole_directory(out: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         if replaced is not None and out.exists():
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _made(parent: Path, name: str) -> Path:
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
+        temporary.chmod(0o755)  # mkdtemp's is for one's own eyes only
+    except OSError as error:
+        raise OutputError(f"{parent} is not writable: {error}.") from error
+    return temporary
 
 
 def _entries(path: Path) -> Iterator[Any]:
