@@ -15,6 +15,7 @@ import pytest
 from building import build, copy_of, rtx
 from conftest import psnr
 from fake_gpu import FakeDriver, FakeTensorRT, array_at
+from processes import GUARD
 
 from engines.cache import Cache
 from engines.operator import leave_out
@@ -90,7 +91,9 @@ def test_engines_that_were_built_are_chosen_and_chained(
     monkeypatch.setattr(start, "bindings", lambda: driver)
     monkeypatch.setattr(start, "detect", lambda: RTX_4090)
     with (
-        Restorer(bundle, backend="tensorrt_rtx", slots=2, engine_cache=tmp_path / "kept", timeout=60) as ours,
+        Restorer(
+            bundle, backend="tensorrt_rtx", slots=2, engine_cache=tmp_path / "kept", timeout=GUARD
+        ) as ours,
         Restorer(bundle, backend="onnxruntime-cpu") as cpu,
     ):
         frames = golden_frames[:3]

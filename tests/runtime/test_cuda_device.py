@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import ALLOCATING, RELEASES, SYNCHRONISING, Cheap, FakeDriver, FakeTensorRT, array_at
+from processes import GUARD
 from stages import dloral_manifest
 
 from runtime import tiling
@@ -127,7 +128,7 @@ class Gpu:
     def open(self) -> Runner:
         self.device.arrange(*SMALL, TILED)
         self.device.open(self.schedule, self.events, PROMPT, self.observer)
-        return Runner(self.device, self.schedule.slots, timeout=5)
+        return Runner(self.device, self.schedule.slots, timeout=GUARD)
 
 
 def choose(bundle: Bundle) -> Any:
@@ -292,7 +293,7 @@ def _whole_run(bundle: Bundle, fail: int | None) -> tuple[FakeDriver, Exception 
     try:
         device.arrange(*LARGE, TILED)
         device.open(schedule, derive(schedule), PROMPT, None)
-        run(Runner(device, 1, timeout=5), [np.zeros((*LARGE, 3), np.uint8)] * 2)
+        run(Runner(device, 1, timeout=GUARD), [np.zeros((*LARGE, 3), np.uint8)] * 2)
     except DeviceError as error:
         told = error
     for _ in range(2):  # an error while closing is told; closing again must then be enough

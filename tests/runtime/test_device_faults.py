@@ -14,7 +14,7 @@ from processes import GUARD
 from stages import dloral_manifest, shrunk
 
 from runtime.actions import Buffers
-from runtime.device import Device
+from runtime.device import Device, Ticket
 from runtime.errors import DeviceError, FrameError
 from runtime.lanes import HostLanes
 from runtime.options import Options
@@ -168,13 +168,20 @@ def test_a_thread_that_fails_tells_frame_and_stage(slots: int) -> None:
 
 def test_a_thread_that_hangs_is_timed_out_and_ends_when_cancelled() -> None:
     schedule, clip, go_on = real(2), frames(3), threading.Event()
+    hanging = threading.Event()
     cancelled: list[bool] = []
 
     def hang(network: str) -> None:
         if network == "unet":
+            hanging.set()
             cancelled.append(go_on.wait(GUARD))
 
-    device = HostLanes(Slow(hang), go_on.set)
+    class Waiting(HostLanes):
+        def wait(self, ticket: Ticket, timeout: float | None) -> None:
+            assert hanging.wait(GUARD), "the clock is started once it hangs, however slow the machine is"
+            super().wait(ticket, timeout)
+
+    device = Waiting(Slow(hang), go_on.set)
     _, error = push_all(opened(device, schedule, timeout=0.2), clip)
     assert error is not None
     assert "unet: it has not ended within 0.2 seconds" in str(error)
