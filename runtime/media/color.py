@@ -46,6 +46,7 @@ _CENTRED = frozenset(
     (
         *("mjpeg", "mjpegb", "ljpeg", "amv", "mpeg1video", "h261", "h263", "h263p", "h263i", "flv", "flv1"),
         *("rv10", "rv20", "theora", "vp3", "vp4", "vp5", "vp6", "vp6f", "vp6a", "vp8", "svq1", "svq3"),
+        "tiff",
     )
 )
 _SITINGS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
@@ -323,7 +324,21 @@ class Orientation:
         return np.ascontiguousarray(picture)
 
 
-_QUARTER_TURNS = {0: (1, 0, 0, 1), -90: (0, 1, -1, 0), 90: (0, -1, 1, 0)}
+_MOST_KINDS = 64  # of side data in a frame
+
+
+def _display_matrix(frame: VideoFrame) -> bytes | None:
+    """Side data of a kind that PyAV has no name for, such as EXIF, hides all the others; it is taken away first."""
+    for _ in range(_MOST_KINDS):
+        try:
+            items: Any = frame.side_data  # PyAV's annotation is not what it yields
+            return next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)
+        except ValueError as error:
+            kind = re.match(r"\d+", str(error))
+            if kind is None:
+                break
+            frame = _through(frame, "sidedata", f"mode=delete:type={kind[0]}")
+    return None
 
 
 def orientation_of(frame: VideoFrame) -> Orientation | None:
@@ -336,12 +351,7 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
     Colour profiles of PNG are the ones that have some, their names (FFmpeg 8, pngdec.c), also in a MOV or MKV.
     """
     frame = _through(frame, "sidedata", "mode=delete:type=ICC_PROFILE")
-    try:
-        items: Any = frame.side_data  # PyAV's annotation is not what it yields
-        matrix = next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)
-    except ValueError:  # side data of a kind that PyAV has no name for (EXIF) hides all the others
-        turn = _QUARTER_TURNS.get(frame.rotation, (-1, 0, 0, -1) if abs(frame.rotation) == 180 else None)
-        return None if turn is None else Orientation(*turn)
+    matrix = _display_matrix(frame)
     if matrix is None:
         return Orientation()
     # 16.16 fixed point; x' = a x + c y, y' = b x + d y with a, b at 0, 1 and c, d at 3, 4

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pillow_heif
-from PIL import BmpImagePlugin, Image, ImageCms, ImageFile, ImageOps
+from PIL import BmpImagePlugin, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "HEIF")
 _MAX_PIXELS = 1 << 28  # far more than can be restored: what says that it is larger is not decoded
@@ -30,6 +30,7 @@ _ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 _SUBFILE_TYPE, _REDUCED = 254, 1
 _STRIPS, _TILES = (273, 279), (324, 325)  # offsets, counts of bytes
 _SAMPLE_FORMAT, _FLOAT, _BITS = 339, 3, 258
+_PHOTOMETRIC, _YCBCR = 262, 6
 # ITU-T H.273, in the cICP block of a PNG or the nclx box of a HEIF
 _BT2020, _PQ, _HLG = 9, 16, 18
 _UNSPECIFIED, _BT709 = 2, 1
@@ -81,7 +82,7 @@ def decode(path: Path) -> tuple[dict[str, Any], bytes]:
             notes.append("The alpha channel (transparency) is dropped.")
         profile = image.info.get("icc_profile")
         upright = ImageOps.exif_transpose(image)
-        rgb, note = _in_srgb(_in_8_bit(upright), profile)
+        rgb, note = _in_srgb(_in_8_bit(upright, depth), profile)
         if note:
             notes.append(note)
         return {"size": rgb.size, "notes": notes}, rgb.tobytes()
@@ -89,7 +90,10 @@ def decode(path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        return Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
+        if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _YCBCR:  # type: ignore[attr-defined]
+            return _by_libtiff(path)
+        return image
     except Image.DecompressionBombError as error:
         raise RefusedError(f"is too large to be decoded ({error}).") from error
     except Image.UnidentifiedImageError as error:
@@ -100,6 +104,15 @@ def _opened(path: Path) -> Image.Image:
         raise RefusedError(f"cannot be read ({_reason(error)}).") from error
     except (SyntaxError, ValueError, EOFError, struct.error) as error:
         raise RefusedError(f"is damaged ({_reason(error)}); replace or remove it.") from error
+
+
+def _by_libtiff(path: Path) -> Image.Image:
+    """Opens a TIFF of YCbCr: Pillow's own decoder fails where pixels share chroma and takes any range for full."""
+    TiffImagePlugin.READ_LIBTIFF = True
+    try:
+        return Image.open(path, formats=("TIFF",))
+    finally:
+        TiffImagePlugin.READ_LIBTIFF = False
 
 
 def _reason(error: BaseException) -> str:
@@ -280,7 +293,7 @@ def _is_transparent(image: Image.Image) -> bool:
         return False
 
 
-def _in_8_bit(image: Image.Image) -> Image.Image:
+def _in_8_bit(image: Image.Image, depth: int) -> Image.Image:
     """RGB, L or CMYK."""
     mode = image.mode
     if mode in ("RGB", "L", "CMYK"):
@@ -290,7 +303,7 @@ def _in_8_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
     if mode == "I":
         samples = np.asarray(image).astype(np.int64)
-        if samples.min() < 0 or samples.max() > 65535:
+        if depth > 16 or samples.min() < 0 or samples.max() > 65535:
             raise RefusedError(
                 "holds 32-bit samples, whose white is not known; convert it to 8 or 16 bit first."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 
 import av
 import av.container
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
@@ -27,6 +30,8 @@ from runtime.media.video_source import ATTACHED_PICTURE, clocked, main_video, op
 log = logging.getLogger(__name__)
 
 COARSE = ("matroska", "webm")  # these round every time to milliseconds, and may repeat one
+_USUAL_CHANNELS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_MICROSECOND = Fraction(1, 1_000_000)
 _COPIED = ("audio", "subtitle", "attachment")
 _SUBTITLE_MARGIN = 10  # seconds before a cut in which a subtitle may begin that is still shown behind it
 # Tags that describe the input file rather than the clip; the muxer writes its own.
@@ -64,20 +69,28 @@ def _stream_tags(metadata: dict[str, str]) -> dict[str, str]:
 class StreamCopier:
     """Copies from the file at `path` into `output`, whose video stream is there already.
 
-    Opens the file a second time, so that decoding is free to run ahead. `note` receives the sentences.
+    Opens the file a second time, so that decoding is free to run ahead. `container`: FFmpeg's name of what is written,
+    which `output` may reach through `tee_of`. `note` receives the sentences.
     Call `copy_until` as the video proceeds, then `finish`, and `note_losses` when the file is closed.
     """
 
     def __init__(
-        self, path: Path, window: Window, output: av.container.OutputContainer, note: Callable[[str], None]
+        self,
+        path: Path,
+        window: Window,
+        output: av.container.OutputContainer,
+        container: str,
+        note: Callable[[str], None],
     ) -> None:
         self._window = window
         self._output = output
         self._note = note
-        self._format = "matroska" if output.format.name == "tee" else output.format.name
+        self._format = container
+        self._by_tee = output.format.name == "tee"
         self._holder = _NAMES.get(self._format, self._format)
         self._targets: dict[int, Stream] = {}
         self._next_dts: dict[int, int] = {}  # of each input stream, in its ticks
+        self._ends: dict[int, int] = {}  # of the last packet of each input stream, on the input's clock
         self._refused: set[int] = set()
         self._copied: set[int] = set()
         self._filled: set[int] = set()  # subtitle tracks with samples between the texts
@@ -140,6 +153,9 @@ class StreamCopier:
             self._note(f"{name} is not copied, because {self._holder} cannot hold it{advice}.")
             return
         target = self._output.add_stream_from_template(stream)
+        _name_channels(target)
+        if self._by_tee:
+            target.time_base = _MICROSECOND
         target.metadata.update(_stream_tags(stream.metadata))
         target.disposition = stream.disposition
         if stream.type == "attachment":
@@ -167,8 +183,9 @@ class StreamCopier:
         frame_seconds = 1 / Fraction(rate) if rate else None
         try:
             for packet in self._input.demux(streams):
-                if packet.dts is None and packet.pts is None:
-                    continue  # the empty packets at the end
+                if not packet.size:
+                    continue  # those at the end
+                self._complete(packet)
                 if clock is not None:
                     clock.move(packet, frame_seconds if packet.stream.type == "video" else None)
                     if packet.stream.index not in self._targets:
@@ -179,6 +196,15 @@ class StreamCopier:
             self._note(
                 f"Sound and subtitles are copied only in part: the input is damaged ({error.strerror})."
             )
+
+    def _complete(self, packet: Packet) -> None:
+        """Gives a packet without a time that of the end of the one before."""
+        index = packet.stream.index
+        if packet.pts is None and packet.dts is None:
+            packet.pts = packet.dts = self._ends.get(index, packet.stream.start_time or 0)
+        begin = packet.dts if packet.dts is not None else packet.pts
+        assert begin is not None
+        self._ends[index] = begin + (packet.duration or _ticks_of_frame(packet))
 
     def _shift(self, packet: Packet) -> bool:
         """Move the packet to the output's clock; False if it is not to be copied."""
@@ -230,10 +256,14 @@ class StreamCopier:
             return
         assert packet.pts is not None
         assert packet.dts is not None
-        # most muxers refuse a time that stands still
+        if self._by_tee:
+            _in_microseconds(packet)
+        # most muxers refuse a time that stands still, and count in ticks of their own
         packet.dts = max(packet.dts, self._next_dts.get(source.index, packet.dts))
         packet.pts = max(packet.pts, packet.dts)
-        self._next_dts[source.index] = packet.dts + (self._format not in COARSE)
+        self._next_dts[source.index] = packet.dts
+        if self._by_tee or self._format not in COARSE:
+            self._next_dts[source.index] += max(1, math.ceil((target.time_base or 0) / packet.time_base))
         packet.stream = target
         try:
             self._output.mux_one(packet)
@@ -273,6 +303,24 @@ class StreamCopier:
             self._note(f"{self._holder} does not keep these tags: {', '.join(sorted(lost))}.")
 
 
+def _in_microseconds(packet: Packet) -> None:
+    """Counts the packet's times so finely that many in a millisecond can be told apart."""
+    factor = packet.time_base / _MICROSECOND
+    assert packet.pts is not None
+    assert packet.dts is not None
+    packet.pts, packet.dts = round(packet.pts * factor), round(packet.dts * factor)
+    packet.duration = round((packet.duration or 0) * factor)
+    packet.time_base = _MICROSECOND
+
+
+def _ticks_of_frame(packet: Packet) -> int:
+    """How long a packet of sound lasts that does not say it; 0 where its codec does not either."""
+    context = packet.stream.codec_context
+    if not isinstance(context, AudioCodecContext) or not context.frame_size or not context.sample_rate:
+        return 0
+    return round(context.frame_size / (context.sample_rate * packet.time_base))
+
+
 def _moment(packet: Packet) -> Fraction:
     assert packet.pts is not None
     return packet.pts * packet.time_base
@@ -309,10 +357,18 @@ def _refusal(container: str, stream: Stream) -> str | None:
     return reason
 
 
+def _name_channels(stream: Stream) -> None:
+    """Says which channels a sound has that only says how many, as WAV and AVI do: MP4 cannot be ended without."""
+    if isinstance(stream, AudioStream) and stream.codec_context.layout.name.endswith(" channels"):
+        usual = _USUAL_CHANNELS.get(stream.codec_context.layout.nb_channels)
+        if usual is not None:
+            stream.codec_context.layout = usual
+
+
 def _refusal_by(target: Any, container: str, stream: Stream) -> str | None:
     try:
         with av.open(target, "w", format=container) as probe:
-            probe.add_stream_from_template(stream)
+            _name_channels(probe.add_stream_from_template(stream))
             probe.start_encoding()
     except (av.FFmpegError, ValueError) as error:
         return str(error)
@@ -324,7 +380,8 @@ def needs_tee(path: Path, container: str) -> bool:
 
     PyAV asks the muxer of Matroska for the codecs that have a name of their own there. The muxer holds every sound that
     WAV has a number for besides, WMA, ADPCM and A-law for example; its asking cannot be avoided, but another muxer can
-    be asked instead: `tee`, which takes everything and hands it on.
+    be asked instead: `tee`, which takes everything and hands it on. Not so for MOV: its muxer takes them, too, but of
+    some it finds only when it ends the file that it cannot.
     """
     if container != "matroska":
         return False

@@ -95,7 +95,9 @@ class VideoSink(Sink):
         if muxer == "tee":  # which does not ask for what Matroska asks for
             self._stream.codec_context.flags |= Flags.global_header.value
         if window is not None:
-            self._copier = StreamCopier(self._source.path, window, self._container, self.add_note)
+            self._copier = StreamCopier(
+                self._source.path, window, self._container, self._container_name, self.add_note
+            )
         try:
             with _quiet(self._codec.encoder):
                 self._container.start_encoding()

@@ -145,6 +145,7 @@ class VideoSource(Source):
         self._origin = round(_start_of(self._container) / self._time_base)
         self._zero = self._origin
         self._previous: int | None = None
+        self._step = self._tick()  # from the frame before to one that has no time
         self._clock = JoinedClock() if may_restart(self._container) else None
         self._last_packet_dts: int | None = None
         self._frames: Iterator[VideoFrame] = self._frames_from(start)
@@ -152,6 +153,10 @@ class VideoSource(Source):
         if first is None:
             self._refuse_empty(start)
         assert first is not None
+        if (
+            start <= 0
+        ):  # some readers know the first packet's time only, which need not be that of the first frame
+            self._origin = self._zero = min(self._origin, self._pts(first))
         if start > 0:
             self._zero = self._pts(first)
         elif self._origin:
@@ -239,12 +244,25 @@ class VideoSource(Source):
         )
 
     def _pts(self, frame: VideoFrame) -> int:
-        """The frame's time in ticks; frames without one follow the frame before at the average rate."""
+        """When the frame is shown, in ticks, as it says by itself."""
         if frame.pts is not None:
             return frame.pts
-        if frame.dts is not None:
-            return frame.dts
-        return self._origin if self._previous is None else self._previous + self._tick()
+        return self._origin if frame.dts is None else frame.dts
+
+    def _pts_behind(self, frame: VideoFrame) -> int:
+        """When the frame is shown, which is later than the frame before it.
+
+        Program streams, as on DVDs, may give a frame the time of the one that was shown just then: its decoding time
+        tells. Where that does not help, and for a frame without a time: it follows when the one before was shown.
+        """
+        if self._previous is None:
+            return self._pts(frame)
+        for pts in (frame.pts, frame.dts):
+            if pts is not None and pts > self._previous:
+                return pts
+        if frame.pts is None or self._clock is not None:
+            return self._previous + self._step
+        return frame.pts
 
     def _tick(self) -> int:
         return max(1, round(1 / (self._rate * self._time_base)))
@@ -256,8 +274,8 @@ class VideoSource(Source):
         # half a tick of tolerance: the container may have rounded the time that is asked for
         first_pts = self._origin + start / self._time_base - Fraction(1, 2)
         for frame in self._decoded_from(start):
-            pts = frame.pts = self._pts(frame)
-            self._previous = pts
+            pts = frame.pts = self._pts_behind(frame)
+            self._previous, self._step = pts, frame.duration or self._tick()
             if pts >= first_pts or start <= 0:
                 yield frame
 
@@ -412,7 +430,10 @@ class VideoSource(Source):
     # -- what the clip is ------------------------------------------------------------------------------
 
     def _frame_rate(self) -> Fraction:
-        for rate in (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate):
+        rates = [self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate]
+        if self._stream.start_time is None:  # of a bare stream: its reader puts 25 where it says nothing
+            rates = rates[1:] + rates[:1]
+        for rate in rates:
             if rate and _PLAUSIBLE_RATES[0] <= rate <= _PLAUSIBLE_RATES[1]:
                 return Fraction(rate)
         return Fraction(self._stream.average_rate or _FALLBACK_RATE)
