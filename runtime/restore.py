@@ -162,7 +162,12 @@ def _keep(sink: media.Sink, report: Report) -> str | None:
         kept = sink.close(partial=True)
     except OutputError as error:
         return f"what was finished could not be kept: {error}"
-    return f"the {report.frames} frames that were finished are kept as {kept}."
+    what = (
+        "1 frame that was finished is"
+        if report.frames == 1
+        else f"{report.frames} frames that were finished are"
+    )
+    return f"{what} kept as {kept}."
 
 
 def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher) -> None:

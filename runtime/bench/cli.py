@@ -165,6 +165,8 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _outputs(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Staging]:
     """Hidden files beside the outputs: what cannot be written is refused now, not after the measurement."""
+    if str(options.trace) == _STDOUT:
+        raise InputError("--trace -: a trace is a file; give a name such as trace.json.")
     paths = {"json": None if options.json in (None, _STDOUT) else Path(options.json), "trace": options.trace}
     wanted = {name: path for name, path in paths.items() if path is not None}
     if len({path.absolute() for path in wanted.values()}) < len(wanted):

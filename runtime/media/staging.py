@@ -108,14 +108,11 @@ class Staging:
             raise OutputError(f"the folder {parent} does not exist; create it with: mkdir -p {parent}")
 
     def _check_final(self, overwrite: bool) -> None:
+        _refuse_special(self.final)
         if self.final.is_dir() != self._folder and self.final.exists():
             expected, found = ("folder", "file") if self._folder else ("file", "folder")
             raise OutputError(
                 f"{self.final} is a {found}, a {expected} was to be written; choose another name."
-            )
-        if self.final.exists() and not (self.final.is_file() or self.final.is_dir()):
-            raise OutputError(
-                f"{self.final} is a device or a pipe, which cannot be replaced by a file; choose another name."
             )
         if self._folder and self.final.is_dir():
             self._check_folder(overwrite)
@@ -271,6 +268,15 @@ def discard_unfinished() -> None:
         staging.discard()
 
 
+def _refuse_special(final: Path) -> None:
+    """OutputError for a device or a pipe: a file in its place would not be what was meant."""
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise OutputError(
+            f"{final} is a device or a pipe, which cannot be replaced: results appear whole, under a name; choose that "
+            "of a file or folder."
+        )
+
+
 def _behind_links(final: Path) -> Path:
     """What a link leads to: that is replaced, and the link stays, as with cp.
 
@@ -279,6 +285,7 @@ def _behind_links(final: Path) -> Path:
     try:
         if not final.is_symlink():
             return final
+        _refuse_special(final)
         if final.exists():
             return final.resolve()
         leads = final.readlink()
