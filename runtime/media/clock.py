@@ -19,13 +19,20 @@ _JUMP = 10
 _FALL = Fraction(1, 10)
 _FALL_OF_SHOWING = 1
 _DISCONTINUOUS = 0x200  # AVFMT_TS_DISCONT
+_TIMELESS = 0x80  # AVFMT_NOTIMESTAMPS
 # Formats whose clock may restart, beside those that say it themselves.
 _MAY_RESTART = ("flv",)
 
 
 def may_restart(container: InputContainer) -> bool:
     """Whether files of this format can be put behind each other, so that times are not to be trusted."""
-    return bool(int(container.format.flags) & _DISCONTINUOUS) or container.format.name in _MAY_RESTART
+    marked = int(container.format.flags) & _DISCONTINUOUS and not is_timeless(container)
+    return bool(marked) or container.format.name in _MAY_RESTART
+
+
+def is_timeless(container: InputContainer) -> bool:
+    """Whether it is a bare stream, such as .h264 and .m2v: its reader makes times up, and 25 frames a second."""
+    return bool(int(container.format.flags) & _TIMELESS)
 
 
 class JoinedClock:

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from runtime.errors import InputError
 from runtime.media import color, structure
-from runtime.media.clock import JoinedClock, may_restart
+from runtime.media.clock import JoinedClock, is_timeless, may_restart
 from runtime.media.source import Frame, Source, SourceInfo, Window
 
 log = logging.getLogger(__name__)
@@ -255,8 +255,11 @@ class VideoSource(Source):
         Program streams, as on DVDs, may give a frame the time of the one that was shown just then: its decoding time
         tells. Where that does not help, and for a frame without a time: it follows when the one before was shown.
         """
+        timeless = is_timeless(self._container)
         if self._previous is None:
-            return self._pts(frame)
+            return self._origin if timeless else self._pts(frame)
+        if timeless:
+            return self._previous + self._step
         for pts in (frame.pts, frame.dts):
             if pts is not None and pts > self._previous:
                 return pts
@@ -283,11 +286,12 @@ class VideoSource(Source):
         """Decoded frames beginning with a keyframe at or before `start`, or with the clip's first frame.
 
         Containers index decoding times, which run ahead of presentation times, so a seek may land one
-        keyframe too late: then step back further, in the end to the beginning. Where clocks may restart, what
-        is at `start` is known only by who has read from the beginning on.
+        keyframe too late: then step back further, in the end to the beginning. Where clocks may restart, and
+        where there is none, what is at `start` is known only by who has read from the beginning on.
         """
         back = Fraction(0)
-        while start - back > 0 and self._clock is None:
+        seekable = self._clock is None and not is_timeless(self._container)
+        while start - back > 0 and seekable:
             target = self._origin + (start - back) / self._time_base
             try:
                 self._container.seek(int(target), stream=self._stream)
@@ -431,7 +435,7 @@ class VideoSource(Source):
 
     def _frame_rate(self) -> Fraction:
         rates = [self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate]
-        if self._stream.start_time is None:  # of a bare stream: its reader puts 25 where it says nothing
+        if is_timeless(self._container):
             rates = rates[1:] + rates[:1]
         for rate in rates:
             if rate and _PLAUSIBLE_RATES[0] <= rate <= _PLAUSIBLE_RATES[1]:

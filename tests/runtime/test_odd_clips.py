@@ -51,15 +51,21 @@ def assert_steady(path: Path, rate: str, frames: int = 12) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "name"), [("libx264", "in.h264"), ("libx265", "in.hevc"), ("mpeg2video", "in.m2v")]
+    ("encoder", "name"),
+    [("libx264", "in.h264"), ("libx265", "in.hevc"), ("mpeg2video", "in.m2v"), ("mpeg1video", "in.m1v")],
 )
 def test_a_bare_stream_has_the_rate_that_it_says(tmp_path: Path, encoder: str, name: str) -> None:
     rate = "60000/1001"
     clip = made(tmp_path, name, "-c:v", encoder, "-pix_fmt", "yuv420p", rate=rate)
     run = restore(clip, tmp_path / "out.mkv", scale=1)
     assert_steady(run.path, rate)
+    assert times(run.path)[0] == 0
     with media.open_source(clip) as source:
         assert source.info.fps == Fraction(rate)
+    with media.open_source(clip, start=6 / 59.94) as source:
+        rest = [frame.rgb for frame in source]
+    assert len(rest) == 6
+    assert all(np.array_equal(rgb, frame.rgb) for rgb, frame in zip(rest, run.frames[6:], strict=True))
 
 
 @pytest.mark.parametrize(
