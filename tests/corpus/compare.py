@@ -56,11 +56,16 @@ class Outcome:
 
 @dataclass
 class Probe:
-    """What ffmpeg makes of a file: frames (N,H,W,3), their times in seconds, and times of the sound's packets."""
+    """What ffmpeg makes of a file.
+
+    frames: (N,H,W,3). times: in seconds. sounds: times of the packets of each. shape: of a pixel, its width over its
+    height.
+    """
 
     frames: np.ndarray
-    times: list[Fraction]
-    sounds: list[list[Fraction]]
+    times: list[Fraction] = field(default_factory=list)
+    sounds: list[list[Fraction]] = field(default_factory=list)
+    shape: Fraction = Fraction(1)
 
 
 def check(recipe: Recipe, folder: Path) -> Outcome:
@@ -136,7 +141,7 @@ def _differences(recipe: Recipe, folder: Path, path: Path, run: Run) -> list[str
         findings += _about_times("read", times, expected.times, recipe.slack, tick=Fraction(1, 10**6))
     if run.path.is_dir() or run.path.suffix == ".png":
         names = sorted(run.path.iterdir()) if run.path.is_dir() else [run.path]
-        written = Probe(np.stack([np.asarray(Image.open(name)) for name in names]), [], [])
+        written = Probe(np.stack([np.asarray(Image.open(name)) for name in names]))
     else:
         written = probe(folder, run.path)
     tolerance = EXACT_TOLERANCE if _is_lossless(recipe) else WRITTEN_TOLERANCE
@@ -147,6 +152,12 @@ def _differences(recipe: Recipe, folder: Path, path: Path, run: Run) -> list[str
     if not recipe.picture and expected.times:
         findings += _about_tracks(folder, path, run)
         findings += _about_sync(expected, written, recipe.slack)
+        if (
+            written.times
+            and written.shape != expected.shape
+            and not any("shape" in note for note in run.notes)
+        ):
+            findings.append(f"pixels are {written.shape}, ffmpeg's are {expected.shape}")
     return findings
 
 
@@ -167,8 +178,8 @@ def _expected(recipe: Recipe, folder: Path, path: Path) -> Probe:
         return found
     if path.is_dir():
         files = sorted(path.iterdir())
-        return Probe(np.concatenate([_of_picture(recipe, folder, file) for file in files]), [], [])
-    return Probe(_of_picture(recipe, folder, path), [], [])
+        return Probe(np.concatenate([_of_picture(recipe, folder, file) for file in files]))
+    return Probe(_of_picture(recipe, folder, path))
 
 
 def _of_picture(recipe: Recipe, folder: Path, path: Path) -> np.ndarray:
@@ -218,7 +229,10 @@ def probe(folder: Path, path: Path, recipe: Recipe | None = None) -> Probe:
     width, height = int(size[1]), int(size[2])
     times = _times(text)
     frames = np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)
-    return Probe(frames, times.pop(0, []), [times[index] for index in sorted(times)])
+    shape = re.search(r"#sar 0: (\d+)/(\d+)", text)
+    known = shape is not None and int(shape[1]) and int(shape[2])
+    ratio = Fraction(int(shape[1]), int(shape[2])) if shape and known else Fraction(1)
+    return Probe(frames, times.pop(0, []), [times[index] for index in sorted(times)], ratio)
 
 
 def _decoding_times(folder: Path, path: Path, stream: int) -> list[Fraction]:

@@ -72,6 +72,8 @@ class Clip:
 
     def build(self) -> Recipe:
         """The recipe; files are numbered in the order in which the steps make them."""
+        if self.video.encoder == "rawvideo" and self.suffix == ".mov" and self.after:
+            self.pixel = "rgb24"  # of others, ffmpeg's copies do not say which they are
         steps: list[list[str]] = [["srt", "text.srt"]] if self.subtitles else []
         if any(codec in PICTURE_SUBTITLES for codec in self.subtitles):
             steps.append(["sup", "text.sup"])
@@ -150,7 +152,6 @@ _WITH_ALPHA = frozenset(
 Twist = Callable[[Clip], None]
 TWISTS: dict[str, tuple[Twist, str, str]] = {}  # name -> function, containers, encoders ("" for all)
 
-_ISO = ".mp4 .mov .m4v"
 _ANY = ".mp4 .mov .mkv .m4v"
 _UNEVEN = (
     "libx264 libx265 mpeg4 ffv1 libvpx libvpx-vp9 mjpeg png prores_ks rawvideo libaom-av1 flv wmv2 libtheora"
@@ -241,7 +242,8 @@ def open_gop(clip: Clip) -> None:
 
 
 def _tag(clip: Clip, matrix: str, primaries: str, transfer: str, full: bool = False) -> None:
-    """Codes the colours by these rules and says so; RGB stays what it is."""
+    """Codes the colours by these rules and says so; RGB stays as it is. ffmpeg takes all grey for full range."""
+    clip.pixel = "yuv420p" if clip.pixel.startswith("gray") else clip.pixel
     extent = "pc" if full else "tv"
     coded = {"bt470bg": "bt601", "bt2020nc": "bt2020"}.get(matrix, matrix)
     said = f"setparams=colorspace={matrix}:color_primaries={primaries}:color_trc={transfer}:range={extent}"

@@ -203,7 +203,15 @@ def _encoded(rng: random.Random, encoder: str, pixel: str, options: str) -> Reci
         f"a{suffix}",
         size=[width, height],
     )
-    alpha = pixel in ("rgba", "rgba64be", "rgba64le", "ya8", "ya16be", "bgra", "yuva420p")
+    alpha = suffix != ".bmp" and pixel in (
+        "rgba",
+        "rgba64be",
+        "rgba64le",
+        "ya8",
+        "ya16be",
+        "bgra",
+        "yuva420p",
+    )
     source = (
         f"testsrc2=size={width + width % 2}x{height + height % 2},hue=h=77,format=rgb24,crop={width}:{height}"
     )
@@ -224,7 +232,7 @@ def _encoded(rng: random.Random, encoder: str, pixel: str, options: str) -> Reci
     recipe.steps = [["ffmpeg", *words, *([] if suffix == ".avif" else ["-update", "1"]), f"a{suffix}"]]
     recipe.picture = {}
     recipe.scale = 4
-    recipe.tolerance = COARSE_TOLERANCE if "42" in pixel else TOLERANCE
+    recipe.tolerance = COARSE_TOLERANCE if "42" in pixel or "-q:v" in options else TOLERANCE
     recipe.notes = "alpha" if alpha else ""
     if pixel == "rgb444le":
         recipe.expect, recipe.words = REFUSED, "Unsupported BMP"

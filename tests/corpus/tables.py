@@ -88,15 +88,15 @@ VIDEOS = [
     Video("mpeg2video", "yuv420p yuv422p", ".mxf .gxf", "-q:v 2", size="720x576", rate="25"),
     Video("mpeg4", "yuv420p", ".mp4 .avi .mkv .mov .3gp .ts .nut .m4v .wtv", "-q:v 2"),
     Video("mpeg4", "yuv420p", ".avi .mkv", "-q:v 2 -vtag XVID -bf 2"),
-    Video("libxvid", "yuv420p", ".avi .mkv .mp4", "-q:v 2"),
+    Video("libxvid", "yuv420p", ".avi .mkv .mp4", "-q:v 2", even=True),
     Video("msmpeg4", "yuv420p", ".avi .mkv .wmv .asf", "-q:v 2"),
     Video("msmpeg4v2", "yuv420p", ".avi .mkv .asf", "-q:v 2"),
     Video("h261", "yuv420p", ".avi .mkv .mov", "-q:v 2", CENTER, size="176x144"),
     Video("h263", "yuv420p", ".3gp .avi .mov .mkv", "-q:v 2", CENTER, size="128x96"),
     Video("h263p", "yuv420p", ".avi .mkv .mov", "-q:v 2", CENTER, size="64x48"),
     Video("flv", "yuv420p", ".flv .swf .avi .mkv", "-q:v 2", CENTER),
-    Video("wmv1", "yuv420p", ".wmv .avi .mkv .asf", "-q:v 2"),
-    Video("wmv2", "yuv420p", ".wmv .avi .mkv .asf", "-q:v 2"),
+    Video("wmv1", "yuv420p", ".wmv .avi .mkv .asf", "-q:v 2", even=True),
+    Video("wmv2", "yuv420p", ".wmv .avi .mkv .asf", "-q:v 2", even=True),
     Video("rv10", "yuv420p", ".rm", "-q:v 2", CENTER, size="176x144"),
     Video("rv20", "yuv420p", ".rm", "-q:v 2", CENTER, size="176x144"),
     Video("mjpeg", "yuvj420p yuvj422p yuvj444p", ".avi .mov .mkv .mp4 .nut .mjpeg .asf", "-q:v 2", CENTER),
@@ -105,7 +105,8 @@ VIDEOS = [
     Video("jpeg2000", "rgb24 yuv420p yuv444p yuv422p10le gray rgba yuva444p", ".mov .mkv .avi .mp4"),
     Video("png", "rgb24 rgba gray ya8 rgb48be rgba64be gray16be pal8 monob", ".mov .mkv .avi"),
     Video("apng", "rgb24 rgba gray", ".apng", "-plays 0"),
-    Video("tiff", "rgb24 gray rgba yuv420p", ".mkv .mov", "-compression_algo packbits", CENTER),
+    Video("tiff", "rgb24 gray rgba", ".mkv .mov", "-compression_algo packbits"),
+    Video("tiff", "yuv420p", ".mkv .mov", "-compression_algo packbits", CENTER, even=True),
     Video("bmp", "bgr24 bgra rgb565le rgb555le gray", ".avi"),
     Video("gif", "rgb8 bgr8 pal8 gray", ".gif", rate="25"),
     Video("ffv1", "yuv420p yuv422p yuv444p yuv440p yuv411p yuv410p bgr0 bgra gray", ".mkv .avi .mov .nut"),
@@ -137,7 +138,7 @@ VIDEOS = [
     Video("wrapped_avframe", "yuv422p yuv444p yuv411p gray", ".y4m"),
     Video("qtrle", "rgb24 rgb555be argb gray", ".mov"),
     Video("prores_ks", "yuv422p10le yuv444p10le yuva444p10le", ".mov .mkv", "-qscale:v 8"),
-    Video("prores_aw", "yuv422p10le yuv444p10le", ".mov .mkv"),
+    Video("prores_aw", "yuv422p10le yuv444p10le", ".mov .mkv", even=True),
     Video("prores", "yuv422p10le", ".mov"),
     Video("dnxhd", "yuv422p", ".mov .mkv .mxf", "-profile:v dnxhr_lb", size="256x128"),
     Video("dnxhd", "yuv422p10le", ".mov", "-profile:v dnxhr_hqx", size="256x128"),
@@ -249,5 +250,5 @@ PICTURE_SUBTITLES = ("dvdsub", "dvbsub", "xsub")
 
 # Sizes that any codec takes which is not said to be choosy; odd ones are enlarged by 4 to be written in 4:2:0.
 SIZES = ["64x48", "64x48", "96x64", "64x64", "50x38", "63x47", "65x33", "33x17", "16x16", "98x18"]
-EVEN_SIZES = ["64x48", "64x48", "96x64", "64x64", "98x70", "66x50", "130x34", "48x80"]
+EVEN_SIZES = ["64x48", "64x48", "96x64", "64x64", "98x70", "66x50", "130x34", "66x98"]
 RATES = ["25", "25", "30", "30000/1001", "24000/1001", "50", "60000/1001", "15", "12", "10"]
