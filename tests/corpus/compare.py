@@ -40,6 +40,7 @@ BY_NUMBER = (
     "g723_1",
     "g726",
     "real_144",
+    "pcm_bluray",
 )
 COARSE = Fraction(1, 1000)  # ticks of Matroska and WebM
 _SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:out_range=full:interl=-1"

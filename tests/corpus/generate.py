@@ -230,6 +230,11 @@ def dropped_frames(clip: Clip) -> None:
 )
 def b_frames(clip: Clip) -> None:
     clip.options += ["-bf", "2", "-g", "6"]
+    if clip.suffix in (
+        ".mpg",
+        ".vob",
+    ):  # of some keyframes it does not say when they are shown; ffmpeg shows them early
+        clip.recipe.steady, clip.recipe.slack = clip.rate, 0.0001
     if clip.video.encoder == "libx264":
         clip.options += ["-x264-params", "b-adapt=0:b-pyramid=2"]
 
