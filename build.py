@@ -27,6 +27,7 @@ from engines.alternatives import cli as alternative_commands
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.memory import peak_bytes
+from runtime.sizes import output_folder
 
 if TYPE_CHECKING:
     from engines.alternatives.ways import Way
@@ -70,13 +71,15 @@ def parser() -> argparse.ArgumentParser:
     schedules.add_command(commands)
     vae_forms.add_command(commands)
     demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
-    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder (default: demo-out)")
+    demo.add_argument(
+        "--out", type=output_folder, default=Path("demo-out"), help="folder (default: demo-out)"
+    )
     demo.add_argument("--frames", type=int, default=3, help="frames to restore (default: 3)")
     full = commands.add_parser(
         "full-size", help="build and run full-size networks with random weights, and measure them"
     )
     full.add_argument(
-        "--out", type=Path, default=Path("full-size-out"), help="folder (default: full-size-out)"
+        "--out", type=output_folder, default=Path("full-size-out"), help="folder (default: full-size-out)"
     )
     full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
     full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
@@ -95,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "Needs 25 GB of disk while it runs.",
     )
     accept.add_argument(
-        "--out", type=Path, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)"
+        "--out", type=output_folder, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)"
     )
     accept.add_argument(
         "--backend",
@@ -120,7 +123,7 @@ def _add_bundle(commands: argparse._SubParsersAction) -> None:
     add(
         "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
     )
-    add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's directory")
+    add("--out", type=output_folder, required=True, metavar="BUNDLE", help="the bundle's directory")
     add(
         "--stage",
         choices=("both", "consistency"),

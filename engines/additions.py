@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import os
 import shutil
@@ -16,10 +15,8 @@ from filelock import FileLock
 
 from runtime import shell
 from runtime.bundle import refuse_hub_cache
-from runtime.errors import OutputError
+from runtime.errors import DISK_FULL, OutputError
 from runtime.manifest import FileEntry, Manifest
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -46,7 +43,7 @@ def staging(bundle: Path, needed: int = 0) -> Iterator[Path]:
             folder = Path(tempfile.mkdtemp(prefix=".adding-", suffix=".tmp", dir=bundle))
         yield folder
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise OutputError(
                 f"the disk is full: nothing was added to {bundle}. Free some space, or move the bundle to "
                 "another disk."

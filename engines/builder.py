@@ -7,7 +7,6 @@ its peak of memory is worth knowing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from engines.build_log import BuildLog, make_logger
 from engines.library import Library
 from engines.operator import leave_out
 from engines.strips import cut_into_strips
-from runtime.errors import EngineError, OutputError
+from runtime.errors import DISK_FULL, EngineError, OutputError
 from runtime.manifest import COMPATIBLE, STRIP, Operator, Profile
 
 
@@ -271,7 +270,7 @@ def _stream(module: Any, file: io.BufferedWriter) -> Any:
 
 def write_error(network: str, error: OSError) -> OutputError:
     """A plan that could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return OutputError(
             f"the disk is full: the engine of {network} was not written. Free some space (python build.py cache "
             "prune --limit GB), or choose another --cache-dir."

@@ -13,12 +13,11 @@ from engines import additions
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError
 from runtime.options import Options, check_slots
-from runtime.resample import enlarged_size
 from runtime.schedule import file
 from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.schedule.memory import amount
-from runtime.shapes import frame_shapes
+from runtime.shapes import frame_shapes, inside
 from runtime.sizes import parse_size
 
 FOLDER = "schedules"
@@ -63,10 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         for text in arguments.size:
             width, height = parse_size(text, bundle.manifest)
             frame_shapes(bundle.manifest, width, height, options)  # refuses what cannot be
-            scale = bundle.manifest.scale
-            inside = enlarged_size(height // scale, width // scale, bundle.manifest.minimum_side)
+            frame = inside(bundle.manifest, width, height)
             batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
-            schedule = build(bundle.manifest, *inside, options, arguments.slots, batches)
+            schedule = build(bundle.manifest, *frame, options, arguments.slots, batches)
             events = derive(schedule)
             name = f"{FOLDER}/{width}x{height}-s{arguments.slots}.json"
             file.write(folder / name, schedule, events)

@@ -15,8 +15,7 @@ from runtime.engine_choice import VAE_TILE
 from runtime.errors import InputError
 from runtime.manifest import Bound, Manifest, Network, Profile, Stage, dimension, evaluate
 from runtime.options import Statistics, tile_range
-from runtime.resample import enlarged_size
-from runtime.schedule.build import frame_sizes
+from runtime.shapes import whole_sizes
 from runtime.sizes import parse_size as read_size
 
 Range = tuple[int, int, int]
@@ -83,7 +82,11 @@ def parse_size(text: str, manifest: Manifest) -> Size:
 def _check_bounds(size: Size, manifest: Manifest) -> None:
     for stage in manifest.stages:
         for name, bound in manifest.networks[stage.network].bounds.items():
-            if stage.tiling is None and (value := _whole(size, manifest).get(name)) and value > bound.max:
+            if (
+                stage.tiling is None
+                and (value := whole_sizes(manifest, size.width, size.height).get(name))
+                and value > bound.max
+            ):
                 raise InputError(
                     f"--size {size}: {name} of {stage.network} would be {value}; this bundle's networks end at "
                     f"{bound.max}."
@@ -133,14 +136,8 @@ def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout
     return scratch + weights > layout.memory
 
 
-def _whole(size: Size, manifest: Manifest) -> dict[str, int]:
-    """The symbolic sizes of a whole frame: of the clip's picture, enlarged where it is too small, and latents."""
-    height, width = size.height // manifest.scale, size.width // manifest.scale
-    return frame_sizes(manifest, *enlarged_size(height, width, manifest.minimum_side))
-
-
 def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:
-    whole = _whole(size, manifest)
+    whole = whole_sizes(manifest, size.width, size.height)
     batch = (1, 1, 1)
     if stage.tiling is not None and layout.cuts(stage.tiling):
         latent = stage.tiling == "latent"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import importlib.metadata
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from kernels.errors import KernelError
 from kernels.gpu import build as gpu_kernel
 from kernels.gpu.targets import TARGETS
 from runtime import shell
-from runtime.errors import ExportError, OutputError
+from runtime.errors import DISK_FULL, ExportError, OutputError
 from runtime.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
@@ -282,7 +281,7 @@ def _whole_directory(out: Path) -> Iterator[Path]:
     except OSError as error:
         if replaced is not None and not out.exists():
             replaced.rename(out)
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_FULL:
             raise OutputError(
                 f"the disk is full: the bundle {out} was not written. Free some space."
             ) from error

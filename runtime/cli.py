@@ -183,16 +183,17 @@ def _restore(options: argparse.Namespace) -> int:
         values["fps"] = parse_fps(options.fps)
     job = Job(**values)
     console = Console(stderr=True)
+    notes: list[str] = []
     try:
-        with terminal.restoring(console, options.input) as watcher:
+        with terminal.restoring(console, options.input, notes) as watcher:
             report = restore(job, watcher)
     except TruncatedError as error:
-        terminal.print_report(console, error.report)
+        terminal.print_report(console, error.report, notes)
         raise
     if options.json:
         values = dataclasses.asdict(report) | {"fps": report.fps}
         print(json.dumps(values, indent=1))  # noqa: T201
-    terminal.print_report(console, report)
+    terminal.print_report(console, report, notes)
     return 0
 
 

@@ -19,7 +19,7 @@ from runtime.host import available_cores, choose
 from runtime.manifest import Engine
 from runtime.options import Options
 from runtime.processor import cpu_target
-from runtime.resample import enlarged_size
+from runtime.shapes import inside
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
@@ -89,10 +89,9 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
 
 
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
-    available, scale, found = Available.of(None), bundle.manifest.scale, {}
+    available, found = Available.of(None), {}
     for width, height in _USUAL:
-        inside = enlarged_size(height // scale, width // scale, bundle.manifest.minimum_side)
-        form = forms.choose(bundle, *inside, Options({}), available)
+        form = forms.choose(bundle, *inside(bundle.manifest, width, height), Options({}), available)
         found[f"{width}x{height}"] = forms.as_json(form)
     return found
 

@@ -7,8 +7,12 @@ with `exit_code`; library users catch `VsrError` or one of its kinds.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What an OSError's `errno` is where the disk, or the user's share of it, is full."""
 
 
 class VsrError(Exception):

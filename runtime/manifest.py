@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from runtime.errors import BundleError
+from runtime.records import MisfitError, parse
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -361,9 +362,9 @@ class Manifest:
                 "Build the bundle anew with this version's build.py, or use the runtime it was made for."
             )
         try:
-            manifest: Manifest = _parse(Manifest, data, "bundle.json")
+            manifest: Manifest = parse(Manifest, data, "bundle.json")
             _check(manifest)
-        except _MisfitError as error:
+        except MisfitError as error:
             raise BundleError(f"{path} is damaged: {error}. Build the bundle anew.") from error
         return manifest
 
@@ -413,64 +414,6 @@ def evaluate(polynomial: Mapping[str, float], sizes: Mapping[str, int]) -> float
     )
 
 
-class _MisfitError(Exception):
-    """A value in the manifest that does not fit its field."""
-
-
-def _parse(kind: Any, data: Any, where: str) -> Any:
-    """Builds `kind` (a dataclass, container, union or plain type) from JSON data, strictly."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), data, where)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise _MisfitError(f"{where} is not a list")
-        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise _MisfitError(f"{where} is not an object")
-        return {name: _parse(arguments[1], item, f"{where}.{name}") for name, item in data.items()}
-    if origin is Literal:
-        if data not in arguments:
-            raise _MisfitError(f"{where} is {data!r}, expected one of {', '.join(map(repr, arguments))}")
-        return data
-    if origin in (types.UnionType, typing.Union):
-        return _parse_union(arguments, data, where)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if kind is types.NoneType:
-        kind = type(None)
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise _MisfitError(f"{where} is {data!r}, expected a value of type {kind.__name__}")
-    return data
-
-
-def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
-    problems = []
-    for kind in kinds:
-        try:
-            return _parse(kind, data, where)
-        except _MisfitError as misfit:
-            problems.append(str(misfit))
-    raise _MisfitError(problems[0])
-
-
-def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise _MisfitError(f"{where} is not an object")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise _MisfitError(f"{where} has an unknown field {unknown[0]!r}")
-    values = {}
-    for name, spec in fields.items():
-        if name in data:
-            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise _MisfitError(f"{where} lacks the field {name!r}")
-    return kind(**values)
-
-
 def is_inside(path: str) -> bool:
     """True for a relative path, with forward slashes, that cannot leave the bundle."""
     pure = PurePosixPath(path)
@@ -495,41 +438,41 @@ def _check(manifest: Manifest) -> None:
     ]
     for path in [*manifest.files, *referenced]:
         if not is_inside(path):
-            raise _MisfitError(f"the path {path!r} leaves the bundle")
+            raise MisfitError(f"the path {path!r} leaves the bundle")
     for path in referenced:
         if path not in manifest.files:
-            raise _MisfitError(f"{path!r} is used but not among the files")
+            raise MisfitError(f"{path!r} is used but not among the files")
     for name, network in manifest.networks.items():
         _check_network(name, network)
     for engine in manifest.engines:
         if engine.network not in manifest.networks:
-            raise _MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
+            raise MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
     if manifest.operator is not None:
         _check_operator(manifest.operator, manifest)
     for name in ("scale", "window", "frame_multiple", "minimum_side", "latent_scale"):
         if getattr(manifest, name) < 1:
-            raise _MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")
+            raise MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")
     if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
-        raise _MisfitError("two stages have the same name")
+        raise MisfitError("two stages have the same name")
     written = set(manifest.inputs)
     for stage in manifest.stages:
         _check_stage(stage, manifest, written)
         written |= set(stage.writes.values())
     if manifest.output not in written:
-        raise _MisfitError(f"no stage writes the output {manifest.output!r}")
+        raise MisfitError(f"no stage writes the output {manifest.output!r}")
 
 
 def _check_network(name: str, network: Network) -> None:
     if "native" not in network.graphs:
-        raise _MisfitError(f"network {name} has no native graph")
+        raise MisfitError(f"network {name} has no native graph")
     for tensor in (*network.inputs, *network.outputs):
         for size in tensor.shape:
             try:
                 _, symbol = dimension(size)
             except ValueError as error:
-                raise _MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
+                raise MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
             if symbol and symbol not in network.bounds:
-                raise _MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
+                raise MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
     if network.work is not None:
         _check_work(name, network, network.work)
 
@@ -539,15 +482,15 @@ def _check_work(name: str, network: Network, work: Work) -> None:
         try:
             symbols = {symbol for symbol, _ in factors(product)}
         except ValueError as error:
-            raise _MisfitError(f"network {name}, its work: {error}") from error
+            raise MisfitError(f"network {name}, its work: {error}") from error
         if unknown := sorted(symbols - set(network.bounds)):
-            raise _MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
+            raise MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
 
 
 def _check_operator(operator: Operator, manifest: Manifest) -> None:
     network = manifest.networks.get(operator.network)
     if network is None:
-        raise _MisfitError(f"the operator is of {operator.network!r}, which is no network")
+        raise MisfitError(f"the operator is of {operator.network!r}, which is no network")
     inputs = {tensor.name for tensor in network.inputs}
     outputs = {tensor.name for tensor in network.outputs}
     for name, known in (
@@ -556,33 +499,33 @@ def _check_operator(operator: Operator, manifest: Manifest) -> None:
         (operator.output, outputs),
     ):
         if name not in known:
-            raise _MisfitError(
+            raise MisfitError(
                 f"the operator of {operator.network} stands at {name!r}, expected {sorted(known)}"
             )
     if set(operator.operands) != {"M", "P", "bias"}:
-        raise _MisfitError(
+        raise MisfitError(
             f"the operator has the operands {sorted(operator.operands)}, expected M, P and bias"
         )
     if operator.top_k != manifest.top_k:
-        raise _MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
+        raise MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
 
 
 def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
     for name in (stage.network, *stage.variants.values()):
         if name not in manifest.networks:
-            raise _MisfitError(f"stage {stage.name} runs {name!r}, which is not among the networks")
+            raise MisfitError(f"stage {stage.name} runs {name!r}, which is not among the networks")
         network = manifest.networks[name]
         if {tensor.name for tensor in network.inputs} != set(stage.reads):
-            raise _MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
+            raise MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
         if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
-            raise _MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
+            raise MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
     for buffer in stage.reads.values():
         if buffer.removesuffix(PREVIOUS) not in written:
-            raise _MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
+            raise MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
     if bool(stage.variants) != (stage.option is not None):
-        raise _MisfitError(f"stage {stage.name} has variants but no option, or an option but no variants")
+        raise MisfitError(f"stage {stage.name} has variants but no option, or an option but no variants")
     if stage.option is not None and manifest.option_defaults.get(stage.option) not in stage.variants:
-        raise _MisfitError(f"stage {stage.name}: the default of {stage.option!r} is none of its variants")
+        raise MisfitError(f"stage {stage.name}: the default of {stage.option!r} is none of its variants")
 
 
 def json_schema() -> dict[str, Any]:

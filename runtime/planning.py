@@ -25,13 +25,12 @@ from runtime.errors import DeviceError, EngineError, InputError
 from runtime.forms import Available, Form
 from runtime.manifest import Engine
 from runtime.options import Options, check_slots, tile_range
-from runtime.resample import enlarged_size
 from runtime.schedule import memory
 from runtime.schedule.build import build
 from runtime.schedule.events import Event, derive
 from runtime.schedule.graph import Schedule, Step
 from runtime.schedule.memory import MemoryPlan, amount
-from runtime.shapes import frame_shapes
+from runtime.shapes import frame_shapes, inside
 
 
 @dataclass(frozen=True)
@@ -122,16 +121,13 @@ def make(bundle: Bundle, request: Request) -> Plan:
     found = needs(bundle, choice.engines)
     if found.untold:
         unknown = f"the reports of its engines of {', '.join(found.untold)} do not tell all of it"
-    height, width = (side // manifest.scale for side in (request.height, request.width))
-    inside = enlarged_size(height, width, manifest.minimum_side)
-    schedules = {
-        s: build(manifest, *inside, choice.options, s, choice.batches) for s in {1, 2, request.slots}
-    }
+    frame = inside(manifest, request.width, request.height)
+    schedules = {s: build(manifest, *frame, choice.options, s, choice.batches) for s in {1, 2, request.slots}}
     one, two = (memory.plan(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
     schedule = schedules[request.slots]
     form = choice.form
     if request.target is None:
-        form = forms.choose(bundle, *inside, choice.options, request.available, request.slots)
+        form = forms.choose(bundle, *frame, choice.options, request.available, request.slots)
     assert form is not None
     return Plan(
         request, choice.options, schedule, derive(schedule), choice.engines, found, form, unknown, one, two

@@ -15,6 +15,7 @@ import numpy as np
 from runtime import beside, forms, media, small_frames
 from runtime.errors import OutputError, TruncatedInputError, VsrError
 from runtime.forms import Form
+from runtime.media.video_sink import VideoSink
 from runtime.memory import peak_bytes
 from runtime.options import Options, Statistics
 from runtime.restorer import Restorer
@@ -176,6 +177,9 @@ def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Repo
         report.backend = restorer.backend
         report.load_seconds = time.perf_counter() - started
         watcher.loaded(report.load_seconds)
+        for note in _early_notes(job, restorer, source, sink):
+            report.notes.append(note)
+            watcher.noted(note)
         _run(restorer, source, sink, report, watcher)
 
 
@@ -196,14 +200,19 @@ def _restorer(job: Job) -> Restorer:
     )
 
 
-def _note_small(
-    restorer: Restorer, frame: media.Frame, frames: int | None, report: Report, watcher: Watcher
-) -> None:
-    height, width, _ = frame.rgb.shape
-    note = small_frames.note(restorer.manifest, restorer.backend, height, width, frames)
-    if note is not None:
-        report.notes.append(note)
-        watcher.noted(note)
+def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media.Sink) -> Iterator[str]:
+    """What is worth knowing before the work, not only after it."""
+    info = source.info
+    if job.fps is not None and (info.time_base is not None or not isinstance(sink, VideoSink)):
+        why = (
+            "the output is pictures"
+            if info.time_base is None
+            else "the input's frames have times of their own"
+        )
+        yield f"The frame rate that was given is for a video made of pictures and is not used: {why}."
+    small = small_frames.note(restorer.manifest, restorer.backend, info.height, info.width, info.frame_count)
+    if small is not None:
+        yield small
 
 
 def _run(
@@ -236,11 +245,7 @@ def _run(
                 report.height, report.width = restored.shape[:2]
                 behind.put((restored, waiting.popleft()))
 
-        begun = False
         for frame in beside.ahead(timed(source)):
-            if not begun:
-                begun = True
-                _note_small(restorer, frame, source.info.frame_count, report, watcher)
             if report.vae is None:
                 restorer.prepare(*frame.rgb.shape[:2])
                 if restorer.form is not None:

@@ -28,10 +28,15 @@ class StageShape:
     sizes: dict[str, int]
 
 
+def inside(manifest: Manifest, width: int, height: int) -> tuple[int, int]:
+    """Height and width of the frames that a restored picture (width, height) is made of, enlarged if too small."""
+    scale = manifest.scale
+    return enlarged_size(height // scale, width // scale, manifest.minimum_side)
+
+
 def whole_sizes(manifest: Manifest, width: int, height: int) -> dict[str, int]:
     """The symbolic sizes of a whole restored picture (width, height)."""
-    scale = manifest.scale
-    return frame_sizes(manifest, *enlarged_size(height // scale, width // scale, manifest.minimum_side))
+    return frame_sizes(manifest, *inside(manifest, width, height))
 
 
 def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) -> tuple[StageShape, ...]:

@@ -1,9 +1,11 @@
-"""Sizes on the command line: of pictures, of memory, of time."""
+"""What is given on the command line: sizes of pictures and of memory, frame rates, folders."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from fractions import Fraction
+from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.manifest import Manifest
@@ -42,6 +44,13 @@ def parse_memory(text: str) -> int:
     if not bytes_:
         raise InputError(f"--memory {text}: expected a number and MB, MiB, GB or GiB, e.g. 16GB.")
     return bytes_
+
+
+def output_folder(text: str) -> Path:
+    """Reads the name of a folder that is written; argparse.ArgumentTypeError for `-`, which means standard output."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("a folder cannot be written to standard output (-); give it a name")
+    return Path(text)
 
 
 def parse_fps(text: str) -> Fraction | float:

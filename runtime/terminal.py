@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,8 +111,8 @@ class _Speed(ProgressColumn):
 
 
 @contextlib.contextmanager
-def restoring(console: Console, source: Path) -> Iterator[Watcher]:
-    """A progress bar: frames, frames a second, elapsed, remaining."""
+def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watcher]:
+    """A progress bar: frames, frames a second, elapsed, remaining. Notes that are printed are added to `notes`."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -145,6 +145,7 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
         )
 
     def noted(sentence: str) -> None:
+        notes.append(sentence)
         console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
     said = time.monotonic()
@@ -161,8 +162,8 @@ def restoring(console: Console, source: Path) -> Iterator[Watcher]:
         yield Watcher(opened, loaded, arranged, noted, frame)
 
 
-def print_report(console: Console, report: Report) -> None:
-    """The table of stages, and what was made."""
+def print_report(console: Console, report: Report, printed: Collection[str] = ()) -> None:
+    """The table of stages, the notes that were not `printed` before, and what was made."""
     table = Table(title="time for a frame, median", title_justify="left")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
@@ -172,7 +173,7 @@ def print_report(console: Console, report: Report) -> None:
         table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}")
     table.add_row("[bold]all", f"[bold]{total:.3f}", "")
     console.print(table)
-    for note in report.notes:
+    for note in (note for note in report.notes if note not in printed):
         console.print(f"[yellow]note:[/] {escape(printable(note))}", highlight=False, soft_wrap=True)
     memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
     console.print(

@@ -18,6 +18,7 @@ import processes
 import pytest
 from conftest import GOLDEN, psnr, read_png
 from media_clips import Clip, packets, times
+from PIL import Image
 
 import build
 from runtime import cli
@@ -190,6 +191,30 @@ def test_an_interrupted_run_leaves_nothing(
     assert process.returncode == 130, message
     assert "interrupted" in message
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize(("output", "why"), [("out.mp4", "have times of their own"), ("out", "is pictures")])
+def test_a_frame_rate_that_is_not_used_is_noted_once(
+    clip: Path, golden_bundle: Path, tmp_path: Path, capsys, output: str, why: str
+) -> None:
+    if output == "out":
+        Image.new("RGB", SIZE).save(tmp_path / "in.png")
+        clip = tmp_path / "in.png"
+    arguments = ["-o", tmp_path / output, "--bundle", golden_bundle, "--fps", "30000/1001", "--frames", 1]
+    assert run("restore", clip, *arguments) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("is not used") == 1
+    assert why in said
+
+
+def test_a_folder_is_not_written_to_standard_output(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("bundle --sd a --checkpoint b --out -", "demo --out -", "verify a --report -"):
+        with pytest.raises(SystemExit) as stopped:
+            build.main(command.split())
+        assert stopped.value.code == 2
+        assert "standard output (-)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_run_leaves_no_half_output(golden_bundle: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from runtime.bundle import Bundle, refuse_hub_cache
 from runtime.errors import InputError, VerificationError
+from runtime.sizes import output_folder
 
 if TYPE_CHECKING:
     from engines.accuracy.calibrate import Writer
@@ -85,7 +86,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     add("--frames", type=int, default=4, metavar="N", help="frames to compare (default: 4)")
     add("--sd", type=Path, metavar="DIR", help="the Stable Diffusion directory that the bundle was made from")
     add("--checkpoint", type=Path, metavar="FILE", help="its checkpoint")
-    add("--report", type=Path, metavar="FOLDER", help="where to write (default: BUNDLE-verify)")
+    add("--report", type=output_folder, metavar="FOLDER", help="where to write (default: BUNDLE-verify)")
     add("--overwrite", action="store_true", help="replace an earlier report in that folder")
     add("--json", action="store_true", help="print the report as JSON on standard output")
 

@@ -39,7 +39,7 @@ class Comparing:
     def __init__(self, console: Console, progress: Progress, ways: int) -> None:
         self._console, self._progress = console, progress
         self._task = progress.add_task("", total=ways)
-        self._way = ""
+        self._way = self._phase = ""
         self._logged = time.monotonic()
 
     def began(self, way: str) -> None:
@@ -49,10 +49,12 @@ class Comparing:
 
     def said(self, text: str) -> None:
         """See `comparison.Watcher`."""
+        phase, now = f"{self._way}: {text.partition(' ')[0]}", time.monotonic()
         text = f"{self._way}: {escape(text)}"
         self._progress.update(self._task, description=text)
-        if not self._console.is_terminal and time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()  # a log file shows no bar: a line now and then instead
+        # a log file shows no bar: a line for what is new, and now and then, instead
+        if not self._console.is_terminal and (phase != self._phase or now - self._logged >= _LOG_SECONDS):
+            self._phase, self._logged = phase, now
             self._console.print(text, highlight=False)
 
     def ended(self, way: str, record: Record) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from runtime.cuda.driver import Owned
 from runtime.schedule.graph import Schedule
-
-ALIGNMENT = 512  # bytes; what TensorRT asks for of the memory that its contexts work in, on some GPUs
+from runtime.schedule.memory import ALIGNMENT, arrange
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,10 @@ def allocate(schedule: Schedule, scratch: Mapping[str, int], owned: Owned) -> Ad
     """
     each = {name: b.bytes for name, b in schedule.buffers.items() if b.kind == "slot"}
     shared = {name: b.bytes for name, b in schedule.buffers.items() if b.kind in ("state", "constant")}
-    offsets, size = _arrange(each)
-    common_offsets, common_size = _arrange(shared | dict(scratch))
+    # at least one byte of each, which CUDA insists on
+    (offsets, size), (common_offsets, common_size) = (
+        (places, max(end, ALIGNMENT)) for places, end in map(arrange, (each, shared | dict(scratch)))
+    )
     common = owned.memory(common_size)
     at = {name: common + offset for name, offset in common_offsets.items()}
     slots = []
@@ -53,12 +54,3 @@ def allocate(schedule: Schedule, scratch: Mapping[str, int], owned: Owned) -> Ad
         {name: (at[name], need) for name, need in scratch.items()},
         common_size + size * schedule.slots,
     )
-
-
-def _arrange(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Offsets one after another, and the size of all; at least one byte, which CUDA insists on."""
-    offsets, end = {}, 0
-    for name, size in sizes.items():
-        offsets[name] = end
-        end += -(-size // ALIGNMENT) * ALIGNMENT
-    return offsets, max(end, ALIGNMENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import shutil
@@ -11,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from runtime.errors import DISK_FULL
+
 # What an encoder still holds back, and an index: tens of frames, of a megabyte or so each in large pictures.
 _ASIDE = 64 << 20
 _SHARE = 8  # at most one part in so many of what is free
@@ -43,7 +43,7 @@ class ReservedFile(io.RawIOBase):
             try:
                 done += self._file.write(view[done:])
             except OSError as error:
-                if error.errno not in FULL or self._aside is None:
+                if error.errno not in DISK_FULL or self._aside is None:
                     raise
                 self.is_full = True
                 self._free()

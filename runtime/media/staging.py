@@ -15,11 +15,10 @@ import socket
 from pathlib import Path
 
 from runtime import shell
-from runtime.errors import OutputError
+from runtime.errors import DISK_FULL, OutputError
 
 log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUN = secrets.token_hex(4)  # tells this process from earlier ones with the same number
 _numbers = itertools.count()  # of this process's outputs
 _unfinished: set[Staging] = set()
@@ -32,7 +31,7 @@ def write_failure(error: OSError | Exception, final: Path, temporary: Path | Non
     """What the person at the terminal is told when writing `final` failed with `error`."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error)
-    if code in _FULL:
+    if code in DISK_FULL:
         return OutputError(
             f"the disk is full: {_size_of(temporary)} of {final.name} were written, "
             f"{_megabytes(_free(final.parent))} are left in {final.parent}. "

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 from runtime.errors import BundleError
+from runtime.records import MisfitError, parse
 from runtime.schedule.events import Event, hazards
-from runtime.schedule.graph import Action, Buffer, Grid, Kind, Lane, Schedule, Step
+from runtime.schedule.graph import Buffer, Kind, Lane, Schedule, Step
+from runtime.schedule.memory import arrange
 
 FORMAT = 1
-ALIGNMENT = 512
-"""Bytes: buffers begin at multiples, as the engines want it of addresses."""
-_TYPES = ("uint8", "float32", "float16", "int32", "int64", "bool")
+_Dtype = Literal["uint8", "float32", "float16", "int32", "int64", "bool"]
 _BLOCKS: dict[Kind, str] = {
     "slot": "slot",
     "staging": "staging",
@@ -63,15 +64,12 @@ def layout(schedule: Schedule) -> tuple[dict[str, int], dict[str, int]]:
     Blocks `slot` and `staging` are needed once for each slot, `shared` once. Scratch has no size of its own: it is as
     large as the engines that work in it say, so each buffer of that kind begins at 0 of memory of its own.
     """
-    offsets: dict[str, int] = {}
-    blocks = {"slot": 0, "staging": 0, "shared": 0}
-    for buffer in schedule.buffers.values():
-        block = _BLOCKS[buffer.kind]
-        if block not in blocks:
-            offsets[buffer.name] = 0
-            continue
-        offsets[buffer.name] = blocks[block]
-        blocks[block] += -(-buffer.bytes // ALIGNMENT) * ALIGNMENT
+    offsets = dict.fromkeys(schedule.buffers, 0)
+    blocks = {}
+    for block in ("slot", "staging", "shared"):
+        sizes = {b.name: b.bytes for b in schedule.buffers.values() if _BLOCKS[b.kind] == block}
+        places, blocks[block] = arrange(sizes)
+        offsets |= places
     return offsets, blocks
 
 
@@ -91,7 +89,7 @@ def read(path: Path) -> tuple[Schedule, tuple[Event, ...]]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else None
-            raise _MisfitError(f"it has format {found!r}, this runtime reads {FORMAT}")
+            raise MisfitError(f"it has format {found!r}, this runtime reads {FORMAT}")
         return _parsed(data)
     except (OSError, ValueError) as error:
         raise BundleError(
@@ -100,8 +98,42 @@ def read(path: Path) -> tuple[Schedule, tuple[Event, ...]]:
         ) from error
 
 
-class _MisfitError(ValueError):
-    """A value in the file that does not fit."""
+@dataclass(frozen=True)
+class _Blocks:
+    slot: int
+    staging: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A buffer and where it lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: _Dtype
+    kind: Kind
+    block: str
+    offset: int
+    bytes: int
+
+    @property
+    def buffer(self) -> Buffer:
+        """Without its place, which follows from all buffers' sizes."""
+        return Buffer(self.name, self.shape, self.dtype, self.kind)
+
+
+@dataclass(frozen=True)
+class _File:
+    format: int
+    slots: int
+    frame: str
+    result: str
+    blocks: _Blocks
+    lanes: tuple[Lane, ...]
+    buffers: tuple[_Placed, ...]
+    steps: tuple[Step, ...]
+    events: tuple[Event, ...]
 
 
 def _step_as_json(step: Step) -> dict[str, Any]:
@@ -112,117 +144,34 @@ def _step_as_json(step: Step) -> dict[str, Any]:
     return values
 
 
-def _parsed(data: Mapping[str, Any]) -> tuple[Schedule, tuple[Event, ...]]:
-    fields = ("format", "slots", "frame", "result", "blocks", "lanes", "buffers", "steps", "events")
-    _expect(data, fields, "the file")
-    lanes = [_record(Lane, item, "a lane") for item in _list(data["lanes"], "lanes")]
-    buffers = [_buffer(item) for item in _list(data["buffers"], "buffers")]
-    steps = tuple(_step(item) for item in _list(data["steps"], "steps"))
-    events = tuple(_record(Event, item, "an event") for item in _list(data["events"], "events"))
-    for names, what in (([b.name for b in buffers], "buffers"), ([lane.name for lane in lanes], "lanes")):
-        if len(set(names)) != len(names):
-            raise _MisfitError(f"two {what} have the same name")
+def _parsed(data: Any) -> tuple[Schedule, tuple[Event, ...]]:
+    found: _File = parse(_File, data, "the file", whole=True)
+    for named, what in ((found.buffers, "buffers"), (found.lanes, "lanes")):
+        if len({item.name for item in named}) != len(named):
+            raise MisfitError(f"two {what} have the same name")
+    for placed in found.buffers:
+        if min(placed.shape, default=0) < 0 or placed.bytes != placed.buffer.bytes:
+            raise MisfitError(f"the size of buffer {placed.name} does not follow from its shape")
+    if wrong := [step.name for step in found.steps if step.factor < 1]:
+        raise MisfitError(f"the factor of step {wrong[0]!r} is below 1")
     schedule = Schedule(
-        {lane.name: lane for lane in lanes},
-        {buffer.name: buffer for buffer in buffers},
-        steps,
-        _integer(data["slots"], "slots"),
-        _name(data["frame"], "frame"),
-        _name(data["result"], "result"),
+        {lane.name: lane for lane in found.lanes},
+        {placed.name: placed.buffer for placed in found.buffers},
+        found.steps,
+        found.slots,
+        found.frame,
+        found.result,
     )
-    _expect(data["blocks"], ("slot", "staging", "shared"), "blocks")
     if {schedule.frame, schedule.result} - set(schedule.buffers):
-        raise _MisfitError("the staging buffers of frame and result are not among the buffers")
-    if unknown := {name for event in events for name in (event.before, event.after)} - set(schedule.index):
-        raise _MisfitError(f"an event names the unknown step {sorted(unknown)[0]!r}")
+        raise MisfitError("the staging buffers of frame and result are not among the buffers")
+    if unknown := {name for e in found.events for name in (e.before, e.after)} - set(schedule.index):
+        raise MisfitError(f"an event names the unknown step {sorted(unknown)[0]!r}")
     offsets, blocks = layout(schedule)
-    if [item["offset"] for item in data["buffers"]] != list(offsets.values()) or data["blocks"] != blocks:
-        raise _MisfitError("buffers do not lie where their sizes put them")
-    if found := hazards(schedule, events):
-        raise _MisfitError(f"it has a race: {found[0]}")
-    return schedule, events
-
-
-def _buffer(item: Any) -> Buffer:
-    _expect(item, ("name", "shape", "dtype", "kind", "block", "offset", "bytes"), "a buffer")
-    if item["kind"] not in tuple(get_args(Kind)):
-        raise _MisfitError(f"a buffer of the unknown kind {item['kind']!r}")
-    shape = tuple(_integer(size, "a size of a buffer") for size in _list(item["shape"], "shape"))
-    if not isinstance(item["name"], str) or item["dtype"] not in _TYPES:
-        raise _MisfitError(f"a buffer {item['name']!r} of the type {item['dtype']!r}")
-    buffer = Buffer(item["name"], shape, item["dtype"], item["kind"])
-    if min(shape, default=0) < 0 or item["bytes"] != buffer.bytes:
-        raise _MisfitError(f"the size of buffer {buffer.name} does not follow from its shape")
-    return buffer
-
-
-def _step(item: Any) -> Step:
-    _expect(item, tuple(field.name for field in dataclasses.fields(Step)), "a step")
-    if item["action"] not in get_args(Action):
-        raise _MisfitError(f"a step with the unknown action {item['action']!r}")
-    values = dict(item)
-    for side in ("reads", "writes"):
-        operands = item[side]
-        if not isinstance(operands, dict) or not all(isinstance(name, str) for name in operands.values()):
-            raise _MisfitError(f"what a step {side} is no object of names")
-    if item["part"] is not None:
-        part = tuple(_integer(value, "part") for value in _list(item["part"], "part"))
-        if len(part) != 2:
-            raise _MisfitError(f"a part of {len(part)} numbers")
-        values["part"] = part
-    if item["grid"] is not None:
-        grid = dict(item["grid"]) if isinstance(item["grid"], dict) else {}
-        _expect(grid, tuple(field.name for field in dataclasses.fields(Grid)), "a grid")
-        for side in ("tops", "lefts"):
-            grid[side] = tuple(_integer(value, side) for value in _list(grid[side], side))
-        for side in ("height", "width", "overlap"):
-            _integer(grid[side], side)
-        if grid["window"] not in ("gaussian", "ramp"):
-            raise _MisfitError(f"the unknown window {grid['window']!r}")
-        values["grid"] = Grid(**grid)
-    for field in ("name", "action", "lane", "stage"):
-        if not isinstance(item[field], str):
-            raise _MisfitError(f"{field} of a step is {item[field]!r}")
-    for field in ("network", "workspace"):
-        if not isinstance(item[field], str | None):
-            raise _MisfitError(f"{field} of a step is {item[field]!r}")
-    if _integer(item["factor"], "factor") < 1 or type(item["first"]) is not bool:
-        raise _MisfitError(f"factor or first of step {item['name']!r} is of another kind")
-    return Step(**values)
-
-
-def _record(kind: Any, item: Any, what: str) -> Any:
-    """A record of strings, whole numbers and booleans."""
-    fields = dataclasses.fields(kind)
-    _expect(item, tuple(field.name for field in fields), what)
-    for field in fields:
-        expected = {"str": str, "int": int, "bool": bool}[str(field.type)]
-        if type(item[field.name]) is not expected:
-            raise _MisfitError(f"{field.name} of {what} is {item[field.name]!r}")
-    return kind(**item)
-
-
-def _expect(item: Any, fields: tuple[str, ...], what: str) -> None:
-    if not isinstance(item, dict):
-        raise _MisfitError(f"{what} is no object")
-    if wrong := set(item) ^ set(fields):
-        name = sorted(wrong)[0]
-        raise _MisfitError(f"{what} {'has the unknown field' if name in item else 'lacks'} {name!r}")
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _MisfitError(f"{name} is no list")
-    return value
-
-
-def _name(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise _MisfitError(f"{name} is {value!r}, no name")
-    return value
-
-
-def _integer(value: Any, name: str) -> int:
-    if type(value) is not int:
-        raise _MisfitError(f"{name} is {value!r}, no whole number")
-    return value
+    lies = {placed.name: (placed.block, placed.offset) for placed in found.buffers}
+    if lies != {n: (_BLOCKS[b.kind], offsets[n]) for n, b in schedule.buffers.items()}:
+        raise MisfitError("buffers do not lie where their sizes put them")
+    if dataclasses.asdict(found.blocks) != blocks:
+        raise MisfitError("the blocks are not as large as their buffers")
+    if races := hazards(schedule, found.events):
+        raise MisfitError(f"it has a race: {races[0]}")
+    return schedule, found.events

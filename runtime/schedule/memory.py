@@ -9,6 +9,9 @@ import numpy as np
 
 from runtime.schedule.graph import Schedule
 
+ALIGNMENT = 512
+"""Bytes: what TensorRT asks for of the memory that its contexts work in, on some GPUs. Buffers begin at multiples."""
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -57,6 +60,15 @@ def plan(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str, i
         {name: size for name, size in weights.items() if name in networks},
         totals["staging"] * schedule.slots,
     )
+
+
+def arrange(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offsets of buffers one after another, and the bytes of all."""
+    offsets, end = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = end
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
 
 
 def amount(size: int) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipelines import SIZE
 
-from runtime.manifest import Manifest, _parse
+from runtime.manifest import Manifest
+from runtime.records import parse
 from runtime.schedule.graph import Schedule
 
 _FILE = Path(__file__).parent / "dloral_manifest.json"
@@ -16,7 +17,7 @@ _FILE = Path(__file__).parent / "dloral_manifest.json"
 
 def dloral_manifest() -> Manifest:
     """The manifest of the golden model's bundle, as `build.py bundle` wrote it."""
-    return _parse(Manifest, json.loads(_FILE.read_text()), "manifest")
+    return parse(Manifest, json.loads(_FILE.read_text()), "manifest")
 
 
 def shrunk(schedule: Schedule) -> Schedule:

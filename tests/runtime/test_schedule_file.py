@@ -24,6 +24,7 @@ from runtime.schedule import file
 from runtime.schedule.build import build
 from runtime.schedule.events import derive
 from runtime.schedule.graph import Schedule
+from runtime.schedule.memory import ALIGNMENT
 from runtime.simulated import SimulatedDevice, any_move
 
 SCHEMA = json.loads((Path(file.__file__).parents[1] / "schedule.schema.json").read_text())
@@ -66,7 +67,7 @@ def test_buffers_of_a_block_do_not_overlap() -> None:
         end = 0
         for buffer in data["buffers"]:
             if buffer["block"] == block:
-                assert buffer["offset"] % file.ALIGNMENT == 0
+                assert buffer["offset"] % ALIGNMENT == 0
                 assert buffer["offset"] >= end
                 end = buffer["offset"] + buffer["bytes"]
         assert end <= size
