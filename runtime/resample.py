@@ -61,11 +61,3 @@ def _cubic(x: npt.NDArray[np.float64], a: float = -0.5) -> npt.NDArray[np.float6
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-
-def enlarged_size(height: int, width: int, least: int) -> tuple[int, int]:
-    """Height and width of a picture whose shorter side is made `least` pixels, if it has fewer."""
-    if min(height, width) >= least:
-        return height, width
-    factor = least / min(height, width)
-    return max(least, round(height * factor)), max(least, round(width * factor))

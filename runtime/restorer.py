@@ -25,7 +25,8 @@ from runtime.forms import Form
 from runtime.manifest import Manifest, dimension
 from runtime.options import Options, Statistics, check_slots, check_threads
 from runtime.pipeline import Clock
-from runtime.resample import enlarged_size, resize_bicubic
+from runtime.resample import resize_bicubic
+from runtime.schedule.canvas import enlarged_size
 from runtime.runner import Runner
 from runtime.schedule.build import build
 from runtime.schedule.events import derive

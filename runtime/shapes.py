@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from runtime.errors import InputError
 from runtime.manifest import Manifest
 from runtime.options import Options
-from runtime.resample import enlarged_size
+from runtime.schedule.canvas import enlarged_size
 from runtime.schedule.build import frame_sizes, tile_grid
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime import roofline
 from runtime.errors import BundleError, InputError
 from runtime.manifest import Manifest
-from runtime.resample import enlarged_size
+from runtime.schedule.canvas import enlarged_size
 
 _WORTH_AN_ESTIMATE = 4  # times the work
 _SECONDS = 0.2  # that the processor's rate is measured for

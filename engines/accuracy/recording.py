@@ -21,7 +21,8 @@ from runtime.host import HostDevice
 from runtime.manifest import Source
 from runtime.options import Options
 from runtime.pipeline import Pipeline
-from runtime.resample import enlarged_size, resize_bicubic
+from runtime.resample import resize_bicubic
+from runtime.schedule.canvas import enlarged_size
 
 _MOST_FRAMES = 10_000
 _BLOCK = 1 << 20
