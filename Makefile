@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 demo: setup
-	$(BIN)/python build.py demo
+	$(BIN)/vsr-build demo
 
 test: setup
 	$(BIN)/python -m pytest
@@ -22,15 +22,16 @@ test: setup
 lint: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	@mkdir -p build/types && ln -sfn ../.. build/types/vsr_trt  # mypy knows packages by folders of their name
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
 full-size: setup
-	$(BIN)/python build.py full-size
+	$(BIN)/vsr-build full-size
 
 gpu-acceptance: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[rtx]"
-	$(BIN)/python build.py gpu-acceptance
+	$(BIN)/vsr-build gpu-acceptance
 
 clean:
 	rm -rf $(VENV) demo-out full-size-out gpu-acceptance-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""The build side's command line: from weights to a bundle. Run `python build.py --help`."""
+"""The build side's command line: from weights to a bundle. Run `vsr-build --help`."""
 
 from __future__ import annotations
 
 import sys
 
-from runtime import shell
+from vsr_trt.runtime.machine import shell
 
 if __name__ == "__main__":
     shell.begin()  # the imports below take a while, in which Ctrl-C is to be understood already
@@ -20,34 +20,35 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from engines import cli as engine_commands
-from engines import schedules, vae_forms
-from engines.accuracy import cli as accuracy_commands
-from engines.alternatives import cli as alternative_commands
-from runtime import terminal
-from runtime.errors import InputError
-from runtime.memory import peak_bytes
-from runtime.sizes import output_folder
+from vsr_trt.engines import cli as engine_commands
+from vsr_trt.engines import schedules
+from vsr_trt.engines.accuracy import cli as accuracy_commands
+from vsr_trt.recipes import vae_forms
+from vsr_trt.recipes.alternatives import cli as alternative_commands
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.cli import terminal
+from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.machine.memory import peak_bytes
 
 if TYPE_CHECKING:
-    from engines.alternatives.ways import Way
-    from export.bundle import BundleRequest
-    from export.network import Exported
-    from runtime.actions import Networks
-    from runtime.manifest import Manifest
+    from vsr_trt.export.bundle import BundleRequest
+    from vsr_trt.export.network import Exported
+    from vsr_trt.recipes.alternatives.ways import Way
+    from vsr_trt.runtime.bundle.manifest import Manifest
+    from vsr_trt.runtime.devices.actions import Networks
 
 _MOST_FRAMES = 1000  # of a demonstration
 _MOST_POSITIONS = 2**31 - 1  # that an attention may look at
 _EXAMPLES = """\
 examples:
-  python build.py bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
-  python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
-  python build.py bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
-  python build.py calibrate BUNDLE --clip clip.mp4
-  python build.py verify BUNDLE
-  python build.py engines BUNDLE --target sm_86,sm_89 --size 1920x1080
-  python build.py demo
-  python build.py alternatives BUNDLE --clip clip.mp4 --sd SD --checkpoint model.pkl
+  vsr-build bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
+  vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
+  vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+  vsr-build calibrate BUNDLE --clip clip.mp4
+  vsr-build verify BUNDLE
+  vsr-build engines BUNDLE --target sm_86,sm_89 --size 1920x1080
+  vsr-build demo
+  vsr-build alternatives BUNDLE --clip clip.mp4 --sd SD --checkpoint model.pkl
 
 exit codes: 0 done, 2 option refused, 3 output not writable, 4 bundle refused, 5 weights refused, 6 export
 failed, 7 a network failed while running, 9 verification failed, 10 engine cannot be built, 129 terminal lost, 130
@@ -58,8 +59,8 @@ interrupted (Ctrl-C, SIGTERM), 141 nobody read the output to its end (the work i
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(
-        prog="python build.py",
-        description="Turns a DLoRAL checkpoint into a bundle that `python -m runtime` restores video with.",
+        prog="vsr-build",
+        description="Turns a DLoRAL checkpoint into a bundle that `vsr` restores video with.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    from export import bundle
+    from vsr_trt.export import bundle
 
     if options.top_k is not None and not 1 <= options.top_k <= _MOST_POSITIONS:
         raise InputError(
@@ -213,8 +214,8 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
     """Makes a bundle, with progress and a table on the console; tells the seconds that it took."""
     from rich.table import Table
 
-    from engines.onnxruntime_cpu import lower
-    from export import bundle
+    from vsr_trt.engines.graphs.cpu import lower
+    from vsr_trt.export import bundle
 
     started = time.perf_counter()
     exported: list[Exported] = []
@@ -289,14 +290,14 @@ def _as_json(
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from export import half
+    from vsr_trt.engines.graphs import half
 
     return accuracy_commands.calibrate(options, half.write)
 
 
 def _verify(options: argparse.Namespace) -> int:
     def open_torch(manifest: Manifest, sd: Path, checkpoint: Path) -> Networks:
-        from export import torch_device
+        from vsr_trt.export import torch_device
 
         return torch_device.open_device(manifest, sd, checkpoint)
 
@@ -304,7 +305,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from export.synthetic import showcase
+    from vsr_trt.recipes import demo as showcase
 
     if not 1 <= options.frames <= _MOST_FRAMES:
         raise InputError(f"--frames is {options.frames}; expected 1 to {_MOST_FRAMES}.")
@@ -312,14 +313,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _gpu_acceptance(options: argparse.Namespace) -> int:
-    from export.synthetic.acceptance import gpu_acceptance
+    from vsr_trt.recipes.acceptance import gpu_acceptance
 
     backend = options.backend.replace("-", "_")
     return gpu_acceptance(Path(__file__), options.out, backend, Console(stderr=True))
 
 
 def _full_size(options: argparse.Namespace) -> int:
-    from export.synthetic import showcase
+    from vsr_trt.recipes import demo as showcase
 
     if not 2 <= options.frames <= _MOST_FRAMES:
         raise InputError(
@@ -344,11 +345,11 @@ def _time(options: argparse.Namespace) -> int:
     def open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
         import torch
 
-        from engines.alternatives import COMPILED
-        from engines.alternatives.ways import refuse_small
-        from export.bundle import DEFAULT_PROMPT
-        from export.eager import Compiled, Eager
-        from export.families.dloral import MINIMUM_SIDE
+        from vsr_trt.export.bundle import DEFAULT_PROMPT
+        from vsr_trt.export.eager import Compiled, Eager
+        from vsr_trt.export.families.dloral.family import MINIMUM_SIDE
+        from vsr_trt.recipes.alternatives import COMPILED
+        from vsr_trt.recipes.alternatives.ways import refuse_small
 
         refuse_small(options.way, MINIMUM_SIDE, height, width)
         if options.threads is not None:

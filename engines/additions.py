@@ -13,10 +13,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from runtime import shell
-from runtime.bundle import refuse_hub_cache
-from runtime.errors import DISK_FULL, OutputError
-from runtime.manifest import FileEntry, Manifest
+from vsr_trt.runtime.bundle.directory import refuse_hub_cache
+from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
+from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest
+from vsr_trt.runtime.machine import shell
 
 
 @contextlib.contextmanager

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from engines import additions
-from engines import build_report as reports
-from engines.cache import Cache, Entry
-from engines.jobs import Job, Pool, Result
-from engines.library import Backend
-from engines.plan import FORCED, Item
-from engines.worker import Phase
-from runtime.bundle import Bundle
-from runtime.errors import EngineError, OutputError
-from runtime.manifest import Engine, Manifest, sha256
+from vsr_trt.engines import additions
+from vsr_trt.engines import report as reports
+from vsr_trt.engines.cache import Cache, Entry
+from vsr_trt.engines.jobs import Job, Pool, Result
+from vsr_trt.engines.plan import FORCED, Item
+from vsr_trt.engines.tensorrt.library import Backend
+from vsr_trt.engines.worker import Phase
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError, OutputError
+from vsr_trt.runtime.bundle.manifest import Engine, Manifest, sha256
 
 Origin = Literal["bundle", "cache", "built"]
 

@@ -30,11 +30,11 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from engines.additions import sync
-from engines.builder import write_error
-from runtime import shell
-from runtime.errors import InputError, OutputError
-from runtime.manifest import sha256
+from vsr_trt.engines.additions import sync
+from vsr_trt.engines.tensorrt.builder import write_error
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.bundle.manifest import sha256
+from vsr_trt.runtime.machine import shell
 
 SCHEMA_VERSION = 2
 ENTRY = "entry.json"
@@ -244,7 +244,7 @@ def lookup(cache: Cache, prefix: str) -> Entry:
     if len(found) != 1:
         what = "no engine" if not found else f"{len(found)} engines"
         raise InputError(
-            f"{what} in {cache.folder} with a key that begins with {prefix!r}; see: python build.py cache list"
+            f"{what} in {cache.folder} with a key that begins with {prefix!r}; see: vsr-build cache list"
         )
     return found[0]
 

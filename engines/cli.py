@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from engines.library import Backend
-from runtime.errors import InputError
+from vsr_trt.engines.tensorrt.library import Backend
+from vsr_trt.runtime.bundle.errors import InputError
 
 _BACKENDS: dict[str, Backend] = {
     "tensorrt-rtx": "tensorrt_rtx",
@@ -25,11 +25,11 @@ _MOST_GIGABYTES = 1_000_000_000  # an exabyte
 _MOST = {"tile": 4096, "vae_tile": 4096, "batch": 1024, "jobs": 1024, "workspace": _MOST_GIGABYTES}
 _EXAMPLES = """\
 examples:
-  python build.py engines BUNDLE                                # RTX GPUs of every generation, 1280x720
-  python build.py engines BUNDLE --target sm_86,sm_89 --size 1280x720 --size 1920x1080
-  python build.py engines BUNDLE --target sm_89 --dynamic       # one engine a network for all sizes
-  python build.py engines BUNDLE --backend tensorrt             # for the GPU in this machine
-  python build.py engines BUNDLE --dry-run                      # what would be built, and why
+  vsr-build engines BUNDLE                                # RTX GPUs of every generation, 1280x720
+  vsr-build engines BUNDLE --target sm_86,sm_89 --size 1280x720 --size 1920x1080
+  vsr-build engines BUNDLE --target sm_89 --dynamic       # one engine a network for all sizes
+  vsr-build engines BUNDLE --backend tensorrt             # for the GPU in this machine
+  vsr-build engines BUNDLE --dry-run                      # what would be built, and why
 
 --size is the size of the restored picture, four times the clip's. Engines are kept in a cache that all bundles
 share, so what was built once is copied.
@@ -194,15 +194,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _engines(options: argparse.Namespace) -> int:
-    from engines import onnxruntime_builds, plan, shapes
-    from engines.build import build_engines
-    from engines.display import Builds, print_engines, print_plan
-    from engines.library import load
-    from engines.targets import parse
-    from runtime.bundle import Bundle, refuse_hub_cache
-    from runtime.host import available_cores
-    from runtime.manifest import COMPATIBLE, STRIP
-    from runtime.sizes import parse_memory
+    from vsr_trt.engines import plan
+    from vsr_trt.engines.build import build_engines
+    from vsr_trt.engines.display import Builds, print_engines, print_plan
+    from vsr_trt.engines.onnxruntime import plan as onnxruntime_builds
+    from vsr_trt.engines.tensorrt import shapes
+    from vsr_trt.engines.tensorrt.library import load
+    from vsr_trt.engines.tensorrt.targets import parse
+    from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
+    from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
+    from vsr_trt.runtime.cli.values import parse_memory
+    from vsr_trt.runtime.onnxruntime.cpu import available_cores
 
     _check_numbers(options)
     console = Console(stderr=True)
@@ -302,7 +304,7 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
 
 def _memory() -> int:
     """Bytes that builds may take: nine tenths of what is free now; where nobody tells, half of what there is."""
-    from runtime.memory import free_bytes
+    from vsr_trt.runtime.machine.memory import free_bytes
 
     free = free_bytes()
     if free is not None:
@@ -313,15 +315,15 @@ def _memory() -> int:
 
 
 def _open_cache(options: argparse.Namespace) -> Any:
-    from engines.cache import DEFAULT_LIMIT, Cache
+    from vsr_trt.engines.cache import DEFAULT_LIMIT, Cache
 
     limit = getattr(options, "cache_limit", None)  # only where engines are added
     return Cache(options.cache_dir, DEFAULT_LIMIT if limit is None else _bytes("--cache-limit", limit))
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from engines import cache as caches
-    from engines.display import print_entries, print_parts
+    from vsr_trt.engines import cache as caches
+    from vsr_trt.engines.display import print_entries, print_parts
 
     console = Console()
     cache = _open_cache(options)
@@ -355,8 +357,8 @@ def _cache(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from engines import build_report as report
-    from engines.display import print_changes
+    from vsr_trt.engines import report as report
+    from vsr_trt.engines.display import print_changes
 
     before, after = report.read_all(options.before), report.read_all(options.after)
     changes = report.compare(before, after)
@@ -371,8 +373,8 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from engines.display import print_findings
-    from engines.doctor import examine
+    from vsr_trt.engines.display import print_findings
+    from vsr_trt.engines.doctor import examine
 
     findings = examine(options.bundle)
     _show(options, findings.as_json(), lambda: print_findings(Console(), findings))

@@ -14,15 +14,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from engines import build_report as reports
-from engines.build import Built
-from engines.build import Progress as Hooks
-from engines.build_report import Change
-from engines.cache import Cache, Entry
-from engines.doctor import Findings
-from engines.plan import Item
-from engines.worker import Phase
-from runtime.terminal import print_verdicts
+from vsr_trt.engines import report as reports
+from vsr_trt.engines.build import Built
+from vsr_trt.engines.build import Progress as Hooks
+from vsr_trt.engines.cache import Cache, Entry
+from vsr_trt.engines.doctor import Findings
+from vsr_trt.engines.plan import Item
+from vsr_trt.engines.report import Change
+from vsr_trt.engines.worker import Phase
+from vsr_trt.runtime.cli.terminal import print_verdicts
 
 _LOG_SECONDS = 10.0
 # Seconds of a build: fixed, and by GB of weights. Only for the estimate, and only until a like engine was built.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.library import Backend, load
-from engines.targets import PORTABLE, THIS_GPU
-from runtime import gpu
-from runtime.bundle import Bundle
-from runtime.doctor import EngineVerdict, judge_engines
-from runtime.errors import EngineError
+from vsr_trt.engines.tensorrt.library import Backend, load
+from vsr_trt.engines.tensorrt.targets import PORTABLE, THIS_GPU
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.doctor import EngineVerdict, judge_engines
+from vsr_trt.runtime.machine import gpu
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def _onnxruntime() -> Compiler:
         import onnxruntime
     except ImportError as error:
         return Compiler("onnxruntime", None, (), f"{error}; install it with: pip install 'vsr-trt[cpu]'")
-    from engines.onnxruntime_backend import cpu_target
+    from vsr_trt.engines.onnxruntime.save import cpu_target
 
     return Compiler("onnxruntime", onnxruntime.__version__, (cpu_target(),), "optimised graphs for this CPU")

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines import worker
-from engines.builder import Order
-from engines.library import Backend
-from runtime import shell
-from runtime.errors import EngineError, VsrError
+from vsr_trt.engines import worker
+from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.tensorrt.library import Backend
+from vsr_trt.runtime.bundle.errors import EngineError, VsrError
+from vsr_trt.runtime.machine import shell
 
 _TICK = 0.1  # seconds
 _GRACE = 1.0  # seconds that a process has to end

@@ -15,23 +15,32 @@ from typing import Any, Literal
 import onnx
 import onnx.external_data_helper
 
-from engines import shapes
-from engines.builder import Order
-from engines.cache import SCHEMA_VERSION, Cache, differences, key_of
-from engines.library import Library
-from engines.operator import leave_out
-from engines.targets import PORTABLE, Target
-from kernels import DOMAIN, OPERATORS
-from kernels.gpu.build import compile_kernel
-from kernels.gpu.build import is_available as can_compile_kernels
-from kernels.gpu.targets import TARGETS as KERNEL_TARGETS
-from kernels.onnx_function import DType
-from runtime import gpu
-from runtime.bundle import Bundle
-from runtime.engine_check import this_platform
-from runtime.errors import BundleError, EngineError, InputError
-from runtime.manifest import COMPATIBLE, STRIP, STRIPS, WARP, Operator, Profile, is_inside, sha256
-from runtime.options import Options
+from vsr_trt.engines.cache import SCHEMA_VERSION, Cache, differences, key_of
+from vsr_trt.engines.tensorrt import shapes
+from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.operator import leave_out
+from vsr_trt.engines.tensorrt.targets import PORTABLE, Target
+from vsr_trt.kernels import DOMAIN, OPERATORS
+from vsr_trt.kernels.gated_topk.onnx_function import DType
+from vsr_trt.kernels.gpu.build import compile_kernel
+from vsr_trt.kernels.gpu.build import is_available as can_compile_kernels
+from vsr_trt.kernels.gpu.targets import TARGETS as KERNEL_TARGETS
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.engine_check import this_platform
+from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
+from vsr_trt.runtime.bundle.manifest import (
+    COMPATIBLE,
+    STRIP,
+    STRIPS,
+    WARP,
+    Operator,
+    Profile,
+    is_inside,
+    sha256,
+)
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.machine import gpu
 
 Precision = Literal["fp32", "fp16"]
 FORCED = "--force"  # why an engine is built that is there
@@ -57,7 +66,7 @@ class Request:
         layout: tiles, batch, static or dynamic.
         precision: of the graphs.
         networks: only these; empty for all that stages run.
-        flags: of `runtime.manifest.STRIP` and `COMPATIBLE`.
+        flags: of `runtime.bundle.manifest.STRIP` and `COMPATIBLE`.
         workspace: largest scratch memory of an engine in bytes, None for no limit.
         force: build even what is there.
         operator: the bundle's operator is `inside` its network's engine, or left to its `kernel`.
@@ -218,7 +227,7 @@ def _graph(bundle: Bundle, name: str, precision: Precision) -> Graph:
     if file is None:
         other = "fp32" if precision == "fp16" else "fp16"
         mend = (
-            f"Add them with: python build.py calibrate {bundle.path} --clip VIDEO; or compile in FP32: --precision "
+            f"Add them with: vsr-build calibrate {bundle.path} --clip VIDEO; or compile in FP32: --precision "
             "fp32."
             if precision == "fp16"
             else "Build the bundle with --precision fp32, or compile in FP16: --precision fp16."

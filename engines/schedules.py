@@ -9,16 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
-from engines import additions
-from runtime.bundle import Bundle
-from runtime.errors import DeviceError
-from runtime.options import Options, check_slots
-from runtime.schedule import file
-from runtime.schedule.build import build
-from runtime.schedule.events import derive
-from runtime.schedule.memory import amount
-from runtime.shapes import frame_shapes, inside
-from runtime.sizes import parse_size
+from vsr_trt.engines import additions
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.options import Options, check_slots
+from vsr_trt.runtime.cli.values import parse_size
+from vsr_trt.runtime.schedule import file
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.events import derive
+from vsr_trt.runtime.schedule.memory import amount
+from vsr_trt.runtime.schedule.shapes import frame_shapes, inside
 
 FOLDER = "schedules"
 

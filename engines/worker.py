@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from engines import library
-from engines.builder import Facts, Listener, Order, compile_network
-from engines.onnxruntime_builds import optimise
-from runtime.errors import EngineError, VsrError
-from runtime.memory import peak_bytes
+from vsr_trt.engines.onnxruntime.plan import optimise
+from vsr_trt.engines.tensorrt import library
+from vsr_trt.engines.tensorrt.builder import Facts, Listener, Order, compile_network
+from vsr_trt.runtime.bundle.errors import EngineError, VsrError
+from vsr_trt.runtime.machine.memory import peak_bytes
 
 _PERIOD = 0.1  # seconds between two reports of progress
 

@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from export import checkpoint as checkpoints
-from export import lora
-from export.base_model import BaseModel
-from export.families import dloral
-from export.network import Exported, Lowering, Precision, export
-from export.networks import cfr
-from kernels.errors import KernelError
-from kernels.gpu import build as gpu_kernel
-from kernels.gpu.targets import TARGETS
-from runtime import shell
-from runtime.errors import DISK_FULL, ExportError, OutputError
-from runtime.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
+from vsr_trt.export.families.dloral import cfr, lora
+from vsr_trt.export.families.dloral import checkpoint as checkpoints
+from vsr_trt.export.families.dloral import family as dloral
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.network import Exported, Lowering, Precision, export
+from vsr_trt.kernels.errors import KernelError
+from vsr_trt.kernels.gpu import build as gpu_kernel
+from vsr_trt.kernels.gpu.targets import TARGETS
+from vsr_trt.runtime.bundle.errors import DISK_FULL, ExportError, OutputError
+from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
+from vsr_trt.runtime.machine import shell
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 _TOOLS = (
@@ -96,7 +95,7 @@ def build(
 
     Args:
         request: what to make it from.
-        lower: makes the CPU form of a graph (see `engines.onnxruntime_cpu`).
+        lower: makes the CPU form of a graph (see `engines.graphs.cpu`).
         progress: told how far the work is.
 
     Returns:

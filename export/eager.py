@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.base_model import BaseModel
-from export.checkpoint import load
-from export.lora import adapter_weights, merge_into
-from export.networks import cfr, unet, vae
-from export.networks.postprocess import Postprocess
-from export.networks.preprocess import Preprocess
-from export.networks.spynet import SpyNet, warp
-from kernels.torch_forms import DenseAttention
-from runtime.errors import DeviceError
+from vsr_trt.export.families.dloral import cfr, unet
+from vsr_trt.export.families.dloral.checkpoint import load
+from vsr_trt.export.families.dloral.lora import adapter_weights, merge_into
+from vsr_trt.export.families.dloral.postprocess import Postprocess
+from vsr_trt.export.families.dloral.preprocess import Preprocess
+from vsr_trt.export.families.dloral.spynet import SpyNet, warp
+from vsr_trt.export.families.stable_diffusion import vae
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.kernels.gated_topk.torch_forms import DenseAttention
+from vsr_trt.runtime.bundle.errors import DeviceError
 
 _COMPILED = ("encoder", "spynet", "attention", "text_encoder", "unet", "decoder")
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}  # that inductor calls by itself; elsewhere g++

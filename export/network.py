@@ -20,13 +20,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from export import precision as fp16
-from export.graphs import attach_functions, clean, count_nodes, count_parameters
-from export.quiet import only_errors
-from export.work import measure
-from runtime.errors import ExportError
-from runtime.manifest import Bound, Network, Polynomial, Work, dimension
-from runtime.manifest import Tensor as TensorRecord
+from vsr_trt.engines.graphs import precision as fp16
+from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, count_parameters
+from vsr_trt.engines.graphs.work import measure
+from vsr_trt.export.quiet import only_errors
+from vsr_trt.runtime.bundle.errors import ExportError
+from vsr_trt.runtime.bundle.manifest import Bound, Network, Polynomial, Work, dimension
+from vsr_trt.runtime.bundle.manifest import Tensor as TensorRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -147,7 +147,7 @@ def export(
         spec: the network.
         folder: an existing directory.
         precision: `fp16` stores weights and computes in FP16, but for the islands that
-            `export.precision` names; inputs and outputs stay as the spec says.
+            `engines.graphs.precision` names; inputs and outputs stay as the spec says.
         lower: makes the form for the CPU.
         phase: told the name of each phase as it starts.
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.checkpoint import load_pickle
-from export.tensors import OnDisk, open_safetensors
-from runtime.errors import CheckpointError
+from vsr_trt.export.families.dloral.checkpoint import load_pickle
+from vsr_trt.export.tensors import OnDisk, open_safetensors
+from vsr_trt.runtime.bundle.errors import CheckpointError
 
 _INDEX = ".json"
 _FORBIDDEN = ("/", "\\", ":")

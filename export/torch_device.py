@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from export import checkpoint as checkpoints
-from export.base_model import BaseModel
-from export.families import dloral
-from runtime.errors import BundleError, CheckpointError
-from runtime.manifest import Manifest, Source, sha256
+from vsr_trt.export.families.dloral import checkpoint as checkpoints
+from vsr_trt.export.families.dloral import family as dloral
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.runtime.bundle.errors import BundleError, CheckpointError
+from vsr_trt.runtime.bundle.manifest import Manifest, Source, sha256
 
 
 class TorchDevice:
-    """Runs networks in torch, in FP32 on the CPU, as a device of `runtime.pipeline`.
+    """Runs networks in torch, in FP32 on the CPU, as a device of `runtime.devices.in_order`.
 
     Args:
         manifest: of the bundle.

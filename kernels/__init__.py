@@ -7,12 +7,12 @@ For each head h and position p of the current latent, over positions q of the wa
 
 `fold` turns the module's weights into the small matrices of the folded form, `reference` states the
 meaning in numpy, `onnx_function` writes it as an ONNX local function of standard operators, `gpu` is its
-GPU kernel, `tensorrt_plugin` puts that kernel into TensorRT engines. `python -m kernels --help` has the tools.
+GPU kernel, `tensorrt_plugin` puts that kernel into TensorRT engines. `python -m vsr_trt.kernels --help` has the tools.
 """
 
-from kernels.errors import KernelError
-from kernels.fold import AttentionWeights, FoldedAttention, fold
-from kernels.onnx_function import (
+from vsr_trt.kernels.errors import KernelError
+from vsr_trt.kernels.gated_topk.fold import AttentionWeights, FoldedAttention, fold
+from vsr_trt.kernels.gated_topk.onnx_function import (
     DOMAIN,
     OPERATOR,
     OPERATORS,
@@ -21,8 +21,8 @@ from kernels.onnx_function import (
     attention_function,
     attention_model,
 )
-from kernels.reference import gated_topk_attention
-from kernels.softmax_attention import SOFTMAX_ATTENTION, softmax_attention_function
+from vsr_trt.kernels.gated_topk.reference import gated_topk_attention
+from vsr_trt.kernels.softmax_attention import SOFTMAX_ATTENTION, softmax_attention_function
 
 __all__ = [
     "DOMAIN",

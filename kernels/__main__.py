@@ -1,10 +1,10 @@
-"""`python -m kernels`: compile the GPU kernels, report on them, time the operator's forms."""
+"""`python -m vsr_trt.kernels`: compile the GPU kernels, report on them, time the operator's forms."""
 
 from __future__ import annotations
 
 import sys
 
-from runtime import shell
+from vsr_trt.runtime.machine import shell
 
 if __name__ == "__main__":
     shell.begin()  # the imports below take a while, in which Ctrl-C is to be understood already
@@ -24,15 +24,15 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from kernels.errors import KernelError
-from kernels.gpu.targets import TARGETS
+from vsr_trt.kernels.errors import KernelError
+from vsr_trt.kernels.gpu.targets import TARGETS
 
 _EXAMPLES = """\
 examples:
-  python -m kernels report
-  python -m kernels report --target sm_89 --dtype fp16 --top-k --json
-  python -m kernels compile --out cubins --target sm_86 --target sm_89
-  python -m kernels bench --size 64x64 --json bench.json
+  python -m vsr_trt.kernels report
+  python -m vsr_trt.kernels report --target sm_89 --dtype fp16 --top-k --json
+  python -m vsr_trt.kernels compile --out cubins --target sm_86 --target sm_89
+  python -m vsr_trt.kernels bench --size 64x64 --json bench.json
 
 exit codes: 0 done, 1 failed, 2 option refused, 3 output not writable, 129 terminal lost, 130 interrupted (Ctrl-C,
 SIGTERM), 141 nobody read the output to its end (the work is done)
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
-        prog="python -m kernels",
+        prog="python -m vsr_trt.kernels",
         description="GatedTopKAttention: its GPU kernel and its other forms; and the kernel that blends tiles.",
         epilog=_EXAMPLES,
         formatter_class=raw,
@@ -143,8 +143,8 @@ def _sizes(given: Sequence[str] | None, default: Sequence[str]) -> tuple[tuple[i
 
 
 def _report(options: argparse.Namespace) -> None:
-    from kernels.gpu import roofline
-    from kernels.gpu.build import compile_all, compile_blending
+    from vsr_trt.kernels.gpu import roofline
+    from vsr_trt.kernels.gpu.build import compile_all, compile_blending
 
     sizes = _sizes(options.size, _SIZES)
     err = Console(stderr=True)
@@ -231,7 +231,7 @@ def _as_json(row: Any) -> dict[str, Any]:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from kernels.gpu.build import compile_blending, compile_kernel, write
+    from vsr_trt.kernels.gpu.build import compile_blending, compile_kernel, write
 
     console, made = Console(), []
     _refuse_unwritable(options.out)
@@ -257,15 +257,15 @@ def _refuse_unwritable(folder: Path) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from kernels.gpu.build import compile_all
-    from kernels.gpu.table import blending_markdown, markdown
+    from vsr_trt.kernels.gpu.build import compile_all
+    from vsr_trt.kernels.gpu.table import blending_markdown, markdown
 
     print(markdown([compiled.launch for compiled in compile_all(TARGETS, ["fp32"], top_k=False)]))
     print(f"\n{blending_markdown()}")
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from kernels import benchmark
+    from vsr_trt.kernels.gated_topk import benchmark
 
     sizes = _sizes(options.size, ("64x64", "96x96"))
     if not 0 < options.seconds <= _MOST_SECONDS:

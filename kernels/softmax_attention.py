@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.errors import KernelError
-from kernels.onnx_function import DOMAIN, OPSET, ordered_after
+from vsr_trt.kernels.errors import KernelError
+from vsr_trt.kernels.gated_topk.onnx_function import DOMAIN, OPSET, ordered_after
 
 if TYPE_CHECKING:
     import onnx

@@ -2,7 +2,7 @@
 
 Lean: numpy, PyAV, rich and one inference library; never torch. Typical use::
 
-    from runtime import Restorer
+    from vsr_trt.runtime import Restorer
 
     with Restorer("BUNDLE") as restorer:
         for restored in restorer.restore(frames):  # (H,W,3) uint8 -> (4H,4W,3) uint8
@@ -14,19 +14,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.errors import FrameError, VsrError
-    from runtime.manifest import Manifest
-    from runtime.restorer import Restorer
+    from vsr_trt.runtime.bundle.directory import Bundle
+    from vsr_trt.runtime.bundle.errors import FrameError, VsrError
+    from vsr_trt.runtime.bundle.manifest import Manifest
+    from vsr_trt.runtime.restore.restorer import Restorer
 
 __all__ = ["Bundle", "FrameError", "Manifest", "Restorer", "VsrError"]
 
 _HOMES = {
-    "Bundle": "runtime.bundle",
-    "FrameError": "runtime.errors",
-    "Manifest": "runtime.manifest",
-    "Restorer": "runtime.restorer",
-    "VsrError": "runtime.errors",
+    "Bundle": "vsr_trt.runtime.bundle.directory",
+    "FrameError": "vsr_trt.runtime.bundle.errors",
+    "Manifest": "vsr_trt.runtime.bundle.manifest",
+    "Restorer": "vsr_trt.runtime.restore.restorer",
+    "VsrError": "vsr_trt.runtime.bundle.errors",
 }
 
 

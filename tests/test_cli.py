@@ -14,15 +14,15 @@ from pathlib import Path
 
 import av
 import numpy as np
-import processes
 import pytest
-from conftest import GOLDEN, psnr, read_png
-from media_clips import Clip, packets, times
+from helpers import processes
+from helpers.golden import GOLDEN, psnr, read_png
+from helpers.media_clips import Clip, packets, times
 from PIL import Image
 
-import build
-from runtime import cli
-from runtime.resample import resize_bicubic
+from vsr_trt import build
+from vsr_trt.runtime.cli import main as cli
+from vsr_trt.runtime.media.resample import resize_bicubic
 
 ROOT = Path(__file__).parents[1]
 _RESTORE_OPTIONS = (
@@ -171,7 +171,7 @@ def test_truncated_input_keeps_what_was_readable(golden_bundle: Path, tmp_path: 
 @contextlib.contextmanager
 def restoring(clip: Path, bundle: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
     """A restoration in a process of its own, which is with the networks."""
-    command = [sys.executable, "-m", "runtime", "restore", clip, "-o", output, "--bundle", bundle]
+    command = [sys.executable, "-m", "vsr_trt.runtime", "restore", clip, "-o", output, "--bundle", bundle]
     with processes.started(command, cwd=ROOT) as process:
         processes.said(process, "the VAE works")
         assert list(output.parent.iterdir()), "its hidden file is there"

@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import processes
+from helpers import processes
 
 ROOT = Path(__file__).parents[1]
-from media_clips import Clip
+from helpers.media_clips import Clip
 
 _ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "scipy")
 
@@ -29,15 +29,19 @@ def test_a_fresh_environment_restores_a_clip_without_torch(golden_bundle: Path, 
 
     probe = f"import importlib.util as u; print([n for n in {_ABSENT!r} if u.find_spec(n)])"
     assert _run([python, "-c", probe], tmp_path).strip() == "[]"
-    where = _run([python, "-c", "import runtime; print(runtime.__file__)"], tmp_path).strip()
+    where = _run([python, "-c", "import vsr_trt.runtime; print(runtime.__file__)"], tmp_path).strip()
     assert Path(where).is_relative_to(tmp_path / "env")
 
     clip, output = tmp_path / "clip.mp4", tmp_path / "restored.mp4"
     Clip(pts=(0, 20, 40), time_base=Fraction(1, 500), size=(48, 40)).write(clip)
-    _run([python, "-m", "runtime", "restore", clip, "-o", output, "--bundle", golden_bundle], tmp_path)
+    _run(
+        [python, "-m", "vsr_trt.runtime", "restore", clip, "-o", output, "--bundle", golden_bundle], tmp_path
+    )
     with av.open(str(output)) as container:
         assert [frame.width for frame in container.decode(video=0)] == [192] * 3
-    assert "onnxruntime" in _run([python, "-m", "runtime", "doctor", "--bundle", golden_bundle], tmp_path)
+    assert "onnxruntime" in _run(
+        [python, "-m", "vsr_trt.runtime", "doctor", "--bundle", golden_bundle], tmp_path
+    )
 
 
 def _run(command: list, folder: Path) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import planned_bundle
 import pytest
+from helpers import planned_bundle
 from PIL import Image
 
-import build
-from kernels import __main__ as kernels
-from runtime import cli
+from vsr_trt import build
+from vsr_trt.kernels import __main__ as kernels
+from vsr_trt.runtime.cli import main as cli
 
 HUGE = str(10**9)
 VAST = "1" + 30 * "0"
@@ -158,7 +158,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from media_clips import Clip
+    from helpers.media_clips import Clip
 
     folder = tmp_path_factory.mktemp("numbers")
     Clip().write(folder / "clip.mkv")

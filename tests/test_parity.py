@@ -11,22 +11,23 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, PROMPT, psnr
+from helpers.golden import GOLDEN, PROMPT, psnr
 
-from engines.onnxruntime_cpu import lower
-from export import checkpoint, lora
-from export.base_model import BaseModel
-from export.eager import Eager
-from export.network import export
-from export.networks import cfr, spynet, unet, vae
-from export.networks.postprocess import adain
-from runtime import Restorer, forms
-from runtime.bundle import Bundle
-from runtime.host import HostDevice
-from runtime.options import Options
-from runtime.pipeline import Pipeline
-from runtime.resample import resize_bicubic
-from runtime.tiling import offsets, window
+from vsr_trt.engines.graphs.cpu import lower
+from vsr_trt.export.eager import Eager
+from vsr_trt.export.families.dloral import cfr, checkpoint, lora, spynet, unet
+from vsr_trt.export.families.dloral.postprocess import adain
+from vsr_trt.export.families.stable_diffusion import vae
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.network import export
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.schedule import forms
+from vsr_trt.runtime.schedule.tiling import offsets, window
 
 
 class Recorder(HostDevice):

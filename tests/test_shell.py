@@ -17,19 +17,18 @@ from pathlib import Path
 
 import av
 import numpy as np
-import planned_bundle
-import processes
 import pytest
+from helpers import planned_bundle, processes
 from PIL import Image
 
-from runtime import shell
+from vsr_trt.runtime.machine import shell
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells of POSIX systems")
 
 PYTHON = sys.executable
-RUNTIME = (PYTHON, "-m", "runtime")
+RUNTIME = (PYTHON, "-m", "vsr_trt.runtime")
 BUILD = (PYTHON, processes.ROOT / "build.py")
-KERNELS = (PYTHON, "-m", "kernels")
+KERNELS = (PYTHON, "-m", "vsr_trt.kernels")
 FULL = Path("/dev/full")
 full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 
@@ -275,7 +274,10 @@ def signalled(number: int, module: str, folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "module"),
     [
-        *((RUNTIME, module) for module in ("runtime.cli", "numpy", "runtime.restore")),
+        *(
+            (RUNTIME, module)
+            for module in ("vsr_trt.runtime.cli.main", "numpy", "vsr_trt.runtime.restore.job")
+        ),
         *((BUILD, module) for module in ("argparse", "numpy")),
         *((KERNELS, module) for module in ("argparse", "rich.console")),
     ],
@@ -309,7 +311,7 @@ def test_signals_in_the_import_of_a_library_are_not_lost(number: signal.Signals,
 
 RESTORE = """
 import collections, json, os, sys, time
-from runtime import shell
+from vsr_trt.runtime import shell
 
 PLAN, GO = json.loads(os.environ["PLAN"]), os.environ.get("GO")
 calls = collections.Counter()
@@ -333,10 +335,10 @@ def told(owner, name):
     setattr(owner, name, call)
 
 def command():
-    from runtime import cli, restore
-    from runtime.manifest import Manifest
-    from runtime.media.sink import Sink
-    from runtime.media.staging import Staging
+    from vsr_trt.runtime import cli, restore
+    from vsr_trt.runtime.bundle.manifest import Manifest
+    from vsr_trt.runtime.media.sink import Sink
+    from vsr_trt.runtime.media.staging import Staging
 
     class Restorer:
         backend, slots, form = "none", 1, None
@@ -492,7 +494,7 @@ def test_a_closed_pipe_does_not_cost_the_work(
 
 LOST = """
 import os, signal, sys, time
-from runtime import shell
+from vsr_trt.runtime import shell
 
 class Swallows:
     def __del__(self):

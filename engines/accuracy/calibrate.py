@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import additions
-from engines.accuracy.calibration import (
+from vsr_trt.engines import additions
+from vsr_trt.engines.accuracy.calibration import (
     FILE,
     Calibrated,
     Conversion,
@@ -19,13 +19,13 @@ from engines.accuracy.calibration import (
     with_halves,
     without_halves,
 )
-from engines.accuracy.metrics import difference
-from engines.accuracy.ranges import Measured, above, measure
-from engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
-from runtime.bundle import Bundle, refuse_hub_cache
-from runtime.errors import BundleError, InputError, VerificationError
-from runtime.host import HostDevice
-from runtime.manifest import Calibration
+from vsr_trt.engines.accuracy.metrics import difference
+from vsr_trt.engines.accuracy.ranges import Measured, above, measure
+from vsr_trt.engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
+from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
+from vsr_trt.runtime.bundle.errors import BundleError, InputError, VerificationError
+from vsr_trt.runtime.bundle.manifest import Calibration
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 
 FRAMES = 4
 LIMIT = 0.25
@@ -33,7 +33,7 @@ MAX_ERROR = 5e-2  # of the largest value, as the export allows FP16
 
 
 Writer = Callable[[Path, Path, Mapping[str, str]], Conversion]
-"""(FP32 graph, file to write, what stays in FP32 with the reasons): see `export.half.write`."""
+"""(FP32 graph, file to write, what stays in FP32 with the reasons): see `engines.graphs.half.write`."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def check(bundle: Path, limit: float, overwrite: bool) -> Bundle:
     if manifest.precision != "fp32":
         raise BundleError(
             f"{bundle} is an FP16 bundle: it has no FP32 networks to measure. Calibrate an FP32 one, made with: "
-            "python build.py bundle ... --precision fp32"
+            "vsr-build bundle ... --precision fp32"
         )
     if manifest.calibration is not None and not overwrite:
         raise InputError(f"{bundle} is calibrated already; add --overwrite to do it anew.")
     if not any(network.always_fp32 for network in manifest.networks.values()):
         raise BundleError(
             f"{bundle} does not say which networks must stay in FP32: an older version made it. Build it anew with: "
-            "python build.py bundle"
+            "vsr-build bundle"
         )
     if not convertible(opened):
         raise BundleError(f"{bundle} has no network with an FP16 form; every one says why it stays in FP32.")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engines.accuracy.metrics import Difference
-from engines.accuracy.ranges import Range
-from engines.accuracy.recording import Clip
-from runtime.manifest import Calibration, Manifest
+from vsr_trt.engines.accuracy.metrics import Difference
+from vsr_trt.engines.accuracy.ranges import Range
+from vsr_trt.engines.accuracy.recording import Clip
+from vsr_trt.runtime.bundle.manifest import Calibration, Manifest
 
 FILE = "onnx/calibration.json"
 _TOOLS = ("vsr-trt", "onnx", "onnx-ir", "onnxruntime", "numpy")

@@ -6,10 +6,10 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
-from engines.accuracy import gate
+from vsr_trt.engines.accuracy import gate
 
 if TYPE_CHECKING:
-    from engines.accuracy.verify import Report
+    from vsr_trt.engines.accuracy.verify import Report
 
 _COLOURS = {"fp16 from fp32": "#0072b2", "fp16 from torch": "#d55e00", "fp32 from torch": "#009e73"}
 _LEAST = 1e-8  # errors below this are drawn here

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime.bundle import Bundle, refuse_hub_cache
-from runtime.errors import InputError, VerificationError
-from runtime.sizes import output_folder
+from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
+from vsr_trt.runtime.bundle.errors import InputError, VerificationError
+from vsr_trt.runtime.cli.values import output_folder
 
 if TYPE_CHECKING:
-    from engines.accuracy.calibrate import Writer
-    from engines.accuracy.calibration import Calibrated
-    from engines.accuracy.verify import OpenTorch
+    from vsr_trt.engines.accuracy.calibrate import Writer
+    from vsr_trt.engines.accuracy.calibration import Calibrated
+    from vsr_trt.engines.accuracy.verify import OpenTorch
 
 _THRESHOLDS = "docs/precision.md says what is compared, and has the thresholds. Exit code 9: one was passed."
 
@@ -92,10 +92,10 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
 
 
 def calibrate(options: argparse.Namespace, writer: Writer) -> int:
-    """Runs `calibrate`; `writer` makes FP16 graphs (`export.half.write`). Returns the exit code."""
-    from engines.accuracy import calibrate as work
-    from engines.accuracy.calibration import network_json
-    from engines.accuracy.recording import check_frames, read_clip
+    """Runs `calibrate`; `writer` makes FP16 graphs (`engines.graphs.half.write`). Returns the exit code."""
+    from vsr_trt.engines.accuracy import calibrate as work
+    from vsr_trt.engines.accuracy.calibration import network_json
+    from vsr_trt.engines.accuracy.recording import check_frames, read_clip
 
     console = Console(stderr=True)
     check_frames(options.frames)
@@ -113,7 +113,7 @@ def calibrate(options: argparse.Namespace, writer: Writer) -> int:
 
 
 def _print_calibrated(console: Console, bundle: Path, done: Sequence[Calibrated], frames: str) -> None:
-    from engines.accuracy.calibration import FILE
+    from vsr_trt.engines.accuracy.calibration import FILE
 
     table = Table(title=escape(str(bundle)), title_justify="left")
     for column in ("network", "nodes FP16", "FP32", "largest tensor", "max|x|", "share", "error"):
@@ -144,9 +144,9 @@ def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     Raises:
         VerificationError: a threshold was passed; tables and files are there all the same.
     """
-    from engines.accuracy import gate, report
-    from engines.accuracy import verify as work
-    from engines.accuracy.recording import check_frames, read_clip
+    from vsr_trt.engines.accuracy import gate, report
+    from vsr_trt.engines.accuracy import verify as work
+    from vsr_trt.engines.accuracy.recording import check_frames, read_clip
 
     console = Console(stderr=True)
     check_frames(options.frames)

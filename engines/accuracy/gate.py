@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from runtime.errors import VerificationError
+from vsr_trt.runtime.bundle.errors import VerificationError
 
 if TYPE_CHECKING:
-    from engines.accuracy.verify import Chain, NetworkReport
+    from vsr_trt.engines.accuracy.verify import Chain, NetworkReport
 
 # A network's outputs; errors in units of the reference's largest value.
 HALF_ERROR = 2e-2  # FP16 from FP32 or torch, 99.9 % of the numbers
@@ -72,7 +72,7 @@ def check(sentences: Sequence[str]) -> None:
     mend = "Build the bundle anew with these library versions."
     if any("fp16" in sentence.lower() for sentence in sentences):
         mend = (
-            "Calibrate it anew on a clip like this one (python build.py calibrate BUNDLE --clip VIDEO --overwrite, "
+            "Calibrate it anew on a clip like this one (vsr-build calibrate BUNDLE --clip VIDEO --overwrite, "
             "with a lower --limit where a tensor is too wide), or run it in FP32."
         )
     raise VerificationError(f"the bundle does not pass: {'; '.join(sentences)}. {mend}")

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.accuracy import instrument, ranges
-from engines.accuracy.metrics import Difference, difference
-from engines.accuracy.recording import Call, Calls
-from runtime import engine_check, gpu
-from runtime.actions import Buffers
-from runtime.bundle import Bundle
-from runtime.errors import DeviceError
-from runtime.manifest import WARP, Engine
+from vsr_trt.engines.accuracy import instrument, ranges
+from vsr_trt.engines.accuracy.metrics import Difference, difference
+from vsr_trt.engines.accuracy.recording import Call, Calls
+from vsr_trt.runtime.bundle import engine_check
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.manifest import WARP, Engine
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.machine import gpu
 
 RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -111,7 +112,7 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
         command = [
             sys.executable,
             "-m",
-            "engines.accuracy.gpu_check",
+            "vsr_trt.engines.accuracy.gpu_check",
             str(plan.absolute()),
             str(inputs),
             str(outputs),
@@ -128,7 +129,7 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
         if done.returncode != 0:
             raise DeviceError(
                 f"the engine {plan} does not run ({backend}, exit code {done.returncode}): "
-                f"{_reason(done.stdout + done.stderr)}. Build it anew for this machine: python build.py engines"
+                f"{_reason(done.stdout + done.stderr)}. Build it anew for this machine: vsr-build engines"
             )
         with np.load(outputs) as arrays:
             return _nested(dict(arrays), len(feeds))

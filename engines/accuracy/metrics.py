@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.actions import Buffers
+from vsr_trt.runtime.devices.actions import Buffers
 
 QUANTILE = 0.999
 _TINY = 1e-6  # below this a reference counts as zero, and differences from it as absolute

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from engines.accuracy import instrument
-from runtime.actions import Buffers
-from runtime.errors import DeviceError
-from runtime.host import available_cores, session_options
+from vsr_trt.engines.accuracy import instrument
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.onnxruntime.cpu import available_cores, session_options
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 _FOLDER = "session.model_external_initializers_file_folder_path"

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from engines.accuracy import instrument, ranges
-from runtime import media
-from runtime.actions import Buffers, Networks
-from runtime.bundle import Bundle
-from runtime.errors import InputError
-from runtime.host import HostDevice
-from runtime.manifest import Source
-from runtime.options import Options
-from runtime.pipeline import Pipeline
-from runtime.resample import resize_bicubic
-from runtime.schedule.canvas import enlarged_size
+from vsr_trt.engines.accuracy import instrument, ranges
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.bundle.manifest import Source
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.actions import Buffers, Networks
+from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.schedule.canvas import enlarged_size
 
 _MOST_FRAMES = 10_000
 _BLOCK = 1 << 20

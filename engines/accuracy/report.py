@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engines.accuracy import gate
-from engines.accuracy.calibration import range_json
-from engines.accuracy.metrics import Difference
-from runtime.errors import OutputError
-from runtime.media.staging import write_failure
+from vsr_trt.engines.accuracy import gate
+from vsr_trt.engines.accuracy.calibration import range_json
+from vsr_trt.engines.accuracy.metrics import Difference
+from vsr_trt.runtime.bundle.errors import OutputError
+from vsr_trt.runtime.media.staging import write_failure
 
 if TYPE_CHECKING:
-    from engines.accuracy.ranges import Range
-    from engines.accuracy.verify import Report
+    from vsr_trt.engines.accuracy.ranges import Range
+    from vsr_trt.engines.accuracy.verify import Report
 
 JSON, PNG = "verify.json", "verify.png"
 _SHOWN = 10  # tensors on the console; the JSON has all
@@ -102,7 +102,7 @@ def write(report: Report, folder: Path) -> None:
     Raises:
         OutputError: they cannot be written.
     """
-    from engines.accuracy.chart import draw
+    from vsr_trt.engines.accuracy.chart import draw
 
     text = json.dumps(as_json(report), indent=1, allow_nan=False) + "\n"
     for name, data in ((JSON, text.encode()), (PNG, draw(report))):

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from engines.accuracy import gate, gpu_check
-from engines.accuracy.gpu_check import EngineReport
-from engines.accuracy.metrics import Difference, difference, psnr
-from engines.accuracy.ranges import Measured, Range, measure
-from engines.accuracy.recording import (
+from vsr_trt.engines.accuracy import gate, gpu_check
+from vsr_trt.engines.accuracy.gpu_check import EngineReport
+from vsr_trt.engines.accuracy.metrics import Difference, difference, psnr
+from vsr_trt.engines.accuracy.ranges import Measured, Range, measure
+from vsr_trt.engines.accuracy.recording import (
     Calls,
     Clip,
     HalfDevice,
@@ -23,12 +23,12 @@ from engines.accuracy.recording import (
     run_chain,
     stage_networks,
 )
-from runtime import media
-from runtime.actions import Buffers, Networks
-from runtime.bundle import Bundle
-from runtime.errors import BundleError, InputError
-from runtime.host import HostDevice
-from runtime.manifest import Manifest
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError, InputError
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.devices.actions import Buffers, Networks
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 
 FRAMES = 4
 Form = Literal["fp16", "fp32", "torch"]
@@ -127,7 +127,7 @@ def forms(bundle: Bundle, torch: bool) -> tuple[Form, ...]:
                 "was made from: --sd DIR --checkpoint FILE"
             )
         raise BundleError(
-            f"{bundle.path} has no FP16 graphs to compare with FP32. Add them with: python build.py calibrate "
+            f"{bundle.path} has no FP16 graphs to compare with FP32. Add them with: vsr-build calibrate "
             f"{bundle.path} --clip VIDEO; or compare FP32 with torch: --sd DIR --checkpoint FILE"
         )
     return tuple(found)

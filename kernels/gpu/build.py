@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kernels.errors import KernelError
-from kernels.gpu import ptx
-from kernels.gpu.launch import DType, Launch, arguments
-from kernels.gpu.targets import Target, find
+from vsr_trt.kernels.errors import KernelError
+from vsr_trt.kernels.gpu import ptx
+from vsr_trt.kernels.gpu.launch import DType, Launch, arguments
+from vsr_trt.kernels.gpu.targets import Target, find
 
 # 16 queries x 64 keys over 4 warps: 8 pairs a thread, whose 40 partial sums leave room in the registers for 3
 # blocks on an SM, and 256 blocks for a 64x64 latent, enough for the largest cards. Twice the keys spill.
@@ -55,7 +55,7 @@ def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> C
     if dtype not in ("fp32", "fp16"):
         raise KernelError(f"latents of {dtype} are not supported; expected fp32 or fp16.")
     _need_triton()
-    from kernels.gpu.triton_kernel import gated_topk_attention
+    from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention
 
     constants = {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS}
     return _compile(gated_topk_attention, chosen, constants, {"queries": QUERIES, "keys": KEYS}, dtype, top_k)
@@ -69,7 +69,7 @@ def compile_blending(target: str) -> Compiled:
     """
     chosen = find(target)
     _need_triton()
-    from kernels.gpu.triton_blend import blend_tiles
+    from vsr_trt.kernels.blend import blend_tiles
 
     return _compile(blend_tiles, chosen, {"BLOCK": PIXELS}, {"pixels": PIXELS})
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kernels.errors import KernelError
+from vsr_trt.kernels.errors import KernelError
 
 DType = Literal["fp32", "fp16"]
 Element = Literal["fp32", "fp16", "int32"]

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.errors import KernelError
+from vsr_trt.kernels.errors import KernelError
 
 _ENTRY = re.compile(r"(\.entry\s+(\w+)\(\n)(.*?)(\n\))", re.DOTALL)
 _VERSION = re.compile(r"^\.version (\d+)\.(\d+)", re.MULTILINE)

@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from kernels.gpu.build import Compiled
-from kernels.gpu.launch import CHANNELS, Launch
-from kernels.gpu.sass import Loop, disassemble, loops
-from kernels.gpu.targets import REGISTERS, SCHEDULERS, Target, find
+from vsr_trt.kernels.gpu.build import Compiled
+from vsr_trt.kernels.gpu.launch import CHANNELS, Launch
+from vsr_trt.kernels.gpu.sass import Loop, disassemble, loops
+from vsr_trt.kernels.gpu.targets import REGISTERS, SCHEDULERS, Target, find
 
 HEADS = 9  # of the published module
 SEARCH_TURNS = 31  # bisections between 0 and the bits behind infinity

@@ -1,10 +1,10 @@
-"""The tables of docs/operator.md, from launch metadata: `python -m kernels table`."""
+"""The tables of docs/operator.md, from launch metadata: `python -m vsr_trt.kernels table`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels.gpu.launch import ATTENTION, BLENDING, Argument, Launch, arguments, first_cuda
+from vsr_trt.kernels.gpu.launch import ATTENTION, BLENDING, Argument, Launch, arguments, first_cuda
 
 _C_TYPES = {"fp32": "float", "fp16": "__half", "int32": "int"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.errors import KernelError
+from vsr_trt.kernels.errors import KernelError
 
 
 @dataclass(frozen=True)

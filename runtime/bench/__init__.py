@@ -1,4 +1,4 @@
 """How fast a bundle restores here: latency, frames a second, where the time goes, and whether it got slower.
 
-`python -m runtime bench` is the command line; `runtime.bench.bench.run` does the same for programs.
+`vsr bench` is the command line; `runtime.bench.bench.run` does the same for programs.
 """

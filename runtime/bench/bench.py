@@ -9,15 +9,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from runtime.bench import environment, measure, stages
-from runtime.bench.cautions import cautions
-from runtime.bench.nvml import Probe
-from runtime.bench.plan import CHOICES, Mode, Plan, clip
-from runtime.bench.report import ModeResult, Observed, Report
-from runtime.bench.statistics import Series
-from runtime.manifest import MANIFEST_NAME, Manifest, sha256
-from runtime.memory import peak_bytes
-from runtime.timeline import Span
+from vsr_trt.runtime.bench import environment, measure, stages
+from vsr_trt.runtime.bench.cautions import cautions
+from vsr_trt.runtime.bench.nvml import Probe
+from vsr_trt.runtime.bench.plan import CHOICES, Mode, Plan, clip
+from vsr_trt.runtime.bench.report import ModeResult, Observed, Report
+from vsr_trt.runtime.bench.statistics import Series
+from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.machine.memory import peak_bytes
 
 Factory = Callable[..., measure.Subject]
 _OBSERVED_SHARE = 0.25  # of the seconds that a mode is measured for

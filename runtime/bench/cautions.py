@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from runtime.bench.environment import Environment
-from runtime.bench.report import Caution, ModeResult
-from runtime.bench.statistics import Series, grouped, summarize
+from vsr_trt.runtime.bench.environment import Environment
+from vsr_trt.runtime.bench.report import Caution, ModeResult
+from vsr_trt.runtime.bench.statistics import Series, grouped, summarize
 
 UNSTEADY = 0.025  # coefficient of variation
 ENQUEUE_SHARE = 0.8  # of compute

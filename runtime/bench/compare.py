@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.measure import Subject
-from runtime.bench.plan import Mode, Plan
-from runtime.bench.report import KIND, SCHEMA_VERSION, Change, Comparison, Report
-from runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
-from runtime.errors import InputError
+from vsr_trt.runtime.bench.measure import Subject
+from vsr_trt.runtime.bench.plan import Mode, Plan
+from vsr_trt.runtime.bench.report import KIND, SCHEMA_VERSION, Change, Comparison, Report
+from vsr_trt.runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
+from vsr_trt.runtime.bundle.errors import InputError
 
 _SAME = (
     "tile",
@@ -22,7 +22,7 @@ _SAME = (
     "vae_statistics",
     "color",
 )  # settings that change the picture, and so the work
-_AGAIN = "Measure it anew with: python -m runtime bench ... --json"
+_AGAIN = "Measure it anew with: vsr bench ... --json"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from runtime import doctor
-from runtime.bench.nvml import During, Probe, Sample
+from vsr_trt.runtime import doctor
+from vsr_trt.runtime.bench.nvml import During, Probe, Sample
 
 # Of one core for each core. One program on a two-core machine is half, on a large one it disturbs nobody.
 BUSY = 0.25

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.options import check_slots, check_threads
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.bundle.options import check_slots, check_threads
 
 Mode = Literal["throughput", "latency"]
 # in this order: the throughput's Restorer tells the number of slots, so that --compare can refuse early

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.bench.environment import Environment
-from runtime.bench.statistics import Series
-from runtime.timeline import Span
+from vsr_trt.runtime.bench.environment import Environment
+from vsr_trt.runtime.bench.statistics import Series
+from vsr_trt.runtime.devices.timeline import Span
 
 KIND = "vsr-trt bench"
 SCHEMA_VERSION = 1

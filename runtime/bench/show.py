@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from runtime.bench.environment import GpuRecord
-from runtime.bench.report import Change, Comparison, ModeResult, Report
-from runtime.bench.statistics import Series
+from vsr_trt.runtime.bench.environment import GpuRecord
+from vsr_trt.runtime.bench.report import Change, Comparison, ModeResult, Report
+from vsr_trt.runtime.bench.statistics import Series
 
 _REFRESH_SECONDS = 0.25
 _LOG_SECONDS = 10.0

@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from runtime.bench.statistics import Series, covered
-from runtime.timeline import Span
+from vsr_trt.runtime.bench.statistics import Series, covered
+from vsr_trt.runtime.devices.timeline import Span
 
 COMPUTE = frozenset({"network", "cut", "blend", "copy"})
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.timeline import Span
+from vsr_trt.runtime.devices.timeline import Span
 
 
 def chrome(modes: Mapping[str, Sequence[Span]]) -> str:

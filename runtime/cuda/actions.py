@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime import tiling
-from runtime.bundle import Bundle
-from runtime.cuda.driver import Driver, Owned
-from runtime.cuda.engines import LoadedEngine, RuntimeCache, set_shapes
-from runtime.cuda.kernels import ATTENTION, BLENDING, Kernel, find
-from runtime.errors import DeviceError, EngineError
-from runtime.manifest import WARP, Engine, Manifest
-from runtime.schedule.graph import Grid, Schedule, Step
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.bundle.manifest import WARP, Engine, Manifest
+from vsr_trt.runtime.cuda.driver import Driver, Owned
+from vsr_trt.runtime.cuda.engines import LoadedEngine, RuntimeCache, set_shapes
+from vsr_trt.runtime.cuda.kernels import ATTENTION, BLENDING, Kernel, find
+from vsr_trt.runtime.schedule import tiling
+from vsr_trt.runtime.schedule.graph import Grid, Schedule, Step
 
 ContextKey = tuple[str, str, tuple[tuple[int, ...], ...]]
 """Lane, network, and the shapes of its inputs: what an execution context is for."""

@@ -16,26 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from runtime.actions import Buffers
-from runtime.bundle import Bundle
-from runtime.cuda.actions import Actions, ContextKey, Enqueue
-from runtime.cuda.driver import Context, CudaError, Driver, Owned
-from runtime.cuda.engines import LoadedEngine, RuntimeCache, share
-from runtime.cuda.interop import DeviceArray, DeviceFrame
-from runtime.cuda.memory import Addresses, allocate
-from runtime.cuda.segments import Segment, segments
-from runtime.cuda.stopwatch import Stopwatch
-from runtime.device import StepError, Ticket
-from runtime.engine_choice import Choice
-from runtime.errors import DeviceError, VsrError
-from runtime.forms import Form
-from runtime.manifest import Engine
-from runtime.options import Options
-from runtime.schedule import memory
-from runtime.schedule.events import Event
-from runtime.schedule.graph import Schedule, Step
-from runtime.schedule.memory import MemoryPlan
-from runtime.timeline import Observer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
+from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cuda.actions import Actions, ContextKey, Enqueue
+from vsr_trt.runtime.cuda.driver import Context, CudaError, Driver, Owned
+from vsr_trt.runtime.cuda.engines import LoadedEngine, RuntimeCache, share
+from vsr_trt.runtime.cuda.interop import DeviceArray, DeviceFrame
+from vsr_trt.runtime.cuda.memory import Addresses, allocate
+from vsr_trt.runtime.cuda.segments import Segment, segments
+from vsr_trt.runtime.cuda.stopwatch import Stopwatch
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.devices.protocol import StepError, Ticket
+from vsr_trt.runtime.devices.timeline import Observer
+from vsr_trt.runtime.schedule import memory
+from vsr_trt.runtime.schedule.engine_choice import Choice
+from vsr_trt.runtime.schedule.events import Event
+from vsr_trt.runtime.schedule.forms import Form
+from vsr_trt.runtime.schedule.graph import Schedule, Step
+from vsr_trt.runtime.schedule.memory import MemoryPlan
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 20.0  # seconds that work under way is waited for before its memory is given back
@@ -126,7 +126,7 @@ class CudaDevice:
         self._clear()
 
     def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
-        """See `runtime.device.Device.arrange`: as the engines for this size have it."""
+        """See `runtime.devices.protocol.Device.arrange`: as the engines for this size have it."""
         self._choice = self._choose(height, width, options)
         self.form = self._choice.form
         return self._choice.options, self._choice.batches
@@ -134,7 +134,7 @@ class CudaDevice:
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
-        """See `runtime.device.Device.open`."""
+        """See `runtime.devices.protocol.Device.open`."""
         with self._current():
             self._release()
             try:
@@ -164,7 +164,7 @@ class CudaDevice:
         return DeviceFrame(place.at[self._result], buffer.shape[1:])
 
     def submit(self, ticket: Ticket) -> None:
-        """See `runtime.device.Device.submit`.
+        """See `runtime.devices.protocol.Device.submit`.
 
         Raises:
             StepError: a step could not be put on its stream.
@@ -181,7 +181,7 @@ class CudaDevice:
             slot.used += 1
 
     def is_done(self, ticket: Ticket) -> bool:
-        """See `runtime.device.Device.is_done`."""
+        """See `runtime.devices.protocol.Device.is_done`."""
         with self._current():
             try:
                 return self._driver.is_ready(self._slots[ticket.slot].done)
@@ -189,7 +189,7 @@ class CudaDevice:
                 return True  # `wait` tells
 
     def wait(self, ticket: Ticket, timeout: float | None) -> None:
-        """See `runtime.device.Device.wait`."""
+        """See `runtime.devices.protocol.Device.wait`."""
         slot = self._slots[ticket.slot]
         until = None if timeout is None else time.monotonic() + timeout
         with self._current():
@@ -204,7 +204,7 @@ class CudaDevice:
                 raise self._lost(ticket, error) from error
 
     def close(self) -> None:
-        """See `runtime.device.Device.close`. What is under way is waited for: it uses what is given back."""
+        """See `runtime.devices.protocol.Device.close`. What is under way is waited for: it uses what is given back."""
         context = self._context
         if context is None:
             return
@@ -325,7 +325,7 @@ class CudaDevice:
             raise DeviceError(
                 f"{planned.device / 1e9:.2f} GB of GPU memory are needed for {planned.slots} slots of this size, and "
                 f"{free / 1e9:.2f} of {total / 1e9:.2f} GB are free. Use fewer slots or smaller tiles; "
-                "`python -m runtime plan` tells what is needed."
+                "`vsr plan` tells what is needed."
             )
 
     def _add_slot(self, number: int, schedule: Schedule, addresses: Addresses, actions: Actions) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import DeviceError
+from vsr_trt.runtime.bundle.errors import DeviceError
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class CudaError(DeviceError):
     def __init__(self, call: str, status: str) -> None:
         hint = {
             "CUDA_ERROR_OUT_OF_MEMORY": " The GPU has not enough memory: use fewer slots, smaller tiles or a smaller "
-            "frame; `python -m runtime plan` tells what is needed.",
+            "frame; `vsr plan` tells what is needed.",
             "CUDA_ERROR_NO_DEVICE": " There is no GPU.",
         }.get(status, "")
         super().__init__(f"CUDA answers {status} to {call}.{hint}")

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.engine_check import EXTRAS, TITLES
-from runtime.errors import DeviceError, EngineError
+from vsr_trt.runtime.bundle.engine_check import EXTRAS, TITLES
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
 
 _log = logging.getLogger(__name__)
 _KEPT_MESSAGES = 20
@@ -79,7 +79,7 @@ class LoadedEngine:
         self.engine = self._library.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EngineError(
-                f"{name} cannot be loaded: {self.why()}. Build it anew: python build.py engines BUNDLE --force"
+                f"{name} cannot be loaded: {self.why()}. Build it anew: vsr-build engines BUNDLE --force"
             )
 
     @property
@@ -208,7 +208,7 @@ def set_shapes(context: Any, name: str, shapes: Mapping[str, tuple[int, ...]]) -
     for tensor, shape in shapes.items():
         if not context.set_input_shape(tensor, shape):
             raise EngineError(
-                f"the engine of {name} does not take {tensor} {shape}. Build one that does: python build.py engines "
+                f"the engine of {name} does not take {tensor} {shape}. Build one that does: vsr-build engines "
                 "BUNDLE --size WIDTHxHEIGHT"
             )
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.errors import InputError
-from runtime.schedule.memory import ALIGNMENT
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.schedule.memory import ALIGNMENT
 
 _CUDA, _UINT = 2, 1  # DLPack's kDLCUDA and kDLUInt
 _LEGACY = 1  # CU_STREAM_LEGACY: what 0 stands for, and what both protocols ask to be written instead

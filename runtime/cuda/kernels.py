@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from runtime.bundle import Bundle
-from runtime.cuda.driver import Driver, Owned
-from runtime.engine_check import capability_number
-from runtime.errors import BundleError, EngineError
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.engine_check import capability_number
+from vsr_trt.runtime.bundle.errors import BundleError, EngineError
+from vsr_trt.runtime.cuda.driver import Driver, Owned
 
 ATTENTION, BLENDING = "gated_topk_attention", "blend_tiles"
 _SCHEMA_VERSION = 1
@@ -66,7 +66,7 @@ def find(bundle: Bundle, kernel: str, capability: str, dtype: str = "fp32", top_
         raise EngineError(
             f"the bundle has no kernel {kernel} for {capability}"
             f"{', only for ' + ', '.join(sorted(found)) if found else ''}. "
-            "Build the bundle anew with: python build.py bundle ... --kernels"
+            "Build the bundle anew with: vsr-build bundle ... --kernels"
         )
     name, content = found[max(fitting, key=capability_number)]
     x, y, z = content["grid"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.cuda.driver import Owned
-from runtime.schedule.graph import Schedule
-from runtime.schedule.memory import ALIGNMENT, arrange
+from vsr_trt.runtime.cuda.driver import Owned
+from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.memory import ALIGNMENT, arrange
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.schedule.events import Event, waits_of
-from runtime.schedule.graph import Schedule, Step
+from vsr_trt.runtime.schedule.events import Event, waits_of
+from vsr_trt.runtime.schedule.graph import Schedule, Step
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle
-from runtime.cuda.device import CudaDevice
-from runtime.cuda.driver import Driver, bindings
-from runtime.cuda.engines import library
-from runtime.cuda.kernels import ATTENTION, find
-from runtime.engine_check import TITLES, installed_version, why_not
-from runtime.engine_choice import Choice, build_command, choose
-from runtime.errors import DeviceError, EngineError, VsrError
-from runtime.gpu import Gpu, detect, why_none
-from runtime.manifest import WARP, Engine
-from runtime.options import Options
-from runtime.providers import cache_folder
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.engine_check import TITLES, installed_version, why_not
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, VsrError
+from vsr_trt.runtime.bundle.manifest import WARP, Engine
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cuda.device import CudaDevice
+from vsr_trt.runtime.cuda.driver import Driver, bindings
+from vsr_trt.runtime.cuda.engines import library
+from vsr_trt.runtime.cuda.kernels import ATTENTION, find
+from vsr_trt.runtime.machine.gpu import Gpu, detect, why_none
+from vsr_trt.runtime.onnxruntime.providers import cache_folder
+from vsr_trt.runtime.schedule.engine_choice import Choice, build_command, choose
 
 BACKENDS = ("tensorrt_rtx", "tensorrt")
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.cuda.driver import Driver, Owned
-from runtime.device import Ticket
-from runtime.schedule.graph import Schedule, Step
-from runtime.timeline import Observer, Span
+from vsr_trt.runtime.cuda.driver import Driver, Owned
+from vsr_trt.runtime.devices.protocol import Ticket
+from vsr_trt.runtime.devices.timeline import Observer, Span
+from vsr_trt.runtime.schedule.graph import Schedule, Step
 
 
 class Stopwatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.families import dloral
+from vsr_trt.runtime.families import dloral
 
 _LANES: dict[str, Mapping[str, str]] = {"dloral": dloral.LANES}
 

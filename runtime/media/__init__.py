@@ -15,15 +15,15 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-from runtime.errors import InputError, OutputError
-from runtime.media import codecs, images
-from runtime.media.color import ColorTags
-from runtime.media.images import ImageSource
-from runtime.media.picture_sink import PictureSink, more_than_one_frame
-from runtime.media.sink import Sink
-from runtime.media.source import Frame, Source, SourceInfo, Window
-from runtime.media.video_sink import VideoSink
-from runtime.media.video_source import VideoSource
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.media import codecs, images
+from vsr_trt.runtime.media.color import ColorTags
+from vsr_trt.runtime.media.images import ImageSource
+from vsr_trt.runtime.media.picture_sink import PictureSink, more_than_one_frame
+from vsr_trt.runtime.media.sink import Sink
+from vsr_trt.runtime.media.source import Frame, Source, SourceInfo, Window
+from vsr_trt.runtime.media.video_sink import VideoSink
+from vsr_trt.runtime.media.video_source import VideoSource
 
 __all__ = ["ColorTags", "Frame", "Sink", "Source", "SourceInfo", "Window", "open_sink", "open_source"]
 

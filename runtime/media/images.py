@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from runtime.errors import InputError
-from runtime.media import color, structure
-from runtime.media.picture_reader import Look, PictureReader
-from runtime.media.source import Frame, Rgb, Source, SourceInfo
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media import color, structure
+from vsr_trt.runtime.media.picture_reader import Look, PictureReader
+from vsr_trt.runtime.media.source import Frame, Rgb, Source, SourceInfo
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.media.source import Rgb
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media.source import Rgb
 
 _PROGRAM = Path(__file__).with_name("picture_decoder.py")
 

@@ -6,11 +6,11 @@ import contextlib
 from collections import Counter
 from pathlib import Path
 
-from runtime.errors import InputError
-from runtime.media.png import encode_png
-from runtime.media.sink import Sink
-from runtime.media.source import Frame, Rgb, Source
-from runtime.media.staging import Staging, write_failure
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media.png import encode_png
+from vsr_trt.runtime.media.sink import Sink
+from vsr_trt.runtime.media.source import Frame, Rgb, Source
+from vsr_trt.runtime.media.staging import Staging, write_failure
 
 
 class PictureSink(Sink):

@@ -8,7 +8,7 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from runtime.media.source import Rgb
+from vsr_trt.runtime.media.source import Rgb
 
 
 def encode_png(rgb: Rgb) -> bytes:

@@ -9,10 +9,10 @@ from typing import Self
 
 import numpy as np
 
-from runtime import shell
-from runtime.errors import InputError, OutputError
-from runtime.media.source import Frame, Rgb
-from runtime.media.staging import Staging
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.media.source import Frame, Rgb
+from vsr_trt.runtime.media.staging import Staging
 
 
 class Sink(ABC):

@@ -13,7 +13,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from runtime.media.color import ColorTags
+from vsr_trt.runtime.media.color import ColorTags
 
 Rgb = npt.NDArray[np.uint8]
 

@@ -14,8 +14,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from runtime import shell
-from runtime.errors import DISK_FULL, OutputError
+from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
+from vsr_trt.runtime.machine import shell
 
 log = logging.getLogger(__name__)
 

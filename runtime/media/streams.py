@@ -23,9 +23,9 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
-from runtime.media.clock import JoinedClock, may_restart
-from runtime.media.source import Window
-from runtime.media.video_source import ATTACHED_PICTURE, clocked, main_video, open_container
+from vsr_trt.runtime.media.clock import JoinedClock, may_restart
+from vsr_trt.runtime.media.source import Window
+from vsr_trt.runtime.media.video_source import ATTACHED_PICTURE, clocked, main_video, open_container
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from runtime.errors import InputError
-from runtime.media import codecs, color
-from runtime.media.reserved_file import ReservedFile
-from runtime.media.sink import Sink
-from runtime.media.source import Frame, Rgb, Source
-from runtime.media.staging import Staging, write_failure
-from runtime.media.streams import COARSE, StreamCopier, needs_tee, tee_of
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media import codecs, color
+from vsr_trt.runtime.media.reserved_file import ReservedFile
+from vsr_trt.runtime.media.sink import Sink
+from vsr_trt.runtime.media.source import Frame, Rgb, Source
+from vsr_trt.runtime.media.staging import Staging, write_failure
+from vsr_trt.runtime.media.streams import COARSE, StreamCopier, needs_tee, tee_of
 
 _MILLISECOND = Fraction(1, 1000)
 _MAX_TICKS = 1_000_000  # of a movie header's second; finer clocks overflow in long clips

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from runtime import families, tiling
-from runtime.manifest import PREVIOUS, Manifest, Stage, Tensor, dimension
-from runtime.options import Options, tile_range
-from runtime.schedule.graph import Buffer, Grid, Lane, Schedule, Step
+from vsr_trt.runtime import families
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Stage, Tensor, dimension
+from vsr_trt.runtime.bundle.options import Options, tile_range
+from vsr_trt.runtime.schedule import tiling
+from vsr_trt.runtime.schedule.graph import Buffer, Grid, Lane, Schedule, Step
 
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
 FRAME, RESULT = "staged frame", "staged result"

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from runtime.schedule.events import Event
-from runtime.schedule.graph import Schedule
-from runtime.schedule.sketch import Box, Sketch, Wait, sketch
+from vsr_trt.runtime.schedule.events import Event
+from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.sketch import Box, Sketch, Wait, sketch
 
 # fill and edge, frame after frame; told apart in grey and by the colour-blind, too
 _COLOURS = (

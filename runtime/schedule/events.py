@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.graph import Schedule
 
 
 @dataclass(frozen=True, order=True)

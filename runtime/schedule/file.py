@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.errors import BundleError
-from runtime.records import MisfitError, parse
-from runtime.schedule.events import Event, hazards
-from runtime.schedule.graph import Buffer, Kind, Lane, Schedule, Step
-from runtime.schedule.memory import arrange
+from vsr_trt.runtime.bundle.errors import BundleError
+from vsr_trt.runtime.bundle.records import MisfitError, parse
+from vsr_trt.runtime.schedule.events import Event, hazards
+from vsr_trt.runtime.schedule.graph import Buffer, Kind, Lane, Schedule, Step
+from vsr_trt.runtime.schedule.memory import arrange
 
 FORMAT = 1
 _Dtype = Literal["uint8", "float32", "float16", "int32", "int64", "bool"]
@@ -93,7 +93,7 @@ def read(path: Path) -> tuple[Schedule, tuple[Event, ...]]:
         return _parsed(data)
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{path} is no schedule that can be executed: {error}. Write it again with: python build.py schedule "
+            f"{path} is no schedule that can be executed: {error}. Write it again with: vsr-build schedule "
             "BUNDLE --size WxH"
         ) from error
 

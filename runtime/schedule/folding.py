@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from runtime.schedule.graph import Action, Schedule, Step
+from vsr_trt.runtime.schedule.graph import Action, Schedule, Step
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Grid:
         tops, lefts: of the rows and columns of tiles; tile t is at row t // len(lefts).
         height, width: of every tile.
         overlap: that the window is made for.
-        window: `gaussian` or `ramp`, see `runtime.tiling.window`.
+        window: `gaussian` or `ramp`, see `runtime.schedule.tiling.window`.
     """
 
     tops: tuple[int, ...]

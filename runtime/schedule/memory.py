@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.graph import Schedule
 
 ALIGNMENT = 512
 """Bytes: what TensorRT asks for of the memory that its contexts work in, on some GPUs. Buffers begin at multiples."""

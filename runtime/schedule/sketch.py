@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from runtime.schedule.events import Event
-from runtime.schedule.folding import Group, fold
-from runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.events import Event
+from vsr_trt.runtime.schedule.folding import Group, fold
+from vsr_trt.runtime.schedule.graph import Schedule
 
 _LENGTHS = {"network": 1.0, "receive": 0.75, "upload": 0.75, "download": 0.75, "deliver": 0.75}
 _SHORT = 0.5  # cut, blend, copy

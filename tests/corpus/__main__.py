@@ -10,11 +10,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-    str(Path(__file__).parents[1] / "runtime"),
-]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from corpus import generate, pool
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import av
 import imageio_ffmpeg
-
 from corpus import pictures
 from corpus.recipe import Recipe
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+from corpus.recipe import DAMAGED, REFUSED, SURVIVED, Recipe
 from PIL import Image, ImageCms
 
-from corpus.recipe import DAMAGED, REFUSED, SURVIVED, Recipe
-from runtime.media import picture_decoder
+from vsr_trt.runtime.media import picture_decoder
 
 SIZES = [(64, 48), (64, 48), (63, 47), (33, 65), (16, 16), (1, 1), (7, 3), (200, 120), (300, 280)]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from corpus.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-PATHS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "runtime")]
+PATHS = [str(ROOT / "tests")]
 HANG = 300  # seconds for a file
 
 

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
-from conftest import GOLDEN
+from helpers import processes
+from helpers.golden import GOLDEN
 from rich.console import Console
 
-import build
-from engines.alternatives import WAYS, child, cli, comparison, show, ways
-from engines.alternatives.comparison import Order
-from export import eager
-from export.synthetic import showcase
-from runtime import doctor
-from runtime.bundle import Bundle
-from runtime.errors import DeviceError, VsrError
-from runtime.host import HostDevice
-from runtime.options import Options
-from runtime.pipeline import Pipeline
+from vsr_trt import build
+from vsr_trt.export import eager
+from vsr_trt.recipes import demo as showcase
+from vsr_trt.recipes.alternatives import WAYS, child, cli, comparison, show, ways
+from vsr_trt.recipes.alternatives.comparison import Order
+from vsr_trt.runtime import doctor
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 
 ROOT = Path(__file__).parents[2]
 CLIP = GOLDEN / "in"
@@ -235,7 +235,7 @@ def test_our_own_failure_and_refusals_end_it(
 
 def test_memory_is_the_process_s_own() -> None:
     held = np.ones(100_000_000)  # 0.8 GB, which a child must not be charged with
-    script = "from runtime.memory import peak_bytes; print(peak_bytes())"
+    script = "from vsr_trt.runtime.machine.memory import peak_bytes; print(peak_bytes())"
     ended = child.run([sys.executable, "-c", script], {"PYTHONPATH": str(ROOT)}, lambda line: None)
     assert 0 < int(ended.output) < held.nbytes / 2
 

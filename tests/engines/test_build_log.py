@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.build_log import BuildLog
+from vsr_trt.engines.tensorrt.log import BuildLog
 
 LAYERS = """Layers:
 Name: conv_myl0_1, LayerType: correlation, Inputs: [ { Name: a, Dimensions: [1,8,64,64]}], Metadata: [ONNX Layer: conv]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from engines.channels_last import replace_convolutions
+from vsr_trt.engines.graphs.channels_last import replace_convolutions
 
 PADS = [1, 1, 1, 1]
 

@@ -7,21 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
-from building import build, copy_of, rtx, run
+from helpers.building import build, copy_of, rtx, run
 
-import build as build_script
-from engines import build_report, plan, shapes
-from engines.builder import Order
-from engines.cache import Cache
-from engines.jobs import Job, Pool
-from engines.library import load
-from engines.targets import parse
-from runtime import engine_check, engine_choice
-from runtime.bundle import Bundle
-from runtime.errors import EngineError
-from runtime.manifest import Manifest, Profile, dimension
-from runtime.options import Options
-from runtime.shapes import frame_shapes
+from vsr_trt import build as build_script
+from vsr_trt.engines import plan
+from vsr_trt.engines import report as build_report
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.jobs import Job, Pool
+from vsr_trt.engines.tensorrt import shapes
+from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.tensorrt.library import load
+from vsr_trt.engines.tensorrt.targets import parse
+from vsr_trt.runtime.bundle import engine_check
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.bundle.manifest import Manifest, Profile, dimension
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.schedule import engine_choice
+from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 pytestmark = [rtx, pytest.mark.usefixtures("one_thread")]
 NETWORKS = {

@@ -13,18 +13,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import processes
 import pytest
-from building import MEMORY, ROOT, build, command, copy_of, rtx, run, small_graph
+from helpers import processes
+from helpers.building import MEMORY, ROOT, build, command, copy_of, rtx, run, small_graph
 
-from engines.build import Progress
-from engines.builder import Order
-from engines.cache import Cache
-from engines.jobs import Job, Pool, Result
-from engines.worker import Phase
-from runtime.bundle import Bundle
-from runtime.errors import BundleError, EngineError, OutputError
-from runtime.manifest import Manifest, Profile, sha256
+from vsr_trt.engines.build import Progress
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.jobs import Job, Pool, Result
+from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.worker import Phase
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError, EngineError, OutputError
+from vsr_trt.runtime.bundle.manifest import Manifest, Profile, sha256
 
 pytestmark = rtx
 SHAPE = Profile((4, 4), (4, 4), (4, 4))

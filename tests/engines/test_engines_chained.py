@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from building import build, copy_of, rtx
-from conftest import psnr
-from fake_gpu import FakeDriver, FakeTensorRT, array_at
-from processes import GUARD
+from helpers.building import build, copy_of, rtx
+from helpers.fake_gpu import FakeDriver, FakeTensorRT, array_at
+from helpers.golden import psnr
+from helpers.processes import GUARD
 
-from engines.cache import Cache
-from engines.operator import leave_out
-from kernels.fold import FoldedAttention
-from kernels.reference import gated_topk_attention
-from runtime import Restorer
-from runtime.actions import Buffers
-from runtime.bundle import Bundle
-from runtime.cuda import engines as loaded_engines
-from runtime.cuda import start
-from runtime.errors import EngineError
-from runtime.gpu import Gpu
-from runtime.host import HostDevice
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.tensorrt.operator import leave_out
+from vsr_trt.kernels.gated_topk.fold import FoldedAttention
+from vsr_trt.kernels.gated_topk.reference import gated_topk_attention
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.cuda import engines as loaded_engines
+from vsr_trt.runtime.cuda import start
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 

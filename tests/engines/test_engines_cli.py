@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import build as build_script
-from engines import cache as caches
-from engines import doctor
-from engines.cache import Cache
-from engines.display import estimate_seconds
-from engines.library import Library
-from runtime import gpu
-from runtime.errors import EngineError
-from runtime.gpu import Gpu
+from vsr_trt import build as build_script
+from vsr_trt.engines import cache as caches
+from vsr_trt.engines import doctor
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.display import estimate_seconds
+from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
 
 PARTS = {"network": "unet", "target": "sm_89", "backend": "tensorrt_rtx", "version": "1.7.1.116"}
 

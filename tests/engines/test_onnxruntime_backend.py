@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import processes
 import pytest
+from helpers import processes
+from helpers.small_bundle import convolutions, picture
 from onnx import TensorProto, helper, numpy_helper
-from small_bundle import convolutions, picture
 
-from engines.onnxruntime_backend import cpu_target, save_optimised
-from runtime.errors import EngineError, OutputError
-from runtime.host import session_options
-from runtime.processor import target_of
+from vsr_trt.engines.onnxruntime.save import cpu_target, save_optimised
+from vsr_trt.runtime.bundle.errors import EngineError, OutputError
+from vsr_trt.runtime.machine.processor import target_of
+from vsr_trt.runtime.onnxruntime.cpu import session_options
 
 _BLOCK = {"cpu-avx512": 16, "cpu-avx2": 8, "cpu-sse": 8}
 
@@ -111,7 +111,7 @@ def test_a_folder_that_is_missing_is_named(graph: Path, tmp_path: Path) -> None:
 _LIMITED = """
 import resource, sys
 from pathlib import Path
-from engines.onnxruntime_backend import save_optimised
+from vsr_trt.engines.onnxruntime.save import save_optimised
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     save_optimised(Path(sys.argv[1]), Path(sys.argv[2]))

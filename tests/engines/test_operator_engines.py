@@ -9,22 +9,24 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from building import build, copy_of, give_operator, rtx
+from helpers.building import build, copy_of, give_operator, rtx
 
-from engines import build_report, plan, shapes
-from engines.accuracy import gpu_check
-from engines.accuracy.recording import Call
-from engines.build import Built
-from engines.cache import Cache
-from engines.display import print_plan
-from engines.library import Library, load
-from engines.operator import leave_out
-from engines.targets import Target
-from runtime import gpu
-from runtime.bundle import Bundle
-from runtime.errors import EngineError
-from runtime.gpu import Gpu
-from runtime.manifest import WARP, Manifest, Operator
+from vsr_trt.engines import plan
+from vsr_trt.engines import report as build_report
+from vsr_trt.engines.accuracy import gpu_check
+from vsr_trt.engines.accuracy.recording import Call
+from vsr_trt.engines.build import Built
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.display import print_plan
+from vsr_trt.engines.tensorrt import shapes
+from vsr_trt.engines.tensorrt.library import Library, load
+from vsr_trt.engines.tensorrt.operator import leave_out
+from vsr_trt.engines.tensorrt.targets import Target
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.bundle.manifest import WARP, Manifest, Operator
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
 
 ATTENTION = Operator("cfr", "latent", "warped", "fused", {}, None)
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.manifests import minimal_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifests import minimal_manifest
 
-from engines import shapes
-from engines.shapes import Layout, Size
-from export.families import dloral
-from runtime import tiling
-from runtime.errors import InputError
-from runtime.manifest import Bound, Manifest, Network, Tensor
+from vsr_trt.engines.tensorrt import shapes
+from vsr_trt.engines.tensorrt.shapes import Layout, Size
+from vsr_trt.export.families.dloral import family as dloral
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Tensor
+from vsr_trt.runtime.schedule import tiling
 
 
 def network(inputs: dict[str, tuple[int | str, ...]], bounds: dict[str, Bound]) -> Network:

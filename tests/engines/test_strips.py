@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from test_channels_last import PADS, Network, run
 
-from engines import onnxruntime_cpu, vae_forms
-from engines.accuracy import instrument, ranges
-from engines.channels_last import replace_convolutions
-from engines.strips import STRIPS, cut_into_strips, largest, largest_kept
-from export import precision
-from runtime.bundle import Bundle
-from runtime.forms import IN_STRIPS, WHOLE
-from runtime.host import HostDevice
+from vsr_trt.engines.accuracy import instrument, ranges
+from vsr_trt.engines.graphs import cpu as onnxruntime_cpu
+from vsr_trt.engines.graphs import precision
+from vsr_trt.engines.graphs.channels_last import replace_convolutions
+from vsr_trt.engines.graphs.strips import STRIPS, cut_into_strips, largest, largest_kept
+from vsr_trt.recipes import vae_forms
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE
 
 FLOAT = onnx.TensorProto.FLOAT
 DOWN = {"strides": [2, 2], "pads": [0, 0, 1, 1]}

@@ -7,13 +7,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from engines import library as libraries
-from engines import targets
-from engines.library import Library
-from engines.targets import Target
-from runtime import gpu
-from runtime.errors import EngineError, InputError
-from runtime.gpu import Gpu
+from vsr_trt.engines.tensorrt import library as libraries
+from vsr_trt.engines.tensorrt import targets
+from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.targets import Target
+from vsr_trt.runtime.bundle.errors import EngineError, InputError
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 HOPPER = Gpu("NVIDIA H100 80GB HBM3", "sm_90", 80 << 30, "13.0")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.winograd import TAPS, Filter, direct, upsampling, winograd
+from vsr_trt.engines.graphs.winograd import TAPS, Filter, direct, upsampling, winograd
 
 
 def one_window(filter: Filter, values: np.ndarray, taps: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import processes
 import pytest
+from helpers import processes
 from rich.console import Console
 
-from export.synthetic.acceptance import REPORT, SIZES, Task, accept, tasks
+from vsr_trt.recipes.acceptance import REPORT, SIZES, Task, accept, tasks
 
 BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"summary": {"median": 0.0412}}}}}
 
@@ -61,8 +61,8 @@ def test_what_depends_on_a_failed_step_is_not_run(tmp_path: Path) -> None:
 
 def test_every_command_is_understood(tmp_path: Path) -> None:
     """The parsers of the commands take the arguments of the steps."""
-    import build
-    from runtime import cli
+    from vsr_trt import build
+    from vsr_trt.runtime.cli import main as cli
 
     for step in steps(tmp_path):
         if step.arguments[0] == "build.py":
@@ -72,7 +72,7 @@ def test_every_command_is_understood(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
-    from gpu_hooks import why_not
+    from helpers.gpu_hooks import why_not
 
     if why_not() is None:
         pytest.skip("this machine has a GPU")

@@ -15,19 +15,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import GOLDEN, PROMPT
+from helpers.golden import GOLDEN, PROMPT
 
-import kernels
-from engines.onnxruntime_cpu import Lowered, lower
-from export import bundle as bundles
-from export import checkpoint, network
-from export.bundle import BundleRequest, build
-from export.networks import cfr
-from export.networks import unet as unet_network
-from kernels.gpu import launch
-from kernels.gpu.targets import TARGETS
-from runtime.errors import ExportError, OutputError
-from runtime.manifest import Manifest
+from vsr_trt import kernels
+from vsr_trt.engines.graphs.cpu import Lowered, lower
+from vsr_trt.export import bundle as bundles
+from vsr_trt.export import network
+from vsr_trt.export.bundle import BundleRequest, build
+from vsr_trt.export.families.dloral import cfr, checkpoint
+from vsr_trt.export.families.dloral import unet as unet_network
+from vsr_trt.kernels.gpu import launch
+from vsr_trt.kernels.gpu.targets import TARGETS
+from vsr_trt.runtime.bundle.errors import ExportError, OutputError
+from vsr_trt.runtime.bundle.manifest import Manifest
 
 NETWORKS = {
     "preprocess",
@@ -176,7 +176,7 @@ def test_top_k_reaches_the_graph(tmp_path: Path, k: int) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_note() -> None:
-    from export.base_model import BaseModel
+    from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 
     ids, cut = BaseModel.open(GOLDEN / "sd").tokenize("street " * 100)
     assert ids.shape == (77,)

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from export import tensors
-from export.checkpoint import ADAPTERS, Checkpoint, load
-from export.synthetic.layout import resave_as_safetensors
-from runtime.errors import CheckpointError
+from vsr_trt.export import tensors
+from vsr_trt.export.families.dloral.checkpoint import ADAPTERS, Checkpoint, load
+from vsr_trt.recipes.synthetic.layout import resave_as_safetensors
+from vsr_trt.runtime.bundle.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/case_a"
 UNET, CFR = "state_dict_unet", "state_dict_bpp"

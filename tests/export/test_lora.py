@@ -17,11 +17,18 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from export.base_model import BaseModel
-from export.checkpoint import ADAPTERS, CONSISTENCY, QUALITY, Checkpoint, LowRank, load
-from export.lora import ALPHA, adapter_weights, merge_into, merge_layer
-from export.synthetic.layout import resave_as_safetensors
-from runtime.errors import CheckpointError, InputError
+from vsr_trt.export.families.dloral.checkpoint import (
+    ADAPTERS,
+    CONSISTENCY,
+    QUALITY,
+    Checkpoint,
+    LowRank,
+    load,
+)
+from vsr_trt.export.families.dloral.lora import ALPHA, adapter_weights, merge_into, merge_layer
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.recipes.synthetic.layout import resave_as_safetensors
+from vsr_trt.runtime.bundle.errors import CheckpointError, InputError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -12,11 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.graphs import attach_functions, clean, count_nodes, count_parameters, drop_unused_initializers
-from export.network import Input, NetworkSpec, Output, export, trace
-from export.precision import convert
-from runtime.errors import ExportError
-from runtime.manifest import Bound
+from vsr_trt.engines.graphs.clean import (
+    attach_functions,
+    clean,
+    count_nodes,
+    count_parameters,
+    drop_unused_initializers,
+)
+from vsr_trt.engines.graphs.precision import convert
+from vsr_trt.export.network import Input, NetworkSpec, Output, export, trace
+from vsr_trt.runtime.bundle.errors import ExportError
+from vsr_trt.runtime.bundle.manifest import Bound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

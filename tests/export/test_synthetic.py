@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from export.synthetic import demo, full_size, layout
+from vsr_trt.recipes.synthetic import by_hand as demo
+from vsr_trt.recipes.synthetic import layout
+from vsr_trt.recipes.synthetic import random as full_size
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/case_a"
 TOKENIZER = GOLDEN / "sd/tokenizer"

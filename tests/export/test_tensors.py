@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.golden import GOLDEN
 from safetensors.torch import load_file, save_file
 from test_checkpoint import CFR, UNET, assert_same, tiny, write
 from torch import Tensor, nn
 
 from build import main as build_main
-from export import bundle as bundles
-from export.base_model import BaseModel
-from export.bundle import BundleRequest, Progress, build
-from export.checkpoint import load
-from export.families.dloral import DLoRAL
-from export.lora import adapter_weights, merge_into
-from export.network import Exported, NetworkSpec, Precision
-from export.tensors import common_prefix, is_within
-from runtime.errors import CheckpointError, OutputError
-from runtime.manifest import Network
+from vsr_trt.export import bundle as bundles
+from vsr_trt.export.bundle import BundleRequest, Progress, build
+from vsr_trt.export.families.dloral.checkpoint import load
+from vsr_trt.export.families.dloral.family import DLoRAL
+from vsr_trt.export.families.dloral.lora import adapter_weights, merge_into
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.network import Exported, NetworkSpec, Precision
+from vsr_trt.export.tensors import common_prefix, is_within
+from vsr_trt.runtime.bundle.errors import CheckpointError, OutputError
+from vsr_trt.runtime.bundle.manifest import Network
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export import network
-from export.networks import preprocess
-from export.work import Count, count, measure
-from kernels.onnx_function import DOMAIN
-from runtime.errors import ExportError
-from runtime.manifest import Bound, Manifest, evaluate
+from vsr_trt.engines.graphs.work import Count, count, measure
+from vsr_trt.export import network
+from vsr_trt.export.families.dloral import preprocess
+from vsr_trt.kernels.gated_topk.onnx_function import DOMAIN
+from vsr_trt.runtime.bundle.errors import ExportError
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, evaluate
 
 SIDES = {"n": Bound(1, 4), "h": Bound(8, 512, 8), "w": Bound(8, 512, 8)}
 SIZES = {"h": 16, "w": 24}

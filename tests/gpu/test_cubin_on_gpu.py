@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blending import picture
-from operands import exact_constants, random_constants
+from helpers.blending import picture
+from helpers.operands import exact_constants, random_constants
 
-from kernels import FoldedAttention, gated_topk_attention
-from kernels.gpu import build, launch
-from kernels.gpu.launch import DType
-from kernels.gpu.targets import TARGETS
+from vsr_trt.kernels import FoldedAttention, gated_topk_attention
+from vsr_trt.kernels.gpu import build, launch
+from vsr_trt.kernels.gpu.launch import DType
+from vsr_trt.kernels.gpu.targets import TARGETS
 
 
 def call(function: Any, *arguments: Any) -> Any:

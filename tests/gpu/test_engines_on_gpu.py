@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines import plan, shapes
-from engines.build import Built, build_engines
-from engines.cache import Cache
-from engines.library import Library, load
-from engines.refit import refit
-from engines.targets import parse
-from runtime import doctor
-from runtime.bundle import Bundle
-from runtime.errors import EngineError
-from runtime.manifest import COMPATIBLE, STRIP
+from vsr_trt.engines import plan
+from vsr_trt.engines.build import Built, build_engines
+from vsr_trt.engines.cache import Cache
+from vsr_trt.engines.tensorrt import shapes
+from vsr_trt.engines.tensorrt.library import Library, load
+from vsr_trt.engines.tensorrt.refit import refit
+from vsr_trt.engines.tensorrt.targets import parse
+from vsr_trt.runtime import doctor
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.operands import exact_constants, is_clear_cut, random_constants
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from operands import exact_constants, is_clear_cut, random_constants
 
-from kernels import FoldedAttention, gated_topk_attention
-from kernels.gpu.build import KEYS, QUERIES, WARPS
+from vsr_trt.kernels import FoldedAttention, gated_topk_attention
+from vsr_trt.kernels.gpu.build import KEYS, QUERIES, WARPS
 
 
 def launch(
     current: np.ndarray, previous: np.ndarray, folded: FoldedAttention, k: int | None = None
 ) -> np.ndarray:
     """One launch of the kernel, compiled for the GPU in the machine."""
-    from kernels.gpu.triton_kernel import gated_topk_attention as kernel
+    from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention as kernel
 
     pictures, _, height, width = current.shape
     latents = [torch.from_numpy(latent.copy()).cuda() for latent in (current, previous)]

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 import torch
-from operands import exact_constants, random_constants
+from helpers import processes
+from helpers.operands import exact_constants, random_constants
 
-from kernels import PLUGIN_ATTRIBUTES, Chunking, attention_model, gated_topk_attention, tensorrt_plugin
-from kernels.gpu.targets import TARGETS
-from kernels.onnx_function import DType
+from vsr_trt.kernels import PLUGIN_ATTRIBUTES, Chunking, attention_model, gated_topk_attention
+from vsr_trt.kernels.gated_topk import plugin as tensorrt_plugin
+from vsr_trt.kernels.gated_topk.onnx_function import DType
+from vsr_trt.kernels.gpu.targets import TARGETS
 
 trt = pytest.importorskip("tensorrt", reason="not run: no TensorRT")
 SIZES = ((1, 16, 16), (1, 64, 64), (2, 96, 96))  # of the profile: (N, h, w), least, best, most

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import psnr
-from small_bundle import NETWORK, make, picture
+from helpers.golden import psnr
+from helpers.small_bundle import NETWORK, make, picture
 
-from runtime import Restorer
-from runtime.host import HostDevice
-from runtime.provider_device import ProviderDevice
-from runtime.providers import CUDA, PROVIDERS, TENSORRT, is_available
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice
+from vsr_trt.runtime.onnxruntime.providers import CUDA, PROVIDERS, TENSORRT, is_available
 
 # TensorRT multiplies FP32 in TF32, of 10 bits, and ONNX Runtime has no option against it.
 TOLERANCE = dict.fromkeys(PROVIDERS, 5e-3) | {CUDA: 1e-5}

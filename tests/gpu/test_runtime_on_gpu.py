@@ -10,21 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
-from conftest import psnr
+from helpers import processes
+from helpers.golden import psnr
 
-from runtime import Restorer, gpu
-from runtime.bundle import Bundle
-from runtime.cuda.driver import Driver, bindings
-from runtime.cuda.start import BACKENDS, open_device
-from runtime.options import Options
-from runtime.resample import resize_bicubic
-from runtime.runner import Runner
-from runtime.schedule.build import build
-from runtime.schedule.events import derive
-from runtime.timeline import Span
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cuda.driver import Driver, bindings
+from vsr_trt.runtime.cuda.start import BACKENDS, open_device
+from vsr_trt.runtime.devices.runner import Runner
+from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.events import derive
 
 SLACK = 64 * 2**20  # bytes that the driver takes for itself
 ROOT = Path(__file__).parents[2]

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from tiny_bundle import hashes, write_bundle, write_clip
+from helpers.tiny_bundle import hashes, write_bundle, write_clip
 
-from engines.accuracy.calibrate import Request, calibrate
-from engines.accuracy.recording import read_clip
-from engines.accuracy.verify import verify
-from engines.builder import Order, compile_network
-from engines.library import load
-from export import half
-from runtime import gpu
-from runtime.bundle import Bundle
-from runtime.errors import EngineError
-from runtime.manifest import Engine, Manifest, Profile
+from vsr_trt.engines.accuracy.calibrate import Request, calibrate
+from vsr_trt.engines.accuracy.recording import read_clip
+from vsr_trt.engines.accuracy.verify import verify
+from vsr_trt.engines.graphs import half
+from vsr_trt.engines.tensorrt.builder import Order, compile_network
+from vsr_trt.engines.tensorrt.library import load
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.bundle.manifest import Engine, Manifest, Profile
+from vsr_trt.runtime.machine import gpu
 
 
 @pytest.mark.parametrize("backend", ["tensorrt_rtx", "tensorrt"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.operands import random_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operands import random_constants
 
-from kernels import AttentionWeights, fold, gated_topk_attention
+from vsr_trt.kernels import AttentionWeights, gated_topk_attention
+from vsr_trt.kernels.gated_topk import fold
 
 
 def unfolded(z: np.ndarray, previous: np.ndarray, w: AttentionWeights, k: int | None) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from kernels import KernelError
-from kernels.gpu import build, launch, ptx, roofline, sass, table
-from kernels.gpu.launch import DType, Launch
-from kernels.gpu.targets import TARGETS
+from vsr_trt.kernels import KernelError
+from vsr_trt.kernels.gpu import build, launch, ptx, roofline, sass, table
+from vsr_trt.kernels.gpu.launch import DType, Launch
+from vsr_trt.kernels.gpu.targets import TARGETS
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -170,10 +170,12 @@ def test_files_are_written_as_the_metadata_say(tmp_path: Path) -> None:
 
 def test_the_documentations_tables_are_current() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operator.md").read_text(encoding="utf-8")
-    documented = text.split("<!-- python -m kernels table -->")[1].split("<!-- end of table -->")[0]
+    documented = text.split("<!-- python -m vsr_trt.kernels table -->")[1].split("<!-- end of table -->")[0]
     made = table.markdown([compiled(target).launch for target in TARGETS])
-    assert documented.strip() == made, "put what `python -m kernels table` prints into docs/operator.md"
-    rest = text.split("<!-- python -m kernels table: blend_tiles -->")[1]
+    assert documented.strip() == made, (
+        "put what `python -m vsr_trt.kernels table` prints into docs/operator.md"
+    )
+    rest = text.split("<!-- python -m vsr_trt.kernels table: blend_tiles -->")[1]
     assert rest.split("<!-- end of table -->")[0].strip() == table.blending_markdown()
 
 

@@ -1,4 +1,4 @@
-"""`python -m kernels`: what it prints, its JSON, its refusals."""
+"""`python -m vsr_trt.kernels`: what it prints, its JSON, its refusals."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-import processes
 import pytest
+from helpers import processes
 
-from kernels.__main__ import main
-from kernels.gpu import build
-from kernels.gpu.targets import TARGETS
+from vsr_trt.kernels.__main__ import main
+from vsr_trt.kernels.gpu import build
+from vsr_trt.kernels.gpu.targets import TARGETS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 

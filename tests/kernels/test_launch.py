@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import KernelError
-from kernels.gpu import launch
-from kernels.gpu.launch import Launch
+from vsr_trt.kernels import KernelError
+from vsr_trt.kernels.gpu import launch
+from vsr_trt.kernels.gpu.launch import Launch
 
 INFO = Launch(
     kernel="gated_topk_attention",

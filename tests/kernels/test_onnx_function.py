@@ -10,13 +10,13 @@ import onnx
 import onnx.checker
 import onnx.helper
 import onnxruntime
-import processes
 import pytest
+from helpers import processes
+from helpers.operands import random_constants
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from operands import random_constants
 
-from kernels import (
+from vsr_trt.kernels import (
     DOMAIN,
     OPERATORS,
     PLUGIN_ATTRIBUTES,
@@ -26,10 +26,10 @@ from kernels import (
     KernelError,
     attention_function,
     attention_model,
-    fold,
     gated_topk_attention,
 )
-from kernels.onnx_function import DType
+from vsr_trt.kernels.gated_topk import fold
+from vsr_trt.kernels.gated_topk.onnx_function import DType
 
 
 def model_of(
@@ -136,7 +136,7 @@ def resident(field):  # ru_maxrss would start from what the parent process held
     return int(line.split()[1]) * 1024
 
 size, runs = int(sys.argv[2]), int(sys.argv[3])
-providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]  # as in runtime.scratch
+providers = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]  # as in scratch.py
 session = onnxruntime.InferenceSession(sys.argv[1], providers=providers)
 small = np.zeros((1, 4, 8, 8), np.float32)
 session.run(None, {"current": small, "previous": small})

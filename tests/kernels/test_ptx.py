@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kernels import KernelError
-from kernels.gpu import ptx
+from vsr_trt.kernels import KernelError
+from vsr_trt.kernels.gpu import ptx
 
 TEXT = """//
 .version 8.7

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from operands import random_constants
+from helpers.operands import random_constants
 
-from kernels import Chunking, KernelError
-from kernels.rtx_plan import activation_memory
+from vsr_trt.kernels import Chunking, KernelError
+from vsr_trt.kernels.gated_topk.rtx_plan import activation_memory
 
 rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
 

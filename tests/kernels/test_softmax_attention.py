@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from kernels import DOMAIN, SOFTMAX_ATTENTION, KernelError, softmax_attention_function
-from kernels.softmax_attention import FUSED_CHANNELS
+from vsr_trt.kernels import DOMAIN, SOFTMAX_ATTENTION, KernelError, softmax_attention_function
+from vsr_trt.kernels.softmax_attention import FUSED_CHANNELS
 
 
 def run(function: object, *inputs: np.ndarray) -> np.ndarray:

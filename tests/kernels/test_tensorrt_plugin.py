@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from tensorrt_standin import (
+from helpers.tensorrt_standin import (
     DynamicPluginTensorDesc,
     ExprBuilder,
     IDimensionExpr,
@@ -20,11 +18,14 @@ from tensorrt_standin import (
     bindings,
     standin,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kernels import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES, KernelError, tensorrt_plugin
-from kernels.gpu import launch, ptx
-from kernels.gpu.build import compile_kernel
-from kernels.gpu.launch import DType
+from vsr_trt.kernels import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES, KernelError
+from vsr_trt.kernels.gated_topk import plugin as tensorrt_plugin
+from vsr_trt.kernels.gpu import launch, ptx
+from vsr_trt.kernels.gpu.build import compile_kernel
+from vsr_trt.kernels.gpu.launch import DType
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 pytestmark = pytest.mark.skipif(bindings() is None, reason="TensorRT's bindings exist for Linux only")

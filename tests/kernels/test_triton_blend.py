@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from blending import Picture, picture
+from helpers.blending import Picture, picture
+from helpers.interpreter import blend, interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreter import blend, interpreter
 
-from kernels.gpu.build import PIXELS
+from vsr_trt.kernels.gpu.build import PIXELS
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from helpers.interpreter import interpreter, run
+from helpers.operands import exact_constants, is_clear_cut, random_constants
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from interpreter import interpreter, run
-from operands import exact_constants, is_clear_cut, random_constants
 
-from kernels import FoldedAttention, gated_topk_attention
-from kernels.gpu.build import KEYS, QUERIES
+from vsr_trt.kernels import FoldedAttention, gated_topk_attention
+from vsr_trt.kernels.gpu.build import KEYS, QUERIES
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 

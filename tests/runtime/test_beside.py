@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from processes import GUARD, until
+from helpers.processes import GUARD, until
 
-from runtime.beside import Behind, ahead
+from vsr_trt.runtime.restore.read_ahead import Behind, ahead
 
 
 def threads() -> set[str]:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, read_png
-from tiny_bundle import frames, tree, write_bundle, write_clip
+from helpers.golden import GOLDEN, read_png
+from helpers.tiny_bundle import frames, tree, write_bundle, write_clip
 
-import build
-from runtime import Restorer, cli
-from runtime.bundle import Bundle, refuse_hub_cache, repository
-from runtime.errors import BundleError, OutputError
-from runtime.manifest import sha256
+from vsr_trt import build
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache, repository
+from vsr_trt.runtime.bundle.errors import BundleError, OutputError
+from vsr_trt.runtime.bundle.manifest import sha256
+from vsr_trt.runtime.cli import main as cli
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -9,12 +9,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_clips import FAST, SIZE, STEADY, Clip, number_of, packets, pattern, restore, times
+from helpers.media_clips import FAST, SIZE, STEADY, Clip, number_of, packets, pattern, restore, times
 from PIL import Image, ImageCms
 
-from runtime import media
-from runtime.errors import InputError, OutputError
-from runtime.media import reserved_file, staging
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.media import reserved_file, staging
 
 FRAME = Fraction(1, 25)
 
@@ -187,7 +187,7 @@ def place(rgb: np.ndarray) -> float:
 
 def spot(path: Path, codec: str, pix_fmt: str, siting: str, said: bool, **options: str) -> Path:
     """A clip of the spot whose chroma lies at `siting`."""
-    from runtime.media import color
+    from vsr_trt.runtime.media import color
 
     with av.open(str(path), "w") as output:
         all_options = options | ({"chroma_sample_location": siting} if said else {})
@@ -234,7 +234,7 @@ def test_chroma_is_read_from_where_it_lies(
     [("o.mp4", "h264"), ("o.mp4", "hevc"), ("o.mkv", "av1"), ("o.webm", "vp9"), ("o.mov", "prores")],
 )
 def test_chroma_is_written_where_the_tags_say(tmp_path: Path, name: str, codec: str) -> None:
-    from runtime.media import color
+    from vsr_trt.runtime.media import color
 
     clip = spot(tmp_path / "in.mkv", "ffv1", "yuv444p", "left", False)
     run = restore(clip, tmp_path / name, codec=codec)
@@ -250,7 +250,7 @@ def test_chroma_is_written_where_the_tags_say(tmp_path: Path, name: str, codec: 
 
 
 def run_tags(frame: av.VideoFrame) -> media.ColorTags:
-    from runtime.media import color
+    from vsr_trt.runtime.media import color
 
     return color.tags_of(frame, 2, 2)
 
@@ -272,7 +272,9 @@ def test_a_video_of_pictures_with_colour_profiles_does_not_crash(tmp_path: Path,
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, FRAME
             packet.is_keyframe = True
             output.mux(packet)
-    script = f"from runtime import media\nwith media.open_source({str(path)!r}) as s: print(len(list(s)))"
+    script = (
+        f"from vsr_trt.runtime import media\nwith media.open_source({str(path)!r}) as s: print(len(list(s)))"
+    )
     root = str(Path(media.__file__).parents[2])
     done = subprocess.run(
         [__import__("sys").executable, "-c", script], cwd=root, capture_output=True, text=True, check=False

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import ALLOCATING, RELEASES, SYNCHRONISING, Cheap, FakeDriver, FakeTensorRT, array_at
-from processes import GUARD
-from stages import dloral_manifest
+from helpers.fake_gpu import ALLOCATING, RELEASES, SYNCHRONISING, Cheap, FakeDriver, FakeTensorRT, array_at
+from helpers.processes import GUARD
+from helpers.stages import dloral_manifest
 
-from runtime import tiling
-from runtime.bundle import Bundle
-from runtime.cuda import device as module
-from runtime.cuda import engines
-from runtime.cuda.device import CudaDevice
-from runtime.cuda.driver import CudaError, Driver
-from runtime.cuda.interop import DeviceArray
-from runtime.engine_choice import Choice
-from runtime.errors import DeviceError, EngineError, FrameError, InputError
-from runtime.manifest import Engine, FileEntry, Operator, Profile
-from runtime.options import Options
-from runtime.pipeline import Pipeline
-from runtime.runner import Runner
-from runtime.schedule.build import build
-from runtime.schedule.events import derive
-from runtime.timeline import Span
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, FrameError, InputError
+from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Operator, Profile
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cuda import device as module
+from vsr_trt.runtime.cuda import engines
+from vsr_trt.runtime.cuda.device import CudaDevice
+from vsr_trt.runtime.cuda.driver import CudaError, Driver
+from vsr_trt.runtime.cuda.interop import DeviceArray
+from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.devices.runner import Runner
+from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.schedule import tiling
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.engine_choice import Choice
+from vsr_trt.runtime.schedule.events import derive
 
 PROMPT = {"prompt": np.random.default_rng(0).standard_normal((77, 32)).astype(np.float32)}
 TILED = Options({}, tile=64, overlap=16, vae_tile=64, vae_overlap=8, vae_statistics="tile")
@@ -87,7 +87,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def blend(*values: Any) -> None:
-    """What the blend kernel computes, by `runtime.tiling.Blend`."""
+    """What the blend kernel computes, by `runtime.schedule.tiling.Blend`."""
     tiles, tops, lefts, by_row, by_column, out, rows, columns, channels, tile_h, tile_w, h, w = values
     values = array_at(tiles, (rows * columns, channels, tile_h, tile_w), np.float32)
     window = np.outer(array_at(by_row, (tile_h,), np.float32), array_at(by_column, (tile_w,), np.float32))
@@ -364,7 +364,7 @@ def test_too_little_memory_is_told_before_any_is_taken(bundle: Bundle) -> None:
 
 
 def test_what_is_planned_is_what_is_allocated(bundle: Bundle) -> None:
-    from runtime.schedule.memory import plan
+    from vsr_trt.runtime.schedule.memory import plan
 
     gpu = Gpu(bundle, LARGE, 3)
     gpu.open()

@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from stages import dloral_manifest
+from helpers.stages import dloral_manifest
 
-from runtime import backends, gpu
-from runtime.bundle import Bundle
-from runtime.cuda import start
-from runtime.cuda.start import usable
-from runtime.errors import DeviceError, EngineError
-from runtime.gpu import Gpu
-from runtime.manifest import Engine, Operator
+from vsr_trt.runtime import backends
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.bundle.manifest import Engine, Operator
+from vsr_trt.runtime.cuda import start
+from vsr_trt.runtime.cuda.start import usable
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
 
 HERE = Gpu("RTX 4090", "sm_89", 24 << 30, "13.0")
 
@@ -44,7 +45,7 @@ def test_where_none_runs_each_reason_is_given_and_the_command() -> None:
     text = str(caught.value)
     assert "no TensorRT-RTX engine that runs on RTX 4090 (sm_89): old-1: it was built by" in text
     assert "old-2" in text
-    assert "python build.py engines /b --backend tensorrt-rtx --target sm_89 --size WIDTHxHEIGHT" in text
+    assert "vsr-build engines /b --backend tensorrt-rtx --target sm_89 --size WIDTHxHEIGHT" in text
     with pytest.raises(EngineError, match=r"no TensorRT engine that runs on .*\)\. Build them"):
         usable(bundle(), "tensorrt", HERE, runs)
 
@@ -64,7 +65,7 @@ def test_auto_takes_engines_where_they_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gpu, "why_none", lambda: "no CUDA driver")
     assert backends.choose("auto") == ("onnxruntime-cpu", "there is no GPU (no CUDA driver)")
     monkeypatch.setattr(gpu, "detect", lambda: HERE)
-    monkeypatch.setattr("runtime.cuda.start.usable", lambda b, name, g: usable(b, name, g, runs))
+    monkeypatch.setattr("vsr_trt.runtime.cuda.start.usable", lambda b, name, g: usable(b, name, g, runs))
     assert backends.choose("auto")[0] == "onnxruntime-cpu"
     assert backends.choose("auto", bundle(engine("a"))) == (
         "tensorrt_rtx",

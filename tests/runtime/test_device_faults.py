@@ -9,21 +9,21 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
-from processes import GUARD
-from stages import dloral_manifest, shrunk
+from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
+from helpers.processes import GUARD
+from helpers.stages import dloral_manifest, shrunk
 
-from runtime.actions import Buffers
-from runtime.device import Device, Ticket
-from runtime.errors import DeviceError, FrameError
-from runtime.lanes import HostLanes
-from runtime.options import Options
-from runtime.runner import Runner
-from runtime.schedule.build import build
-from runtime.schedule.events import derive
-from runtime.schedule.graph import Schedule
-from runtime.simulated import Faults, SimulatedDevice, any_move
-from runtime.timeline import Span
+from vsr_trt.runtime.bundle.errors import DeviceError, FrameError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.devices.protocol import Device, Ticket
+from vsr_trt.runtime.devices.runner import Runner
+from vsr_trt.runtime.devices.simulated import Faults, SimulatedDevice, any_move
+from vsr_trt.runtime.devices.threads import HostLanes
+from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.events import derive
+from vsr_trt.runtime.schedule.graph import Schedule
 
 PROMPT = {"prompt": CONSTANTS["constant"]}
 
@@ -50,7 +50,7 @@ def push_all(runner: Runner, clip: list[np.ndarray]) -> tuple[list[bytes], Frame
 
 
 def expected(schedule: Schedule, clip: list[np.ndarray]) -> list[bytes]:
-    import pipelines
+    from helpers import pipelines
 
     pipelines.CONSTANTS.setdefault("prompt", CONSTANTS["constant"])
     return in_order(schedule, clip)

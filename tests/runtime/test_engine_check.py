@@ -8,13 +8,15 @@ import struct
 from pathlib import Path
 
 import pytest
-from manifests import minimal_manifest
+from helpers.manifests import minimal_manifest
 
-from runtime import doctor, engine_check, gpu
-from runtime.bundle import Bundle
-from runtime.errors import EngineError
-from runtime.gpu import Gpu
-from runtime.manifest import Engine, FileEntry
+from vsr_trt.runtime import doctor
+from vsr_trt.runtime.bundle import engine_check
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.bundle.manifest import Engine, FileEntry
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 VERSION = "1.7.1.116"
@@ -148,7 +150,7 @@ def test_plans_of_another_system_and_without_weights_do_not_run(tmp_path: Path) 
     assert other.startswith("it is for plan9-vax, and this machine is ")
     assert verdict(tmp_path, content, platform=engine_check.this_platform(), **values) is None
     stripped = verdict(tmp_path, content, flags=("strip",), **values)
-    assert stripped == "it has no weights; put them in with engines.refit"
+    assert stripped == "it has no weights; put them in with engines.tensorrt.refit"
 
 
 def test_portable_tensorrt_plans_run_on_later_generations(tmp_path: Path) -> None:
@@ -166,7 +168,9 @@ def test_doctor_misses_onnx_runtime_only_where_it_would_be_taken(monkeypatch: py
         "importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     assert any("onnxruntime is not installed" in problem for problem in doctor.diagnose(None).problems)
-    monkeypatch.setattr("runtime.backends.choose", lambda *given: ("tensorrt_rtx", "the bundle has engines"))
+    monkeypatch.setattr(
+        "vsr_trt.runtime.backends.choose", lambda *given: ("tensorrt_rtx", "the bundle has engines")
+    )
     assert not any("not installed" in problem for problem in doctor.diagnose(None).problems)
 
 

@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.planned_bundle import WEIGHTS, engines, make
+from helpers.stages import dloral_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planned_bundle import WEIGHTS, engines, make
-from stages import dloral_manifest
 
-from engines.shapes import Layout, Size
-from runtime.bundle import Bundle
-from runtime.engine_choice import Choice, Needs, built_for, choose, needs
-from runtime.errors import BundleError, EngineError, InputError
-from runtime.forms import Form
-from runtime.manifest import Engine
-from runtime.options import Options, Statistics
-from runtime.schedule.build import build
+from vsr_trt.engines.tensorrt.shapes import Layout, Size
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
+from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.options import Options, Statistics
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.engine_choice import Choice, Needs, built_for, choose, needs
+from vsr_trt.runtime.schedule.forms import Form
 
 HD, FULL_HD, SMALL = Size(1280, 720), Size(1920, 1080), Size(512, 512)
 TILES = Options({}, vae_statistics="tile")
@@ -174,7 +174,7 @@ def test_engines_that_a_target_runs() -> None:
 def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
     with pytest.raises(EngineError, match="B has no engines for sm_89") as refused:
         chosen([], FULL_HD)
-    assert str(refused.value).endswith("python build.py engines B --target sm_89 --size 1920x1080")
+    assert str(refused.value).endswith("vsr-build engines B --target sm_89 --size 1920x1080")
     with pytest.raises(EngineError) as refused:
         chosen([e for e in engines(BUNDLE.manifest, [SMALL]) if e.network != "cfr"], SMALL)
     assert "of cfr (64x64 latents)." in str(refused.value)

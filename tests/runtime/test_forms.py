@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from planned_bundle import make
-from stages import dloral_manifest
+from helpers.planned_bundle import make
+from helpers.stages import dloral_manifest
 
-from runtime import forms
-from runtime.bundle import Bundle
-from runtime.errors import DeviceError
-from runtime.forms import Available, Form
-from runtime.memory import RESERVE, free_bytes, resident_bytes
-from runtime.options import Options
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
+from vsr_trt.runtime.schedule import forms
+from vsr_trt.runtime.schedule.forms import Available, Form
 
 FREE = Available(None, False)
 SCRATCH = {"cpu": {"h*w": 200_000.0}, "cpu_strips": {"h*w": 100_000.0}}  # bytes for a latent

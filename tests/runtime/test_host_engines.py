@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from small_bundle import NETWORK, engine, make, picture, with_files
+from helpers.small_bundle import NETWORK, engine, make, picture, with_files
 
-from engines.onnxruntime_backend import save_optimised
-from runtime import Restorer
-from runtime.bundle import Bundle
-from runtime.errors import DeviceError
-from runtime.host import HostDevice, choose
-from runtime.manifest import Engine
-from runtime.processor import cpu_target
+from vsr_trt.engines.onnxruntime.save import save_optimised
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.machine.processor import cpu_target
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice, choose
 
 VERSION = onnxruntime.__version__
 
@@ -56,7 +56,7 @@ def test_the_engine_is_loaded_as_it_is(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
     device = HostDevice(with_engine)
-    with caplog.at_level(logging.INFO, "runtime.host"):
+    with caplog.at_level(logging.INFO, "vsr_trt.runtime.onnxruntime.cpu"):
         device.load(NETWORK)
     file = f"engines/onnxruntime-{cpu_target()}/net.onnx"
     assert asked == [(file, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)]
@@ -80,7 +80,7 @@ def test_an_engine_of_another_kind_is_passed_over_and_the_log_says_why(
     for file in (bundle.path / other.manifest.engines[0].file,):
         file.write_bytes(b"it would not load")
     device = HostDevice(other)
-    with caplog.at_level(logging.INFO, "runtime.host"):
+    with caplog.at_level(logging.INFO, "vsr_trt.runtime.onnxruntime.cpu"):
         device.load(NETWORK)
     assert caplog.messages[0].endswith(reason)
     assert caplog.messages[1] == "net: takes the network's graph"
@@ -122,7 +122,10 @@ def test_a_bundle_with_engines_restores_the_same_bytes(
         expected = list(restorer.restore(golden_frames[:2]))
     shutil.copytree(golden_bundle, tmp_path / "bundle")
     optimised(Bundle.open(tmp_path / "bundle"))
-    with caplog.at_level(logging.INFO, "runtime.host"), Restorer(tmp_path / "bundle") as restorer:
+    with (
+        caplog.at_level(logging.INFO, "vsr_trt.runtime.onnxruntime.cpu"),
+        Restorer(tmp_path / "bundle") as restorer,
+    ):
         got = list(restorer.restore(golden_frames[:2]))
     assert caplog.messages
     assert all("takes engines/" in message for message in caplog.messages)

@@ -13,11 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from runtime.bundle import Bundle
-from runtime.errors import BundleError
-from runtime.manifest import Manifest, dimension, evaluate, is_inside, json_schema
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError
+from vsr_trt.runtime.bundle.manifest import Manifest, dimension, evaluate, is_inside, json_schema
 
-PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle.schema.json"
+PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle" / "bundle.schema.json"
 
 
 def small() -> dict[str, Any]:
@@ -138,9 +138,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_the_published_schema_is_current_and_accepts_what_we_write() -> None:
-    assert json.loads(PUBLISHED.read_text()) == json_schema(), (
-        "python -m runtime schema > runtime/bundle.schema.json"
-    )
+    assert json.loads(PUBLISHED.read_text()) == json_schema(), "vsr schema > runtime/bundle.schema.json"
     jsonschema.Draft202012Validator.check_schema(json_schema())
     jsonschema.validate(small(), json_schema())
 

@@ -14,9 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from media_clips import (
+from helpers.media_clips import (
     FAST,
     SIZE,
     STEADY,
@@ -35,11 +33,13 @@ from media_clips import (
     restore,
     times,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from runtime import media
-from runtime.errors import InputError
-from runtime.media import color, images
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media import color, images
 
 CHAPTERS = [
     {"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}},

@@ -18,17 +18,29 @@ from pathlib import Path
 
 import av
 import numpy as np
-import processes
 import pytest
+from helpers import processes
+from helpers.media_clips import (
+    FAST,
+    SIZE,
+    STEADY,
+    Clip,
+    decoded,
+    enlarged,
+    packets,
+    pattern,
+    picture,
+    restore,
+    times,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from media_clips import FAST, SIZE, STEADY, Clip, decoded, enlarged, packets, pattern, picture, restore, times
 from PIL import Image
 
-from runtime import media
-from runtime.errors import InputError, OutputError
-from runtime.media import staging, structure
-from runtime.media.streams import StreamCopier
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.media import staging, structure
+from vsr_trt.runtime.media.streams import StreamCopier
 
 ROOT = Path(__file__).parents[2]
 
@@ -665,7 +677,7 @@ import sys
 sys.path[:0] = {paths}
 import numpy as np
 from fractions import Fraction
-from runtime import media
+from vsr_trt.runtime import media
 with media.open_source({clip!r}) as source, media.open_sink({output!r}, source, crf={crf}, scale=8) as sink:
     rng = np.random.default_rng(0)
     for index, frame in enumerate(source):
@@ -800,7 +812,7 @@ SWAP = """
 import os, signal, sys
 sys.path[:0] = {paths}
 from pathlib import Path
-from runtime.media.staging import Staging
+from vsr_trt.runtime.media.staging import Staging
 renames, rename = 0, Path.rename
 def dying(self, target):
     global renames

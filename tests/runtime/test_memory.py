@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import processes
 import pytest
+from helpers import processes
 
-from runtime.memory import peak_bytes
+from vsr_trt.runtime.machine.memory import peak_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
 
@@ -28,7 +28,7 @@ def test_the_peak_grows_with_what_is_used_and_stays() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands a peak on to children")
 def test_a_child_does_not_inherit_its_parents_peak() -> None:
     ballast = np.ones(400_000_000, np.uint8)
-    code = "from runtime.memory import peak_bytes; print(peak_bytes())"
+    code = "from vsr_trt.runtime.machine.memory import peak_bytes; print(peak_bytes())"
     done = processes.run([sys.executable, "-c", code], check=True)
     del ballast
     assert int(done.stdout) < 200_000_000

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from corpus.generate import PALER, pattern
 from corpus.make import ffmpeg
-from media_clips import Clip, packets, restore, times
+from helpers.media_clips import Clip, packets, restore, times
 from PIL import Image
 
-from runtime import media
+from vsr_trt.runtime import media
 
 TONE = ["-f", "lavfi", "-i", "sine=frequency=400:sample_rate={rate}:samples_per_frame=512"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_clips import Clip, restore, times
+from helpers.media_clips import Clip, restore, times
 from PIL import Image
 
-from runtime import media
-from runtime.errors import InputError, OutputError
-from runtime.sizes import parse_fps
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.cli.values import parse_fps
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from media_clips import SIZE, pattern, restore
+from helpers.media_clips import SIZE, pattern, restore
 from PIL import Image, ImageCms, PngImagePlugin
 
-from runtime import media
-from runtime.errors import InputError
-from runtime.media import picture_decoder
-from runtime.media.picture_reader import PictureReader
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media import picture_decoder
+from vsr_trt.runtime.media.picture_reader import PictureReader
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 P3 = picture_decoder._profile_of(12)

@@ -1,4 +1,4 @@
-"""`python -m runtime plan`: what it tells, what it refuses, what it draws. Its bundles hold nothing to be loaded."""
+"""`vsr plan`: what it tells, what it refuses, what it draws. Its bundles hold nothing to be loaded."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from planned_bundle import SCRATCH, WEIGHTS, engines, make
-from stages import dloral_manifest
+from helpers.planned_bundle import SCRATCH, WEIGHTS, engines, make
+from helpers.stages import dloral_manifest
 
-from engines.shapes import Layout, Size
-from runtime import gpu, planning
-from runtime.cli import main
-from runtime.errors import InputError
-from runtime.gpu import Gpu
-from runtime.manifest import Network, Work
-from runtime.options import Options
-from runtime.planning import Request
-from runtime.schedule import memory
-from runtime.schedule.build import build
-from runtime.schedule.drawing import draw
-from runtime.schedule.events import Order, derive
-from runtime.schedule.folding import fold
-from runtime.schedule.sketch import sketch
-from runtime.sizes import parse_memory
+from vsr_trt.engines.tensorrt.shapes import Layout, Size
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.bundle.manifest import Network, Work
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cli.main import main
+from vsr_trt.runtime.cli.values import parse_memory
+from vsr_trt.runtime.machine import gpu
+from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.plan import plan as planning
+from vsr_trt.runtime.plan.plan import Request
+from vsr_trt.runtime.schedule import memory
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.drawing import draw
+from vsr_trt.runtime.schedule.events import Order, derive
+from vsr_trt.runtime.schedule.folding import fold
+from vsr_trt.runtime.schedule.sketch import sketch
 
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL, FULL_HD = Size(512, 512), Size(1920, 1080)
@@ -160,7 +161,7 @@ def test_reports_that_do_not_tell(tmp_path: Path) -> None:
         (
             ["--slots", "1", "--memory", "900MB"],
             "1920x1080",
-            r"have it in strips, which is the same picture, because vae_decoder alone works in 900 MB: python build.py "
+            r"have it in strips, which is the same picture, because vae_decoder alone works in 900 MB: vsr-build "
             r"engines \S+ --target sm_89 --size 1920x1080 --vae-tile 120$",
         ),
     ],
@@ -324,13 +325,12 @@ def test_the_drawing_in_the_documents_is_up_to_date() -> None:
     documented = Path(__file__).parents[2] / "docs" / "schedule.svg"
     expected = draw(schedule, derive(schedule), "dloral, 512x512, 2 slots")
     assert documented.read_text(encoding="utf-8") == expected, (
-        "draw it anew: python -m runtime plan --bundle GOLDEN --size 512x512 --slots 2 --draw docs/schedule.svg "
-        "--overwrite"
+        "draw it anew: vsr plan --bundle GOLDEN --size 512x512 --slots 2 --draw docs/schedule.svg --overwrite"
     )
 
 
 def test_measured_stages_stand_beside_the_model(tmp_path: Path) -> None:
-    from runtime.bench.compare import median_stages
+    from vsr_trt.runtime.bench.compare import median_stages
 
     report = {
         "kind": "vsr-trt bench",

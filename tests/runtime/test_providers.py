@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from small_bundle import NETWORK, convolutions, make, picture, with_files
+from helpers.small_bundle import NETWORK, convolutions, make, picture, with_files
 
-from runtime import Restorer, providers
-from runtime.bundle import Bundle
-from runtime.cli import main
-from runtime.errors import DeviceError, InputError, OutputError
-from runtime.host import HostDevice
-from runtime.manifest import Bound, Network, Tensor
-from runtime.provider_device import ProviderDevice, cache_key, free_dimensions
-from runtime.providers import (
+from vsr_trt.runtime import Restorer
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError
+from vsr_trt.runtime.bundle.manifest import Bound, Network, Tensor
+from vsr_trt.runtime.cli.main import main
+from vsr_trt.runtime.onnxruntime import providers
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice, cache_key, free_dimensions
+from vsr_trt.runtime.onnxruntime.providers import (
     CUDA,
     PROVIDERS,
     TENSORRT,

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.networks.preprocess import Preprocess
-from runtime.resample import resize_bicubic
+from vsr_trt.export.families.dloral.preprocess import Preprocess
+from vsr_trt.runtime.media.resample import resize_bicubic
 
 
 def pillow(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import real_clip
+from helpers.golden import real_clip
 
-from runtime import FrameError, Restorer, media, small_frames
-from runtime.bundle import Bundle
-from runtime.errors import BundleError, DeviceError, InputError
-from runtime.options import Options
-from runtime.resample import resize_bicubic
+from vsr_trt.runtime import FrameError, Restorer, media
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError, DeviceError, InputError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.restore import small_frames
 
 
 @pytest.fixture(scope="module")

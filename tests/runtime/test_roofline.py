@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import minimal_manifest
+from helpers.manifests import minimal_manifest
 from rich.console import Console
 
-from kernels.gpu.targets import TARGETS
-from runtime import roofline
-from runtime.errors import BundleError, InputError
-from runtime.manifest import Bound, Manifest, Network, Stage, Tensor, Work
-from runtime.options import Options
-from runtime.roofline import NOTE, Machine
-from runtime.shapes import StageShape, frame_shapes
+from vsr_trt.kernels.gpu.targets import TARGETS
+from vsr_trt.runtime.bundle.errors import BundleError, InputError
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Stage, Tensor, Work
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.plan import roofline
+from vsr_trt.runtime.plan.roofline import NOTE, Machine
+from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes
 
 T, G = 1e12, 1e9
 MACHINE = Machine("toy", "Toy", 10 * T, 1 * T, 100 * G, "a data sheet")

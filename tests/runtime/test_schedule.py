@@ -6,18 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
+from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
+from helpers.stages import dloral_manifest, shrunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
-from stages import dloral_manifest, shrunk
 
-from runtime.options import Options
-from runtime.runner import Runner
-from runtime.schedule.build import build, tile_grid
-from runtime.schedule.events import Event, Order, derive, hazards, slot_reuse
-from runtime.schedule.graph import Schedule
-from runtime.schedule.memory import plan
-from runtime.simulated import (
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.runner import Runner
+from vsr_trt.runtime.devices.simulated import (
     POISON,
     Policy,
     RaceError,
@@ -27,6 +23,10 @@ from runtime.simulated import (
     newest_first,
     starving,
 )
+from vsr_trt.runtime.schedule.build import build, tile_grid
+from vsr_trt.runtime.schedule.events import Event, Order, derive, hazards, slot_reuse
+from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.memory import plan
 
 SIZES = [(128, 128), (270, 480), (300, 200)]
 schedules = st.builds(

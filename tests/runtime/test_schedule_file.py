@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import planned_bundle
 import pytest
+from helpers import planned_bundle
+from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
+from helpers.stages import dloral_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
-from stages import dloral_manifest
 
-from runtime.bundle import Bundle
-from runtime.errors import BundleError
-from runtime.options import Options
-from runtime.runner import Runner
-from runtime.schedule import file
-from runtime.schedule.build import build
-from runtime.schedule.events import derive
-from runtime.schedule.graph import Schedule
-from runtime.schedule.memory import ALIGNMENT
-from runtime.simulated import SimulatedDevice, any_move
+from vsr_trt import build as build_command
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import BundleError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.runner import Runner
+from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move
+from vsr_trt.runtime.schedule import file
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.events import derive
+from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.memory import ALIGNMENT
 
-SCHEMA = json.loads((Path(file.__file__).parents[1] / "schedule.schema.json").read_text())
+SCHEMA = json.loads((Path(file.__file__).with_name("schedule.schema.json")).read_text())
 
 
 def real(size: tuple[int, int] = (270, 480), slots: int = 2) -> Schedule:
@@ -126,7 +127,7 @@ def test_what_is_no_schedule_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_the_command_adds_schedules_to_a_bundle(tmp_path: Path) -> None:
-    import build as build_command
+    from vsr_trt import build
 
     bundle = planned_bundle.make(tmp_path / "bundle")
     sizes = ["--size", "1920x1080", "--size", "512x512"]

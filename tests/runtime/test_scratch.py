@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_bundle import NETWORK, make, picture
+from helpers.small_bundle import NETWORK, make, picture
 
-from runtime.host import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the process's memory is read from /proc")
 

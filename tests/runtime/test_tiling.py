@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.tiling import Blend, offsets, plan, window
+from vsr_trt.runtime.schedule.tiling import Blend, offsets, plan, window
 
 sizes = st.integers(1, 300)
 

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_bundle import frames, hashes, read_json, tree, write_bundle, write_clip
+from helpers.tiny_bundle import frames, hashes, read_json, tree, write_bundle, write_clip
 
-import build
-from engines import additions
-from engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
-from engines.accuracy.recording import read_clip
-from export import half, network
-from export.precision import Conversion, convert
-from runtime.bundle import Bundle
-from runtime.errors import OutputError, VerificationError, VsrError
-from runtime.manifest import Engine, Manifest
+from vsr_trt import build
+from vsr_trt.engines import additions
+from vsr_trt.engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
+from vsr_trt.engines.accuracy.recording import read_clip
+from vsr_trt.engines.graphs import half
+from vsr_trt.engines.graphs.precision import Conversion, convert
+from vsr_trt.export import network
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import OutputError, VerificationError, VsrError
+from vsr_trt.runtime.bundle.manifest import Engine, Manifest
 
 
 @pytest.fixture

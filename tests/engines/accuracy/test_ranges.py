@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
-import processes
 import pytest
-from tiny_bundle import parse
+from helpers import processes
+from helpers.tiny_bundle import parse
 
-from engines.accuracy.metrics import Difference, difference, psnr
-from engines.accuracy.ranges import Range, above, measure
-from export.half import write
-from runtime.errors import DeviceError
+from vsr_trt.engines.accuracy.metrics import Difference, difference, psnr
+from vsr_trt.engines.accuracy.ranges import Range, above, measure
+from vsr_trt.engines.graphs.half import write
+from vsr_trt.runtime.bundle.errors import DeviceError
 
 CHAIN = """chain (float[n] x) => (float[n] y)
 <float[1] k = {1000.0}, float[1] s = {0.001}>
@@ -160,7 +160,7 @@ _MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from engines.accuracy.ranges import measure
+from vsr_trt.engines.accuracy.ranges import measure
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 path = Path(sys.argv[1])
 measure(path, [{"x": np.ones(8, np.float32)}], 1)

@@ -13,21 +13,22 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import GOLDEN, real_clip
+from helpers.golden import GOLDEN, real_clip
+from helpers.tiny_bundle import hashes, read_json, tree, write_bundle, write_clip
 from PIL import Image
-from tiny_bundle import hashes, read_json, tree, write_bundle, write_clip
 
-import build
-from engines.accuracy import gate, gpu_check, report
-from engines.accuracy.calibrate import Request, calibrate
-from engines.accuracy.metrics import Difference
-from engines.accuracy.recording import read_clip
-from engines.accuracy.verify import NetworkReport, verify
-from export import half, torch_device
-from runtime.bundle import Bundle
-from runtime.errors import CheckpointError, DeviceError
-from runtime.gpu import Gpu
-from runtime.manifest import Engine, Manifest, Profile
+from vsr_trt import build
+from vsr_trt.engines.accuracy import gate, gpu_check, report
+from vsr_trt.engines.accuracy.calibrate import Request, calibrate
+from vsr_trt.engines.accuracy.metrics import Difference
+from vsr_trt.engines.accuracy.recording import read_clip
+from vsr_trt.engines.accuracy.verify import NetworkReport, verify
+from vsr_trt.engines.graphs import half
+from vsr_trt.export import torch_device
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import CheckpointError, DeviceError
+from vsr_trt.runtime.bundle.manifest import Engine, Manifest, Profile
+from vsr_trt.runtime.machine.gpu import Gpu
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def test_what_has_nothing_to_be_compared_with_is_refused(
     tmp_path: Path, bundle: Path, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(write_bundle(tmp_path / "plain"), "--clip", str(clip)) == 4
-    assert "python build.py calibrate" in " ".join(capsys.readouterr().err.split())
+    assert "vsr-build calibrate" in " ".join(capsys.readouterr().err.split())
     dataclasses.replace(Manifest.read(bundle), precision="fp16").write(bundle)
     assert run(bundle) == 4
     assert "--sd DIR --checkpoint FILE" in " ".join(capsys.readouterr().err.split())

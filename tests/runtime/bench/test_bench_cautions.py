@@ -9,15 +9,15 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from bench_fakes import install_nvml
-from processes import until
+from helpers.bench_fakes import install_nvml
+from helpers.processes import until
 
-from runtime.bench import environment, nvml
-from runtime.bench.cautions import cautions
-from runtime.bench.environment import Environment, GpuRecord
-from runtime.bench.nvml import Probe
-from runtime.bench.report import ModeResult, Observed
-from runtime.bench.statistics import Series
+from vsr_trt.runtime.bench import environment, nvml
+from vsr_trt.runtime.bench.cautions import cautions
+from vsr_trt.runtime.bench.environment import Environment, GpuRecord
+from vsr_trt.runtime.bench.nvml import Probe
+from vsr_trt.runtime.bench.report import ModeResult, Observed
+from vsr_trt.runtime.bench.statistics import Series
 
 CALM = Environment({}, {}, "none", cores=4, load=0.2, nvml=None, why_no_nvml="")
 STEADY = (0.1,) * 100

@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from bench_fakes import Maker, bundle, calm, install_nvml, options
+from helpers.bench_fakes import Maker, bundle, calm, install_nvml, options
 from rich.console import Console
 
-from runtime.bench import bench, cli, show
-from runtime.errors import DeviceError, InputError, OutputError, VsrError
+from vsr_trt.runtime.bench import bench, show
+from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError, VsrError
+from vsr_trt.runtime.cli import bench as cli
 
-SCHEMA = json.loads((Path(cli.__file__).parent / "bench.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(bench.__file__).parent / "bench.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 

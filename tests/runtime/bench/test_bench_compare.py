@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_fakes import Maker, bundle, calm, options
+from helpers.bench_fakes import Maker, bundle, calm, options
 
-from runtime.bench import bench, cli
-from runtime.bench.compare import Earlier, compare
-from runtime.bench.report import Change, Report
-from runtime.errors import InputError
+from vsr_trt.runtime.bench import bench
+from vsr_trt.runtime.bench.compare import Earlier, compare
+from vsr_trt.runtime.bench.report import Change, Report
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.cli import bench as cli
 
 
 @pytest.fixture(autouse=True)

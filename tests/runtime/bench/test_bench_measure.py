@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_fakes import Fake, Maker, bundle
+from helpers.bench_fakes import Fake, Maker, bundle
 
-from runtime.bench import measure, stages
-from runtime.bench.plan import Plan, clip
-from runtime.errors import DeviceError, InputError
-from runtime.manifest import Manifest
-from runtime.sizes import parse_size
-from runtime.timeline import Span
+from vsr_trt.runtime.bench import measure, stages
+from vsr_trt.runtime.bench.plan import Plan, clip
+from vsr_trt.runtime.bundle.errors import DeviceError, InputError
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.cli.values import parse_size
+from vsr_trt.runtime.devices.timeline import Span
 
 FRAMES = clip(8, 6)
 

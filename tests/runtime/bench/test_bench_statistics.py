@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.bench.statistics import (
+from vsr_trt.runtime.bench.statistics import (
     Series,
     covered,
     grouped,

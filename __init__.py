@@ -1,0 +1,1 @@
+"""Compiles diffusion video super-resolution into engines, and runs them at video rate."""

@@ -1,0 +1,1 @@
+"""Passes over ONNX graphs. Needs neither torch nor a compiler."""

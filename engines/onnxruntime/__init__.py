@@ -1,0 +1,1 @@
+"""Graphs that ONNX Runtime has optimised for one CPU."""

@@ -1,0 +1,212 @@
+"""From sizes of pictures to the shapes that engines are built for.
+
+Static by default: one engine a network and size, the fastest. Networks that work on tiles have the tile's
+shape, so one engine serves every size that is cut into such tiles. Everything comes from the manifest: the
+stages, what is tiled, and the bounds of the symbolic sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Profile, Stage, dimension, evaluate
+from vsr_trt.runtime.bundle.options import Statistics, tile_range
+from vsr_trt.runtime.cli.values import parse_size as read_size
+from vsr_trt.runtime.schedule import forms, tiling
+from vsr_trt.runtime.schedule.engine_choice import VAE_TILE
+from vsr_trt.runtime.schedule.shapes import whole_sizes
+
+Range = tuple[int, int, int]
+"""Least, best and largest value of a symbolic size."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height of the restored picture, in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+# What a dynamic engine is for, where no --size says otherwise.
+USUAL = (Size(512, 512), Size(1280, 720), Size(1920, 1080), Size(3840, 2160))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How pictures are cut, and how many tiles go through at once.
+
+    Attributes:
+        tile: side of a tile in latents for flow, retrieval and UNet.
+        vae_tile: with statistics of tiles, the same limit for the VAE; with shared ones, the largest picture that goes
+            through it in one piece, None for any.
+        vae_statistics: see `runtime.bundle.options.Options`.
+        memory: bytes of the GPU that may be used; None for no limit.
+        batch: largest number of tiles in one call.
+        dynamic: one engine a network for all the sizes given, instead of one for each.
+    """
+
+    tile: int = 96
+    vae_tile: int | None = None
+    vae_statistics: Statistics = "shared"
+    memory: int | None = None
+    batch: int = 1
+    dynamic: bool = False
+
+    @property
+    def vae_side(self) -> int:
+        """Of a tile with statistics of its own."""
+        return self.vae_tile or VAE_TILE
+
+    def cuts(self, tiling: str | None) -> bool:
+        """Whether the stages of a tiling work on tiles."""
+        return tiling is not None and (tiling != "vae" or self.vae_statistics == "tile")
+
+
+def parse_size(text: str, manifest: Manifest) -> Size:
+    """Reads `--size`, e.g. 1280x720.
+
+    Raises:
+        InputError: not a size, or none that this bundle restores to.
+    """
+    size = Size(*read_size(text, manifest))
+    _check_bounds(size, manifest)
+    return size
+
+
+def _check_bounds(size: Size, manifest: Manifest) -> None:
+    for stage in manifest.stages:
+        for name, bound in manifest.networks[stage.network].bounds.items():
+            if (
+                stage.tiling is None
+                and (value := whole_sizes(manifest, size.width, size.height).get(name))
+                and value > bound.max
+            ):
+                raise InputError(
+                    f"--size {size}: {name} of {stage.network} would be {value}; this bundle's networks end at "
+                    f"{bound.max}."
+                )
+
+
+def networks(manifest: Manifest) -> tuple[str, ...]:
+    """The networks that stages run, variants included, in order."""
+    names = (name for stage in manifest.stages for name in (stage.network, *stage.variants.values()))
+    return tuple(dict.fromkeys(names))
+
+
+def profiles(
+    manifest: Manifest, name: str, sizes: Sequence[Size], layout: Layout
+) -> list[tuple[dict[str, Range], dict[str, Profile]]]:
+    """The different shapes that a network needs, each as ranges of its symbolic sizes and as a profile.
+
+    Raises:
+        InputError: a tile or batch outside the network's bounds.
+    """
+    network = manifest.networks[name]
+    stages = [s for s in manifest.stages if name in (s.network, *s.variants.values())]
+    if not stages:
+        raise InputError(f"no stage runs {name!r}; expected one of {', '.join(networks(manifest))}.")
+    ranges = [_ranges(manifest, stages[0], size, layout) for size in sizes]
+    if layout.dynamic:
+        ranges = [_joined(manifest, stages[0], network, ranges, layout)]
+    different = {tuple(sorted(_used(network, found).items())): _used(network, found) for found in ranges}
+    for found in different.values():
+        _check(name, network.bounds, found)
+    return [(found, _profile(network, found)) for found in different.values()]
+
+
+def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout: Layout) -> bool:
+    """Whether an engine for pictures of that size computes them in strips."""
+    network = manifest.networks[name]
+    if network.strips == 1 or layout.vae_statistics == "tile":
+        return False
+    high, wide = ranges["h"][2], ranges["w"][2]
+    if layout.vae_tile is not None:
+        return high * wide > layout.vae_tile**2
+    if layout.memory is None or "cpu" not in network.scratch:
+        return False
+    # Compilers need half of what the CPU does, FP16 against FP32; beside it, all networks' weights in FP16.
+    scratch = evaluate(network.scratch["cpu"], {"h": high, "w": wide}) / 2
+    weights = forms.weights(manifest, networks(manifest)) // (2 if manifest.precision == "fp32" else 1)
+    return scratch + weights > layout.memory
+
+
+def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:
+    whole = whole_sizes(manifest, size.width, size.height)
+    batch = (1, 1, 1)
+    if stage.tiling is not None and layout.cuts(stage.tiling):
+        latent = stage.tiling == "latent"
+        tile = layout.tile if latent else layout.vae_side
+        longest = tile_range(manifest, stage.tiling)[1]
+        piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=latent, longest=longest)[0]
+        whole |= {"h": piece.height, "w": piece.width}
+        if latent and layout.batch > 1:
+            batch = (1, layout.batch, layout.batch)
+    return {name: (value, value, value) for name, value in whole.items()} | {"n": batch}
+
+
+def _joined(
+    manifest: Manifest, stage: Stage, network: Network, ranges: Sequence[dict[str, Range]], layout: Layout
+) -> dict[str, Range]:
+    """From the bounds' least to the largest of the sizes, at its best at the first of them."""
+    largest = list(ranges) or [_ranges(manifest, stage, size, layout) for size in USUAL]
+    tile = None
+    if layout.cuts(stage.tiling):
+        tile = layout.tile if stage.tiling == "latent" else layout.vae_side
+    joined = {"n": largest[0]["n"]}
+    for name in ("lr_h", "lr_w", "h", "w"):
+        if name not in network.bounds:
+            continue
+        high = max(found[name][2] for found in largest)
+        if tile is not None:
+            high = max(high, min(tile, network.bounds[name].max))
+        joined[name] = (network.bounds[name].min, largest[0][name][1], high)
+    return joined
+
+
+def _used(network: Network, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Those that the network's inputs have."""
+    symbols = {dimension(size)[1] for tensor in network.inputs for size in tensor.shape}
+    return {name: found for name, found in ranges.items() if name in symbols}
+
+
+def _check(name: str, bounds: Mapping[str, Bound], ranges: Mapping[str, Range]) -> None:
+    for symbol, (low, _, high) in ranges.items():
+        bound = bounds[symbol]
+        if low < bound.min or high > bound.max or low % bound.multiple_of or high % bound.multiple_of:
+            hint = {"n": "--batch", "h": "--size or --tile", "w": "--size or --tile"}.get(symbol, "--size")
+            asked = f"{low}" if low == high else f"{low} to {high}"
+            raise InputError(
+                f"{name} would be built for {symbol} = {asked}; it takes {bound.min} "
+                f"to {bound.max} in steps of {bound.multiple_of}. Change {hint}."
+            )
+
+
+def _profile(network: Network, ranges: Mapping[str, Range]) -> dict[str, Profile]:
+    def shape(sizes: Iterable[int | str], which: int) -> tuple[int, ...]:
+        parts = (dimension(size) for size in sizes)
+        return tuple(factor * ranges[symbol][which] if symbol else factor for factor, symbol in parts)
+
+    return {t.name: Profile(*(shape(t.shape, which) for which in range(3))) for t in network.inputs}
+
+
+def describe(ranges: Mapping[str, Range]) -> str:
+    """For names of files and tables, e.g. `n1-96x96`, `n1..4-32..96x32..96`, `n1-lr270x480-136x240`."""
+    parts = []
+    for name, found in ranges.items():
+        pair = f"{name[:-1]}w"
+        if name.endswith("h") and pair in ranges:
+            parts.append(f"{name[:-1].rstrip('_')}{_between(found)}x{_between(ranges[pair])}")
+        elif not (name.endswith("w") and f"{name[:-1]}h" in ranges):
+            parts.append(f"{name}{_between(found)}")
+    return "-".join(parts)
+
+
+def _between(found: Range) -> str:
+    low, _, high = found
+    return str(low) if low == high else f"{low}..{high}"

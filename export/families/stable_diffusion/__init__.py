@@ -1,0 +1,1 @@
+"""What families on Stable Diffusion 2.1 share."""

@@ -1,1 +1,0 @@
-"""Model directories in the published file layouts, made without any download (never trained models)."""

@@ -1,0 +1,1 @@
+"""GatedTopKAttention: the operator, in every form of it."""

@@ -1,0 +1,284 @@
+"""Times the operator's forms side by side: `python -m vsr_trt.kernels bench`.
+
+Each form and size is measured in a process of its own, so that its memory is its own: the highest resident
+memory during the runs, above what the process held before the first of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import platform
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsr_trt.kernels.gated_topk.fold import AttentionWeights, fold
+
+HEADS, WIDTH, CHANNELS = 9, 64, 4  # of the published module
+_PACKAGES = ("numpy", "torch", "onnxruntime", "triton", "tensorrt-rtx-cu13")
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One form at one size.
+
+    Attributes:
+        form: its name.
+        height, width: of the latents.
+        seconds: of each timed run, in order.
+        memory: highest, above what was held before, in bytes; None where the system does not tell.
+        difference: from the dense module: the largest, over the largest value of what it adds to the latent.
+    """
+
+    form: str
+    height: int
+    width: int
+    seconds: tuple[float, ...]
+    memory: int | None
+    difference: float
+
+    @property
+    def median(self) -> float:
+        """Of the runs, in seconds."""
+        return statistics.median(self.seconds)
+
+
+Run = Callable[[], np.ndarray]
+
+
+def seeded_weights(seed: int = 0) -> AttentionWeights:
+    """Weights of the published module's sizes; a fifth of the scores or so pass the gate."""
+    rng = np.random.default_rng(seed)
+    rows = HEADS * WIDTH
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape) / np.sqrt(shape[-1])
+
+    return AttentionWeights(
+        HEADS,
+        normal(rows, CHANNELS),
+        normal(rows, CHANNELS),
+        normal(rows, CHANNELS),
+        normal(CHANNELS, rows),
+        threshold=normal(WIDTH),
+        query_bias=normal(rows),
+        key_bias=normal(rows),
+        value_bias=normal(rows),
+        proj_bias=normal(CHANNELS),
+        threshold_bias=0.1,
+    )
+
+
+def _latents(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    current, previous = rng.standard_normal((2, 1, CHANNELS, height, width), dtype=np.float32)
+    return current, previous
+
+
+def _dense_torch(height: int, width: int) -> Run:
+    import torch
+
+    from vsr_trt.kernels.gated_topk.torch_forms import DenseAttention
+
+    module = DenseAttention(seeded_weights()).eval()
+    current, previous = map(torch.from_numpy, _latents(height, width))
+
+    def run() -> np.ndarray:
+        with torch.no_grad():
+            return module(current, previous).numpy()
+
+    return run
+
+
+def _folded_torch(height: int, width: int) -> Run:
+    import torch
+
+    from vsr_trt.kernels.gated_topk.torch_forms import folded_attention
+
+    folded = fold(seeded_weights()).astype(np.float32)
+    constants = [torch.from_numpy(array) for array in (folded.M, folded.P, folded.bias)]
+    current, previous = map(torch.from_numpy, _latents(height, width))
+    return lambda: folded_attention(current, previous, *constants).numpy()
+
+
+def _onnx_function(height: int, width: int) -> Run:
+    import onnxruntime
+
+    from vsr_trt.kernels.gated_topk.onnx_function import Chunking, attention_model
+
+    folded = fold(seeded_weights()).astype(np.float32)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if hasattr(os, "sched_getaffinity"):
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        attention_model(folded, Chunking.scan()).SerializeToString(),
+        options,
+        # the arena's default doubles every request; the runtime's extends as requested too
+        providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})],
+    )
+    current, previous = _latents(height, width)
+    return lambda: session.run(None, {"current": current, "previous": previous})[0]
+
+
+def _triton(height: int, width: int) -> Run:
+    import torch
+
+    from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention
+    from vsr_trt.kernels.gpu.build import KEYS, QUERIES, WARPS
+
+    folded = fold(seeded_weights()).astype(np.float32)
+    constants = [torch.from_numpy(array).cuda() for array in (folded.M, folded.P, folded.bias)]
+    current, previous = (torch.from_numpy(latent).cuda() for latent in _latents(height, width))
+    fused = torch.empty_like(current)
+    positions = height * width
+    grid = (-(-positions // QUERIES), 1)
+
+    def run() -> np.ndarray:
+        gated_topk_attention[grid](
+            current,
+            previous,
+            *constants,
+            HEADS,
+            positions,
+            0,
+            fused,
+            TOP_K=False,
+            BLOCK_P=QUERIES,
+            BLOCK_Q=KEYS,
+            num_warps=WARPS,
+            enable_fp_fusion=False,  # as it is compiled ahead of time
+        )
+        torch.cuda.synchronize()
+        return fused.cpu().numpy()
+
+    return run
+
+
+FORMS: dict[str, Callable[[int, int], Run]] = {
+    "torch, dense": _dense_torch,
+    "torch, folded": _folded_torch,
+    "ONNX function": _onnx_function,
+    "Triton kernel": _triton,
+}
+
+
+def available_forms() -> list[str]:
+    """The forms that can run here; the Triton kernel needs a GPU."""
+    import torch
+
+    return [form for form in FORMS if form != "Triton kernel" or torch.cuda.is_available()]
+
+
+def measure(
+    sizes: Sequence[tuple[int, int]],
+    seconds: float = 3.0,
+    told: Callable[[str], None] = lambda text: None,
+) -> list[Measurement]:
+    """Measures every form that can run here at every size, one process after another.
+
+    Args:
+        sizes: latents, (height, width).
+        seconds: to time a form for, at least; three runs are the least, after one for warm-up.
+        told: the form and size that is measured next.
+    """
+    context = multiprocessing.get_context("spawn")
+    measured = []
+    for height, width in sizes:
+        expected: np.ndarray | None = None
+        for form in available_forms():
+            told(f"{form} at {height}x{width}")
+            with _pool(context) as pool:
+                times, memory, result = pool.apply(_measure_here, (form, height, width, seconds))
+            added = result.astype(np.float64) - _latents(height, width)[0]
+            expected = added if expected is None else expected
+            difference = float(np.abs(added - expected).max() / np.abs(expected).max())
+            measured.append(Measurement(form, height, width, tuple(times), memory, difference))
+    return measured
+
+
+def _pool(context: Any) -> Any:
+    """A process that a terminal's Ctrl-C does not reach: that is this process's business, which ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return context.Pool(1)
+    multiprocessing.resource_tracker.ensure_running()  # started later, it would end what is begun here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return context.Pool(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _measure_here(form: str, height: int, width: int, seconds: float) -> tuple[list[float], int | None, Any]:
+    small = FORMS[form](16, 16)
+    small()  # libraries loaded, threads started
+    run = FORMS[form](height, width)
+    before = _resident("VmRSS")
+    if _RESET_PEAK.exists():
+        _RESET_PEAK.write_text("5")
+    result = run()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    after = _resident("VmHWM")
+    return times, None if before is None or after is None else max(0, after - before), result
+
+
+def _resident(field: str) -> int | None:
+    """A line of Linux's account of this process, in bytes."""
+    if not _STATUS.exists() or not _RESET_PEAK.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def machine() -> dict[str, str]:
+    """The processor, its cores, and the versions of what was measured."""
+    found = {"processor": _processor(), "cores": str(os.cpu_count()), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def plan_memory(sizes: Sequence[tuple[int, int]]) -> list[int | str]:
+    """Activation memory of a TensorRT-RTX plan of the function, in bytes for each size; or why there is none."""
+    from vsr_trt.kernels.errors import KernelError
+    from vsr_trt.kernels.gated_topk.onnx_function import Chunking
+    from vsr_trt.kernels.gated_topk.rtx_plan import activation_memory
+
+    folded = fold(seeded_weights())
+    found: list[int | str] = []
+    for height, width in sizes:
+        try:
+            found.append(activation_memory(folded, height, width, Chunking.for_compilers(None)))
+        except KernelError as error:
+            found.append(f"not built: {error}")
+    return found

@@ -1,0 +1,1 @@
+"""What stands above both sides: demonstration, full size, comparisons, acceptance on a GPU."""

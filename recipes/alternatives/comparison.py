@@ -1,0 +1,192 @@
+"""Every way in a process of its own, one after another, and what comes of it: `build.py alternatives`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from vsr_trt.recipes.alternatives import IN_TORCH, RUNTIME, child
+from vsr_trt.runtime.bench import environment
+from vsr_trt.runtime.bench.cautions import cautions
+from vsr_trt.runtime.bench.nvml import Probe
+from vsr_trt.runtime.bench.statistics import ratio_of_medians, summarize
+from vsr_trt.runtime.bundle.errors import BundleError, DeviceError, VsrError
+from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.plan.roofline import operations
+
+KIND = "vsr-trt alternatives"
+SCHEMA_VERSION = 1
+_RATE = "from vsr_trt.runtime.plan.roofline import matrix_rate; print(matrix_rate())"
+# However numpy multiplies matrices, it reads one of these when it is loaded.
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+Record = dict[str, Any]
+"""What `build.py time` printed, and what is said about it; or `not_run`, the reason."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to compare.
+
+    Attributes:
+        script: path of build.py.
+        bundle: of the runtime and of ONNX Runtime.
+        clip: a video or a folder of pictures.
+        frames: that each way restores; the first is warm-up.
+        ways: in the order in which they run.
+        sd, checkpoint: of the ways in torch; None where there are none.
+        threads: of the CPU; None for each library's own choice.
+    """
+
+    script: Path
+    bundle: Path
+    clip: Path
+    frames: int
+    ways: tuple[str, ...]
+    sd: Path | None = None
+    checkpoint: Path | None = None
+    threads: int | None = None
+
+    def command(self, way: str) -> list[str]:
+        """The command that times one way."""
+        values: list[object] = [
+            sys.executable,
+            self.script,
+            "time",
+            way,
+            "--clip",
+            self.clip,
+            "--frames",
+            self.frames,
+        ]
+        if way in IN_TORCH:
+            values += ["--sd", self.sd, "--checkpoint", self.checkpoint]
+        else:
+            values += ["--bundle", self.bundle]
+        if self.threads is not None:
+            values += ["--threads", self.threads]
+        return [str(value) for value in values]
+
+
+class Watcher(Protocol):
+    """Is told how far things are; `said` from another thread."""
+
+    def began(self, way: str) -> None:
+        """A way's process is started."""
+
+    def said(self, text: str) -> None:
+        """It wrote a line."""
+
+    def ended(self, way: str, record: Record) -> None:
+        """It ended."""
+
+
+def compare(order: Order, watcher: Watcher) -> dict[str, Any]:
+    """Runs the ways one after another, so that none takes time or memory from another.
+
+    A way other than the runtime that cannot run on this machine is recorded as such. After each, the machine's
+    matrix products are timed as well: its speed may change in between, and then they tell.
+
+    Returns:
+        The report, for JSON.
+
+    Raises:
+        VsrError: the runtime failed, or a way refused what it was given: clip, bundle, weights, an option.
+    """
+    manifest = Manifest.read(order.bundle)
+    created, load = datetime.now(UTC).isoformat(timespec="seconds"), environment.load_average()
+    records: dict[str, Record] = {}
+    for way in order.ways:
+        watcher.began(way)
+        records[way] = _measured(order, way, watcher)
+        watcher.ended(way, records[way])
+    with Probe() as probe:
+        machine = environment.describe(load, probe, None, sampled=False)
+    return {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "created": created,
+        "settings": {"clip": str(order.clip), "frames": order.frames, "threads": order.threads},
+        "bundle": {
+            "path": str(order.bundle),
+            "sha256": sha256(order.bundle / MANIFEST_NAME),
+            "family": manifest.family,
+            "precision": manifest.precision,
+            "scale": manifest.scale,
+        },
+        "machine": dataclasses.asdict(machine),
+        "order": list(order.ways),
+        "ways": _compared(records),
+        "bound": _bound(manifest, records.get(RUNTIME)),
+        "cautions": [dataclasses.asdict(caution) for caution in cautions({}, machine)],
+    }
+
+
+def _measured(order: Order, way: str, watcher: Watcher) -> Record:
+    prefix = f"{way}: "  # of lines that tell how far it is; a library may say something as well
+
+    def hear(line: str) -> None:
+        if line.startswith(prefix):
+            watcher.said(line.removeprefix(prefix))
+
+    ended = child.run(order.command(way), {}, hear)
+    if ended.code == 0:
+        record: Record = json.loads(ended.output)
+        watcher.said("matrix products, to compare")
+        return record | {
+            "summary": dataclasses.asdict(summarize(record["seconds"])),
+            "matmul_flops": _matrix_rate(order),
+        }
+    code = ended.refusal[1] if ended.refusal is not None else DeviceError.exit_code
+    if way == RUNTIME or code != DeviceError.exit_code:
+        error = VsrError(f"{way}: {ended.reason}")
+        error.exit_code = code
+        raise error
+    return {"way": way, "not_run": ended.reason}
+
+
+def _matrix_rate(order: Order) -> float | None:
+    """The machine's, now, on as many threads as the ways have; None where it cannot be measured."""
+    search = os.pathsep.join(
+        filter(None, (str(order.script.absolute().parent), os.environ.get("PYTHONPATH")))
+    )
+    threads = {} if order.threads is None else dict.fromkeys(_THREADS, str(order.threads))
+    ended = child.run([sys.executable, "-c", _RATE], {"PYTHONPATH": search, **threads}, lambda line: None)
+    return float(ended.output) if ended.code == 0 else None
+
+
+def _compared(records: dict[str, Record]) -> dict[str, Record]:
+    """The records, those of other ways with what the runtime gains over them."""
+    ours = records.get(RUNTIME)
+    return {
+        way: record if ours is None or way == RUNTIME or "not_run" in record else record | _gain(ours, record)
+        for way, record in records.items()
+    }
+
+
+def _gain(ours: Record, other: Record) -> dict[str, Any]:
+    share = (
+        ours["peak_memory"] / other["peak_memory"] if ours["peak_memory"] and other["peak_memory"] else None
+    )
+    faster = ratio_of_medians(other["seconds"], ours["seconds"])
+    return {"faster": dataclasses.asdict(faster), "memory_share": share}
+
+
+def _bound(manifest: Manifest, ours: Record | None) -> dict[str, Any] | None:
+    """How near the runtime is to the machine's arithmetic; None without a measurement of both, or without counts."""
+    if ours is None or ours["matmul_flops"] is None:
+        return None
+    try:
+        flop = operations(manifest, ours["width"] * manifest.scale, ours["height"] * manifest.scale)
+    except BundleError:
+        return None
+    seconds = statistics.median(ours["seconds"])
+    rate = flop / seconds
+    return {"flop": flop, "seconds": seconds, "flops": rate, "share": rate / ours["matmul_flops"]}

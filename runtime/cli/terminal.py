@@ -1,0 +1,266 @@
+"""What the command lines show: progress, tables, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from vsr_trt.runtime.bundle.errors import OutputError, TruncatedInputError, VsrError
+from vsr_trt.runtime.doctor import Diagnosis, EngineVerdict
+from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.media import SourceInfo
+from vsr_trt.runtime.media.staging import discard_unfinished
+from vsr_trt.runtime.restore.job import Report, Watcher
+from vsr_trt.runtime.schedule.forms import Form
+
+_LOG_SECONDS = 10.0
+
+
+@dataclass
+class Outcome:
+    """The exit code that a command ends with."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def errors(as_json: bool = False) -> Iterator[Outcome]:
+    """Turns our errors and signals into a sentence and an exit code."""
+    outcome = Outcome()
+    console = Console(stderr=True)
+    with shell.working():
+        try:
+            yield outcome
+        except VsrError as error:
+            with shell.closing():
+                outcome.code = error.exit_code
+                if shell.interrupted_by() is None or isinstance(error, OutputError):
+                    _print_error(console, error, as_json)
+                _end_interrupted(console, outcome)  # else the error is what a library made of the signal
+        except KeyboardInterrupt as stop:
+            with shell.closing():
+                outcome.code = shell.INTERRUPTED
+                _end_interrupted(console, outcome, stop)
+        except Exception:
+            with shell.closing():
+                # a library turned the signal's exception into one of its own
+                if not _end_interrupted(console, outcome):
+                    raise
+
+
+def _print_error(console: Console, error: VsrError, as_json: bool) -> None:
+    console.print(f"[bold red]error:[/] {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
+    if as_json:
+        refusal = {"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}
+        if isinstance(error, TruncatedInputError):
+            refusal["partial"] = error.partial
+        print(json.dumps(refusal))  # noqa: T201
+
+
+def _end_interrupted(console: Console, outcome: Outcome, stop: KeyboardInterrupt | None = None) -> bool:
+    """The sentence and the exit code after a signal; False if there was none."""
+    number = shell.interrupted_by()
+    if number is None and stop is None:
+        return False
+    discard_unfinished()
+    if number is not None:
+        outcome.code = shell.code_of(number)
+    kept = (
+        stop.kept if isinstance(stop, shell.Hangup) and stop.kept else "nothing half-written was left behind."
+    )
+    console.print(f"interrupted; {escape(printable(kept))}", highlight=False, soft_wrap=True)
+    return True
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown instead of sent: a file's name may hold what a terminal obeys."""
+    return "".join(
+        f"\\x{ord(c):02x}" if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 else c for c in text
+    )
+
+
+class _Speed(ProgressColumn):
+    """Frames a second since the start."""
+
+    def render(self, task: Task) -> Text:
+        """Shows the mean so far."""
+        elapsed = task.elapsed or 0.0
+        if not task.completed or not elapsed:
+            return Text("- fps")
+        return Text(f"{task.completed / elapsed:.2f} fps")
+
+
+@contextlib.contextmanager
+def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watcher]:
+    """A progress bar: frames, frames a second, elapsed, remaining. Notes that are printed are added to `notes`."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+    )
+    task = progress.add_task("loading the networks", total=None, start=False)
+
+    def opened(info: SourceInfo) -> None:
+        progress.update(task, total=info.frame_count)
+        console.print(f"{escape(printable(str(source)))}: {escape(info.description)}", highlight=False)
+
+    def loaded(seconds: float) -> None:
+        progress.start_task(task)
+        progress.update(task, description="restoring")
+
+    def arranged(form: Form) -> None:
+        names = {
+            "whole": "whole",
+            "strips": "whole, in strips",
+            "tiles": "in tiles with statistics of their own",
+        }
+        console.print(
+            f"the VAE works {names[form.name]}: {escape(form.why)}", highlight=False, soft_wrap=True
+        )
+
+    def noted(sentence: str) -> None:
+        notes.append(sentence)
+        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+
+    said = time.monotonic()
+
+    def frame(done: int) -> None:
+        nonlocal said
+        progress.update(task, completed=done)
+        if not console.is_terminal and time.monotonic() - said >= _LOG_SECONDS:
+            # a log file or a pipe shows no bar: a line now and then instead
+            said = time.monotonic()
+            console.print(f"{done} of {progress.tasks[task].total or '?'} frames", highlight=False)
+
+    with progress:
+        yield Watcher(opened, loaded, arranged, noted, frame)
+
+
+def print_report(console: Console, report: Report, printed: Collection[str] = ()) -> None:
+    """The table of stages, the notes that were not `printed` before, and what was made."""
+    table = Table(title="time for a frame, median", title_justify="left")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    total = sum(report.stages.values())
+    for name, seconds in report.stages.items():
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}")
+    table.add_row("[bold]all", f"[bold]{total:.3f}", "")
+    console.print(table)
+    for note in (note for note in report.notes if note not in printed):
+        console.print(f"[yellow]note:[/] {escape(printable(note))}", highlight=False, soft_wrap=True)
+    memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
+    console.print(
+        f"[bold]{escape(printable(report.output))}[/]: {report.frames} frames {report.width}x{report.height} in "
+        f"{report.seconds:.1f} s ({report.fps:.2f} fps; loading took {report.load_seconds:.1f} s{memory}; "
+        f"{report.backend})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_diagnosis(console: Console, found: Diagnosis) -> None:
+    """The findings of `doctor`."""
+    table = _facts("installation")
+    for name, value in found.system.items():
+        table.add_row(name, value)
+    for name, version in found.packages.items():
+        table.add_row(name, version or "[dim]not installed")
+    table.add_row("GPU", escape(found.gpu))
+    table.add_row("backend of `auto`", f"{found.backend}: {found.backend_reason}")
+    console.print(table)
+    if found.bundle is not None:
+        _print_bundle(console, found.bundle)
+    if found.engines:
+        print_verdicts(console, found.engines)
+    if found.vae:
+        table = Table(title="the VAE on this CPU, by size of the restored picture", title_justify="left")
+        for column in ("size", "works", "memory, estimated", "why"):
+            table.add_column(column, overflow="fold")
+        for size, form in found.vae.items():
+            need = form["estimated_memory"]
+            told = "unknown" if need is None else f"{int(str(need)) / 1e9:.1f} GB"
+            table.add_row(size, str(form["form"]), told, escape(str(form["why"])))
+        console.print(table)
+    for problem in found.problems:
+        console.print(f"[bold red]problem:[/] {escape(printable(problem))}", highlight=False, soft_wrap=True)
+    if not found.problems:
+        console.print("[green]everything is in order[/]")
+
+
+def _facts(title: str) -> Table:
+    """A table of names and values, which are whole in the narrowest terminal, too."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
+    return table
+
+
+def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
+    """Which engines of a bundle run here, those of one folder and one reason together."""
+    if not engines:
+        console.print("the bundle has no engines; build them with: vsr-build engines BUNDLE", highlight=False)
+        return
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for engine in engines:
+        folder, _, name = engine.file.removeprefix("engines/").partition("/")
+        groups.setdefault((folder, engine.why_not), []).append(name)
+    table = Table(title="engines of the bundle", title_justify="left")
+    for column in ("for", "engines", "run here"):
+        table.add_column(column, overflow="fold")
+    for (folder, why_not), names in groups.items():
+        verdict = "[green]yes" if why_not is None else f"no: {escape(why_not)}"
+        table.add_row(
+            folder, f"{len(names)}: {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}", verdict
+        )
+    console.print(table)
+
+
+def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
+    table = _facts("bundle")
+    for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
+        table.add_row(name, escape(printable(str(bundle[name]))))
+    provenance = bundle["provenance"]
+    assert isinstance(provenance, dict)
+    for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):
+        table.add_row(name, escape(str(provenance[name])))
+    table.add_row(
+        "checkpoint", escape(f"{provenance['checkpoint']['name']} {provenance['checkpoint']['sha256']}")
+    )
+    console.print(table)
+    networks = bundle["networks"]
+    assert isinstance(networks, dict)
+    table = Table(title="networks", title_justify="left")
+    for column in ("network", "forms", "nodes", "parameters"):
+        justify: Literal["left", "right"] = "left" if column in ("network", "forms") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
+    for name, network in networks.items():
+        forms, nodes, count = ", ".join(network["forms"]), str(network["nodes"]), f"{network['parameters']:,}"
+        table.add_row(name, forms, nodes, count)
+    console.print(table)

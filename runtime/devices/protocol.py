@@ -1,0 +1,110 @@
+"""What executes a schedule: the interface of all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.devices.timeline import Observer
+from vsr_trt.runtime.schedule.events import Event
+from vsr_trt.runtime.schedule.forms import Form
+from vsr_trt.runtime.schedule.graph import Schedule
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A frame under way.
+
+    Attributes:
+        frame: running number, from 0, without gaps.
+        slot: whose buffers it uses.
+        first: whether it has no predecessor.
+    """
+
+    frame: int
+    slot: int
+    first: bool
+
+
+class StepError(DeviceError):
+    """A step failed; the message is the cause's.
+
+    Attributes:
+        frame, step, stage: which.
+    """
+
+    def __init__(self, message: str, frame: int, step: str, stage: str) -> None:
+        super().__init__(message)
+        self.frame, self.step, self.stage = frame, step, stage
+
+
+class Device(Protocol):
+    """Executes the steps of a schedule that are not the host's own, lane by lane.
+
+    Attributes:
+        name: of the backend.
+        times_itself: whether an observer costs nothing worth mentioning.
+        form: how the pictures of the last `arrange` go through the VAE; None before, and where that is not known.
+    """
+
+    name: str
+    times_itself: bool
+    form: Form | None
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that an opened schedule takes, by what for."""
+
+    @property
+    def load_seconds(self) -> dict[str, float]:
+        """What loading took, by network, for those that are loaded."""
+
+    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+        """How this device cuts frames (height, width, 3): options, and how many tiles its networks take at once.
+
+        Raises:
+            EngineError: it has no engines for this size.
+        """
+
+    def open(
+        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
+    ) -> None:
+        """Makes lanes and buffers for a schedule; gives those of the former one back first.
+
+        Raises:
+            DeviceError: not enough memory, or no engine for this size; nothing is kept then.
+        """
+
+    def receive(self, slot: int, frame: Any) -> None:
+        """Takes a frame (H,W,3) uint8 into a slot: an array, or what a device understands beside.
+
+        Raises:
+            InputError: not such a frame.
+        """
+
+    def deliver(self, slot: int) -> Any:
+        """A slot's result (4H,4W,3) uint8, once `wait` has returned."""
+
+    def submit(self, ticket: Ticket) -> None:
+        """Asks for all steps of a frame that was received; returns before they are done."""
+
+    def is_done(self, ticket: Ticket) -> bool:
+        """Whether `wait` would return or raise at once."""
+
+    def wait(self, ticket: Ticket, timeout: float | None) -> None:
+        """Waits until a frame's result is there. Frames are waited for in order.
+
+        Args:
+            ticket: of a submitted frame.
+            timeout: seconds, None for ever.
+
+        Raises:
+            StepError: a step of this frame failed, or has not ended in time.
+        """
+
+    def close(self) -> None:
+        """Gives everything back, also in the middle of a frame. Closing twice is harmless."""

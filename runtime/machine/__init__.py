@@ -1,0 +1,1 @@
+"""What this machine has and how its shell behaves: memory, processor, GPU, signals and pipes."""

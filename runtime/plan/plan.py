@@ -1,0 +1,249 @@
+"""What restoring a clip of some size will do, and in how much memory: told before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, InputError
+from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.options import Options, check_slots, tile_range
+from vsr_trt.runtime.schedule import forms, memory
+from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.engine_choice import (
+    PORTABLE,
+    Choice,
+    Needs,
+    build_command,
+    built_for,
+    choose,
+    needs,
+    usual_tile,
+)
+from vsr_trt.runtime.schedule.events import Event, derive
+from vsr_trt.runtime.schedule.forms import Available, Form
+from vsr_trt.runtime.schedule.graph import Schedule, Step
+from vsr_trt.runtime.schedule.memory import MemoryPlan, amount
+from vsr_trt.runtime.schedule.shapes import frame_shapes, inside
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be planned.
+
+    Attributes:
+        width, height: of the restored picture.
+        slots: frames under way at once.
+        target: whose engines are meant, `sm_89` or `portable`; None for the CPU.
+        options: what the user chose.
+        tile, vae_tile: the user's choice of tiles, None where there is none; those of `options` do not count.
+    """
+
+    width: int
+    height: int
+    slots: int
+    target: str | None
+    options: Options
+    tile: int | None = None
+    vae_tile: int | None = None
+    available: Available = field(default_factory=lambda: Available(None, False))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        request: that this is for.
+        options: with the tiles that are taken.
+        schedule, events: what is done, and what waits for what.
+        engines: network -> engine; empty where there are none.
+        needs: of the engines.
+        form: how pictures go through the VAE.
+        unknown: why scratch and weights are not known, None where they are.
+        one, two: memory with so many slots.
+    """
+
+    request: Request
+    options: Options
+    schedule: Schedule
+    events: tuple[Event, ...]
+    engines: Mapping[str, Engine]
+    needs: Needs
+    form: Form
+    unknown: str | None
+    one: MemoryPlan
+    two: MemoryPlan
+
+    @property
+    def size(self) -> str:
+        """Of the restored picture, as on the command line."""
+        return f"{self.request.width}x{self.request.height}"
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """All that is known of it."""
+        return self.with_slots(self.request.slots)
+
+    def with_slots(self, slots: int) -> MemoryPlan:
+        """Of another number of slots. From two on, a slot more costs a slot's buffers and nothing else."""
+        if slots == 1:
+            return self.one
+        return dataclasses.replace(self.two, slots=slots, pinned=self.two.pinned // 2 * slots)
+
+    def largest_slots(self, available: int) -> int:
+        """How many fit into so many bytes, 0 for none."""
+        more = 2 + (available - self.two.device) // self.two.slot
+        return more if more > 1 else int(self.one.device <= available)
+
+
+def make(bundle: Bundle, request: Request) -> Plan:
+    """Plans.
+
+    Raises:
+        InputError: a size, an option, a target or a number of slots that cannot be.
+        BundleError: a report of an engine cannot be read.
+    """
+    check_slots(request.slots)
+    if request.target is not None and not re.fullmatch(rf"sm_\d{{2,3}}|{PORTABLE}", request.target):
+        raise InputError(
+            f"--target {request.target}: expected a compute capability, e.g. sm_89, or {PORTABLE}."
+        )
+    manifest = bundle.manifest
+    choice, unknown = _choose(bundle, request)
+    frame_shapes(manifest, request.width, request.height, choice.options)  # refuses what cannot be
+    found = needs(bundle, choice.engines)
+    if found.untold:
+        unknown = f"the reports of its engines of {', '.join(found.untold)} do not tell all of it"
+    frame = inside(manifest, request.width, request.height)
+    schedules = {s: build(manifest, *frame, choice.options, s, choice.batches) for s in {1, 2, request.slots}}
+    one, two = (memory.plan(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
+    schedule = schedules[request.slots]
+    form = choice.form
+    if request.target is None:
+        form = forms.choose(bundle, *frame, choice.options, request.available, request.slots)
+    assert form is not None
+    return Plan(
+        request, choice.options, schedule, derive(schedule), choice.engines, found, form, unknown, one, two
+    )
+
+
+def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
+    """The engines of one library that serve the request; without, the tiles that they would have, and why."""
+    target, options = request.target, request.options
+    form = (
+        Form("tiles", "--vae-statistics tile")
+        if options.vae_statistics == "tile"
+        else Form("whole", "the default")
+    )
+    if target is None:
+        usual = {"latent": Options.tile, "vae": Options.vae_tile}
+        reason = "ONNX Runtime keeps both on the CPU; the estimate below has them"
+    else:
+        usual = {kind: usual_tile(bundle.manifest, kind) for kind in ("latent", "vae")}
+        reason = ""
+        engines, size = built_for(bundle.manifest.engines, target), (request.width, request.height)
+        for backend in dict.fromkeys(engine.backend for engine in engines) or [None]:
+            own = [engine for engine in engines if engine.backend == backend]
+            try:
+                memory = request.available.bytes
+                return choose(
+                    bundle, own, target, size, options, request.tile, request.vae_tile, memory
+                ), None
+            except EngineError as error:
+                reason = reason or str(error)
+    options = options.with_tile("latent", usual["latent"] if request.tile is None else request.tile)
+    options = options.with_tile("vae", usual["vae"] if request.vae_tile is None else request.vae_tile)
+    return Choice(options, {}, {}, form), reason
+
+
+def refuse_what_does_not_fit(bundle: Bundle, plan: Plan, available: int, whose: str) -> None:
+    """Compares what is known of the memory with what there is.
+
+    Args:
+        bundle: that was planned for.
+        plan: for it.
+        available: bytes.
+        whose: they are, with a verb, e.g. `--memory allows`.
+
+    Raises:
+        DeviceError: it does not fit; the message says what would help.
+    """
+    need = plan.memory.device
+    if need <= available:
+        return
+    least = "" if plan.unknown is None else "at least "
+    slots = "1 slot" if plan.request.slots == 1 else f"{plan.request.slots} slots"
+    told = f"{plan.size} with {slots} needs {least}{amount(need)} of device memory, and {whose} {amount(available)}."
+    if fits := plan.largest_slots(available):
+        less = amount(plan.with_slots(fits).device)
+        raise DeviceError(f"{told} What fits at most: --slots {fits}, with {least}{less}.")
+    one = "" if plan.request.slots == 1 else f" One slot needs {least}{amount(plan.one.device)}."
+    raise DeviceError(f"{told}{one} {_what_helps(bundle, plan)}")
+
+
+def _what_helps(bundle: Bundle, plan: Plan) -> str:
+    """Where not even one slot fits."""
+    request = plan.request
+    smaller = f"Restore a smaller picture than {plan.size}"
+    largest = max(plan.needs.scratch, key=lambda network: plan.needs.scratch[network], default=None)
+    shapes = frame_shapes(bundle.manifest, request.width, request.height, plan.options)
+    shape = next((shape for shape in shapes if shape.network == largest), None)
+    kind = next(
+        (s.tiling for s in bundle.manifest.stages if shape is not None and s.name == shape.stage), None
+    )
+    if shape is None or kind is None or plan.needs.scratch[shape.network] < plan.one.slot:
+        return f"{smaller}."
+    tiled = kind != "vae" or plan.form.name == "tiles"
+    if not tiled and (plan.form.name == "strips" or bundle.manifest.networks[shape.network].strips == 1):
+        return f"{smaller}."
+    low, _ = tile_range(bundle.manifest, kind)
+    unit = bundle.manifest.frame_multiple // bundle.manifest.latent_scale
+    half = max(math.isqrt(shape.sizes["h"] * shape.sizes["w"] // 2) // unit * unit, low)  # of the area
+    tile, vae_tile = (half, request.vae_tile) if kind == "latent" else (request.tile, half)
+    command = build_command(bundle, request.target or "", (request.width, request.height), tile, vae_tile)
+    how = "cut it into smaller tiles" if tiled else "have it in strips, which is the same picture"
+    return (
+        f"{smaller}; or {how}, because {shape.network} alone works in "
+        f"{amount(plan.needs.scratch[shape.network])}: {command}"
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """All of it as JSON values."""
+    request, schedule, found = plan.request, plan.schedule, plan.memory
+    return {
+        "size": plan.size,
+        "slots": request.slots,
+        "target": request.target,
+        "options": dataclasses.asdict(plan.options),
+        "vae": forms.as_json(plan.form),
+        "lanes": [dataclasses.asdict(lane) for lane in schedule.lanes.values()],
+        "buffers": [
+            dataclasses.asdict(buffer) | {"bytes": buffer.bytes, "copies": schedule.copies(buffer.name)}
+            for buffer in schedule.buffers.values()
+            if buffer.kind != "scratch"
+        ],
+        "steps": [_step_json(step) for step in schedule.steps],
+        "events": [dataclasses.asdict(event) for event in plan.events],
+        "engines": {network: engine.file for network, engine in plan.engines.items()},
+        "memory": {
+            "slot": found.slot,
+            "slots": found.slots,
+            "shared": found.shared,
+            "scratch": dict(found.scratch) if plan.unknown is None else None,
+            "weights": dict(found.weights) if plan.unknown is None else None,
+            "pinned": found.pinned,
+            "device": found.device,
+            "unknown": plan.unknown,
+        },
+    }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    return dataclasses.asdict(step) | {"reads": dict(step.reads), "writes": dict(step.writes)}

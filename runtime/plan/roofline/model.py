@@ -1,0 +1,222 @@
+"""The roofline: a network takes as long as its arithmetic or its memory traffic, whichever is longer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vsr_trt.runtime.bundle.errors import BundleError, InputError
+from vsr_trt.runtime.bundle.manifest import Manifest, Network, evaluate
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.plan.roofline.machines import Machine
+from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes
+
+NOTE = "model, not measured"
+SIZES = ((512, 512), (1280, 720), (1920, 1080))
+"""Restored pictures that are predicted where nobody names one."""
+
+Precision = Literal["fp32", "fp16"]
+_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What the model says of a stage, for one frame.
+
+    Attributes:
+        shape: network, runs and their sizes.
+        precision: that the network is taken to run in.
+        flop: floating point operations of all runs, two for a multiply-add.
+        bytes: to and from memory, of all runs; each run reads the weights anew.
+        compute: seconds that the operations take at the machine's peak.
+        memory: seconds that the bytes take at its bandwidth.
+        measured: seconds that the stage took where it was measured, None where it was not.
+    """
+
+    shape: StageShape
+    precision: Precision
+    flop: float
+    bytes: float
+    compute: float
+    memory: float
+    measured: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of the stage."""
+        return max(self.compute, self.memory)
+
+    @property
+    def bound(self) -> Literal["compute", "memory"]:
+        """What it waits for."""
+        return "compute" if self.compute >= self.memory else "memory"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A frame on a machine: the stages, one after another.
+
+    Attributes:
+        machine: whose rates these are.
+        width, height: of the restored picture.
+        stages: in order.
+    """
+
+    machine: Machine
+    width: int
+    height: int
+    stages: tuple[StageTime, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of the frame."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+        return 1 / self.seconds
+
+    @property
+    def measured(self) -> float | None:
+        """Seconds of a frame, None unless every stage was measured."""
+        known = [stage.measured for stage in self.stages if stage.measured is not None]
+        return sum(known) if len(known) == len(self.stages) else None
+
+
+def predict(
+    manifest: Manifest,
+    machine: Machine,
+    width: int,
+    height: int,
+    options: Options | None = None,
+    precision: Precision | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Prediction:
+    """What the model says of a frame.
+
+    Args:
+        manifest: of the bundle.
+        machine: see `machines.find`.
+        width, height: of the restored picture.
+        options: tiles and colours, None for the defaults.
+        precision: of the networks that have the choice; None for FP16 where the machine has a rate for it and the
+            bundle a graph.
+        measured: seconds of each stage, as measured on that machine; stages that it lacks stay without.
+
+    Raises:
+        InputError: a size, option or precision that cannot be.
+        BundleError: the bundle was built without counts.
+    """
+    if precision == "fp16" and machine.fp16 is None:
+        raise InputError(f"{machine.name} has no FP16 rate; take fp32.")
+    shapes = _counted(manifest, width, height, options)
+    times = tuple(
+        _time(manifest, machine, shape, precision, (measured or {}).get(shape.stage)) for shape in shapes
+    )
+    return Prediction(machine, width, height, times)
+
+
+def operations(manifest: Manifest, width: int, height: int, options: Options | None = None) -> float:
+    """Floating point operations of a frame as the manifest counts them, two for a multiply-add.
+
+    Raises:
+        InputError: a size or option that cannot be.
+        BundleError: the bundle was built without counts.
+    """
+    return sum(_operations(manifest, shape) for shape in _counted(manifest, width, height, options))
+
+
+def _counted(manifest: Manifest, width: int, height: int, options: Options | None) -> tuple[StageShape, ...]:
+    """The frame's stages, all of which have their work counted."""
+    shapes = frame_shapes(manifest, width, height, options or Options({}))
+    if uncounted := sorted({s.network for s in shapes if manifest.networks[s.network].work is None}):
+        raise BundleError(
+            f"the bundle does not say what {', '.join(uncounted)} takes: it was built before that was counted, or "
+            "the build could not count it and said so. Build it anew with: vsr-build bundle --sd DIR "
+            "--checkpoint FILE --out BUNDLE"
+        )
+    return shapes
+
+
+def _operations(manifest: Manifest, shape: StageShape) -> float:
+    work = manifest.networks[shape.network].work
+    assert work is not None
+    return 2 * shape.runs * evaluate(work.multiply_adds, shape.sizes)
+
+
+def predict_all(
+    manifest: Manifest,
+    machines: Sequence[Machine],
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    options: Options | None = None,
+    precision: Precision | None = None,
+) -> tuple[Prediction, ...]:
+    """`predict` for each machine and (width, height), the sizes of a machine together."""
+    return tuple(
+        predict(manifest, machine, *size, options, precision) for machine in machines for size in sizes
+    )
+
+
+def _time(
+    manifest: Manifest,
+    machine: Machine,
+    shape: StageShape,
+    precision: Precision | None,
+    measured: float | None,
+) -> StageTime:
+    network = manifest.networks[shape.network]
+    work = network.work
+    assert work is not None
+    chosen = _precision(manifest, network, machine, precision)
+    rate = machine.fp16 if chosen == "fp16" else machine.fp32
+    assert rate is not None
+    numbers = work.weights + evaluate(work.activations, shape.sizes)
+    moved = shape.runs * (numbers * _BYTES[chosen] + evaluate(work.integer_bytes, shape.sizes))
+    flop = _operations(manifest, shape)
+    return StageTime(shape, chosen, flop, moved, flop / rate, moved / machine.bandwidth, measured)
+
+
+def _precision(manifest: Manifest, network: Network, machine: Machine, asked: Precision | None) -> Precision:
+    if network.always_fp32 is not None or machine.fp16 is None:
+        return "fp32"
+    if asked is not None:
+        return asked
+    return "fp16" if network.graph("fp16", manifest.precision) is not None else "fp32"
+
+
+def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The predictions for programs; it says itself that they are none of a measurement."""
+    machines = {prediction.machine.name: prediction.machine for prediction in predictions}
+    return {
+        "kind": NOTE,
+        "machines": {name: dataclasses.asdict(machine) for name, machine in machines.items()},
+        "predictions": [
+            {
+                "kind": NOTE,
+                "machine": prediction.machine.name,
+                "size": f"{prediction.width}x{prediction.height}",
+                "seconds": prediction.seconds,
+                "fps": prediction.fps,
+                "measured_seconds": prediction.measured,
+                "stages": [_stage_json(stage) for stage in prediction.stages],
+            }
+            for prediction in predictions
+        ],
+    }
+
+
+def _stage_json(stage: StageTime) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(stage.shape),
+        "precision": stage.precision,
+        "flop": stage.flop,
+        "bytes": stage.bytes,
+        "compute_seconds": stage.compute,
+        "memory_seconds": stage.memory,
+        "seconds": stage.seconds,
+        "bound": stage.bound,
+        "measured_seconds": stage.measured,
+    }

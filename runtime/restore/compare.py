@@ -1,0 +1,96 @@
+"""A picture to compare: the input enlarged by bicubic on the left, the result on the right."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vsr_trt.runtime import media
+from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.media.png import encode_png
+from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.media.staging import Staging, write_failure
+
+SCALE = 4
+
+
+def side_by_side(
+    before: Path,
+    after: Path,
+    output: Path,
+    *,
+    index: int = 0,
+    start: float = 0.0,
+    crop: int | None = None,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Writes a PNG: one frame of `before`, enlarged x4, beside the same frame of `after`.
+
+    Args:
+        before: the input clip.
+        after: what was restored from it, 4 times its size.
+        output: a .png.
+        index: which frame of `after`, from 0.
+        start: the seconds that were skipped of `before`.
+        crop: show only the middle, this many pixels of the result a side; None for all.
+        overwrite: replace an existing file.
+
+    Returns:
+        Width and height of the PNG.
+
+    Raises:
+        InputError: no such frame, or the sizes do not belong together.
+        OutputError: the file exists or cannot be written.
+    """
+    if output.suffix.lower() != ".png":
+        raise InputError(
+            f"{output} must end with .png: the comparison is one picture, written whole to a file."
+        )
+    if crop is not None and crop < 1:
+        raise InputError(f"--crop is {crop}; expected 1 or more.")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in (before, after)):
+        raise OutputError(f"{output} is one of the pictures to compare; choose another name.")
+    staging = Staging(output, overwrite=overwrite)
+    try:
+        joined = _pair(before, after, index, start, crop)
+        try:
+            staging.temporary.write_bytes(encode_png(joined))
+        except OSError as error:
+            raise write_failure(error, staging.final, staging.temporary) from error
+        staging.commit()
+    finally:
+        staging.discard()  # nothing is there after a commit
+    return joined.shape[1], joined.shape[0]
+
+
+def _pair(before: Path, after: Path, index: int, start: float, crop: int | None) -> np.ndarray:
+    """The picture, (H,W,3) uint8."""
+    low, high = _frame(before, index, start), _frame(after, index, 0.0)
+    expected = (low.shape[0] * SCALE, low.shape[1] * SCALE, 3)
+    if high.shape != expected:
+        raise InputError(
+            f"{after} is {high.shape[1]}x{high.shape[0]}, expected {expected[1]}x{expected[0]}: "
+            f"4 times {before}."
+        )
+    pair = [_middle(picture, crop) for picture in (resize_bicubic(low, *expected[:2]), high)]
+    return np.ascontiguousarray(np.concatenate(pair, axis=1))
+
+
+def _frame(path: Path, index: int, start: float) -> np.ndarray:
+    if index < 0:
+        raise InputError(f"the frame {index} is below 0.")
+    with media.open_source(path, start=start) as source:
+        for frame in itertools.islice(source, min(index, sys.maxsize), None):
+            return frame.rgb
+    raise InputError(f"{path} has no frame {index}.")
+
+
+def _middle(picture: np.ndarray, crop: int | None) -> np.ndarray:
+    if crop is None:
+        return picture
+    height, width = min(crop, picture.shape[0]), min(crop, picture.shape[1])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]

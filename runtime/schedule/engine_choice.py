@@ -1,0 +1,320 @@
+"""Which engines restore a picture of some size: told from their profiles, before anything is loaded.
+
+Engines decide how a frame is cut: a static one takes tiles of one shape. Of all tile sizes that the bundle's
+networks accept, those are left for which every stage has an engine; the best of them is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
+from vsr_trt.runtime.bundle.errors import BundleError, EngineError
+from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, WARP, Engine, Manifest, Network, Profile, dimension
+from vsr_trt.runtime.bundle.options import Options, tile_range
+from vsr_trt.runtime.schedule.forms import Form
+from vsr_trt.runtime.schedule.memory import amount
+from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes, whole_sizes
+
+PORTABLE = "portable"
+VAE_TILE = 136  # of tiles with statistics of their own, where somebody asks for those
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What restores a picture.
+
+    Attributes:
+        options: the user's, with tiles that engines take.
+        engines: network -> its engine, for every network that a stage runs.
+        batches: network -> how many tiles its engine takes at once.
+        form: how pictures go through the VAE, and why.
+    """
+
+    options: Options
+    engines: dict[str, Engine]
+    batches: dict[str, int]
+    form: Form | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """GPU memory of a choice's engines, as their builds' reports tell it.
+
+    Attributes:
+        scratch: network -> bytes that it works in.
+        weights: network -> bytes of its weights.
+        untold: networks whose report lacks one or the other.
+    """
+
+    scratch: dict[str, int]
+    weights: dict[str, int]
+    untold: tuple[str, ...] = ()
+
+
+def built_for(engines: Iterable[Engine], target: str) -> list[Engine]:
+    """Those with weights that are for a compute capability (`sm_89`), or named `portable`."""
+    return [engine for engine in engines if STRIP not in engine.flags and _is_for(engine, target)]
+
+
+def _is_for(engine: Engine, target: str) -> bool:
+    if engine.target == target:
+        return True
+    if engine.backend == "tensorrt" and engine.target == PORTABLE:
+        return capability_number(target) >= OLDEST_PORTABLE
+    return target in engine.targets
+
+
+def choose(
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    target: str,
+    size: tuple[int, int],
+    options: Options,
+    tile: int | None = None,
+    vae_tile: int | None = None,
+    memory: int | None = None,
+) -> Choice:
+    """The engines for a restored picture, and the tiles that they take.
+
+    Of tiles between the VAE's halves, the usual size is best, because a larger tile sees more and gives another
+    picture; of those for the VAE, if it is asked for tiles, the one with the fewest tiles. Of several engines for one
+    shape the best is FP16, static, for many tiles at once, one that leaves the operator to its kernel, for this very
+    target, and the first. Whole pictures are preferred to strips, unless they do not fit.
+
+    Args:
+        bundle: that they are in.
+        engines: of one library, that run on the GPU: see `built_for` and `engine_check.why_not`.
+        target: that they are for; goes into messages.
+        size: width and height of the restored picture.
+        options: what else the user chose; its tiles do not count.
+        tile, vae_tile: the user's choice of tiles, None to be chosen. Without tiles for the VAE, its `vae_tile` is the
+            largest picture that is to go through it in one piece.
+        memory: bytes of the GPU that may be used, None for no limit.
+
+    Raises:
+        InputError: a size or option that the bundle cannot serve.
+        EngineError: engines are missing; the message has the command that builds them.
+    """
+    manifest = bundle.manifest
+    tiled = (("latent", tile), ("vae", vae_tile)) if options.vae_statistics == "tile" else (("latent", tile),)
+    for kind, given in tiled:
+        usual = usual_tile(manifest, kind)
+        served = []
+        for side in _sides(manifest, kind, options) if given is None else (given,):
+            tried = options.with_tile(kind, side)
+            needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == kind]
+            if all(_engine(manifest, engines, target, shape) is not None for shape in needed):
+                runs = sum(shape.runs for shape in needed)
+                rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
+                served.append(((*rank, side), tried))
+        options = min(served)[1] if served else options.with_tile(kind, given or usual)
+    if options.vae_statistics == "shared" and vae_tile is not None:
+        options = options.with_tile("vae", vae_tile)
+    wide = whole_sizes(manifest, *size)
+    in_strips = vae_tile is not None and wide["h"] * wide["w"] > vae_tile**2
+    why = f"--vae-tile {vae_tile}" if in_strips else "the bundle has engines for it"
+    choice = _all(bundle, engines, target, size, options, in_strips, (tile, vae_tile))
+    if not in_strips and memory is not None:
+        need = device_bytes(bundle, choice)
+        if need > memory:
+            lean = _all(bundle, engines, target, size, options, True, (tile, vae_tile))
+            if device_bytes(bundle, lean) < need:
+                choice = lean
+                why = f"whole, engines need {amount(need)}, and there are {amount(memory)}"
+    return replace(choice, form=_form(manifest, options, choice, why))
+
+
+def _all(
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    target: str,
+    size: tuple[int, int],
+    options: Options,
+    in_strips: bool,
+    tiles: tuple[int | None, int | None],
+) -> Choice:
+    """An engine for every stage.
+
+    Raises:
+        EngineError: engines are missing.
+    """
+    manifest = bundle.manifest
+    found: dict[str, Engine] = {}
+    batches: dict[str, int] = {}
+    missing = []
+    for shape in frame_shapes(manifest, *size, options):
+        engine = _engine(manifest, engines, target, shape, in_strips)
+        if engine is None:
+            missing.append(shape)
+        else:
+            found[shape.network] = engine
+            batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
+    if missing:
+        raise EngineError(_missing(bundle, missing, engines, target, size, tiles, options.vae_statistics))
+    return Choice(options, found, batches)
+
+
+def device_bytes(bundle: Bundle, choice: Choice) -> int:
+    """What engines need at least: all weights, and what the hungriest works in."""
+    found = needs(bundle, choice.engines)
+    return sum(found.weights.values()) + max(found.scratch.values(), default=0)
+
+
+def _form(manifest: Manifest, options: Options, choice: Choice, why: str) -> Form:
+    if options.vae_statistics == "tile":
+        return Form("tiles", "--vae-statistics tile")
+    in_strips = any(STRIPS in engine.flags for engine in choice.engines.values())
+    return Form("strips" if in_strips else "whole", why)
+
+
+def usual_tile(manifest: Manifest, kind: str) -> int:
+    """The tile, in latents, that engines are built for where nobody says otherwise."""
+    low, high = tile_range(manifest, kind)
+    return min(max(low, Options.tile if kind == "latent" else VAE_TILE), high)
+
+
+def needs(bundle: Bundle, engines: Mapping[str, Engine]) -> Needs:
+    """What engines need, by network, from their reports.
+
+    Raises:
+        BundleError: a report cannot be read.
+    """
+    told = Needs({}, {})
+    untold = []
+    for network, engine in engines.items():
+        try:
+            report = json.loads(bundle.file(engine.report).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{bundle.path}: {engine.report} cannot be read: {error}. Build the engine anew: vsr-build "
+                f"engines {bundle.path} --network {network} --force"
+            ) from error
+        figures = report if isinstance(report, dict) else {}
+        for name, values in (("activations", told.scratch), ("weights", told.weights)):
+            if isinstance(figures.get(name), int):
+                values[network] = figures[name]
+            elif network not in untold:
+                untold.append(network)
+    return replace(told, untold=tuple(untold))
+
+
+def build_command(
+    bundle: Bundle,
+    target: str,
+    size: tuple[int, int],
+    tile: int | None = None,
+    vae_tile: int | None = None,
+    backend: str | None = None,
+    statistics: str = "shared",
+) -> str:
+    """The command that builds the engines for a size."""
+    parts = [f"vsr-build engines {bundle.path}"]
+    if backend is not None:
+        parts.append(f"--backend {backend.replace('_', '-')}")
+    parts.append(f"--target {target} --size {size[0]}x{size[1]}")
+    parts += [
+        f"--{name} {side}" for name, side in (("tile", tile), ("vae-tile", vae_tile)) if side is not None
+    ]
+    if statistics != "shared":
+        parts.append(f"--vae-statistics {statistics}")
+    return " ".join(parts)
+
+
+def _sides(manifest: Manifest, kind: str, options: Options) -> list[int]:
+    """All that the networks accept, and whose half is no less than the overlap."""
+    low, high = tile_range(manifest, kind)
+    unit = manifest.frame_multiple // manifest.latent_scale
+    least = 2 * options.overlap if kind == "latent" else 0
+    return [side for side in range(low, high + 1, unit) if side >= least]
+
+
+def _tiling(manifest: Manifest, stage: str) -> str | None:
+    return next(found.tiling for found in manifest.stages if found.name == stage)
+
+
+def _engine(
+    manifest: Manifest, engines: Sequence[Engine], target: str, shape: StageShape, in_strips: bool = False
+) -> Engine | None:
+    """The best of those that take the shape."""
+    network = manifest.networks[shape.network]
+
+    def rank(engine: Engine) -> tuple[bool, bool, bool, int, bool, bool]:
+        return (
+            (STRIPS in engine.flags) != in_strips,
+            engine.precision != "fp16",
+            _is_dynamic(engine),
+            -_batch(network, engine, shape.runs),
+            WARP not in engine.flags,
+            engine.target != target,
+        )
+
+    own = (engine for engine in engines if engine.network == shape.network)
+    return min((engine for engine in own if _takes(network, engine, shape)), key=rank, default=None)
+
+
+def _takes(network: Network, engine: Engine, shape: StageShape) -> bool:
+    """Whether every input that the engine has may be of that shape, with as many tiles as it takes at once."""
+    sizes = shape.sizes | {"n": _batch(network, engine, shape.runs)}
+    for tensor in network.inputs:
+        profile = engine.profiles.get(tensor.name)
+        if profile is None:
+            continue
+        parts = (dimension(size) for size in tensor.shape)
+        wanted = tuple(factor * (sizes[symbol] if symbol else 1) for factor, symbol in parts)
+        if len(wanted) != len(profile.min) or not all(
+            low <= size <= high for low, size, high in zip(profile.min, wanted, profile.max, strict=True)
+        ):
+            return False
+    return True
+
+
+def _batch(network: Network, engine: Engine, runs: int) -> int:
+    """How many of `runs` tiles the engine takes at once."""
+    most = [
+        profile.max[place]
+        for tensor in network.inputs
+        for place, size in enumerate(tensor.shape)
+        if dimension(size)[1] == "n"
+        for profile in _profile(engine, tensor.name)
+        if place < len(profile.max)
+    ]
+    return min([runs, *most])
+
+
+def _profile(engine: Engine, tensor: str) -> list[Profile]:
+    return [engine.profiles[tensor]] if tensor in engine.profiles else []
+
+
+def _is_dynamic(engine: Engine) -> bool:
+    """In more than its batch, which costs nothing."""
+    return any(profile.min[1:] != profile.max[1:] for profile in engine.profiles.values())
+
+
+def _missing(
+    bundle: Bundle,
+    missing: Sequence[StageShape],
+    engines: Sequence[Engine],
+    target: str,
+    size: tuple[int, int],
+    tiles: tuple[int | None, int | None],
+    statistics: str,
+) -> str:
+    backend = next((engine.backend for engine in engines if engine.backend != "tensorrt_rtx"), None)
+    command = build_command(bundle, target, size, *tiles, backend, statistics)
+    if not engines:
+        return f"{bundle.path} has no engines for {target}. Build them with: {command}"
+    wanted = ", ".join(
+        f"{s.network} ({_described(bundle.manifest.networks[s.network], s.sizes)})" for s in missing
+    )
+    return f"{bundle.path} has no engine for {target} of {wanted}. Build what is missing with: {command}"
+
+
+def _described(network: Network, sizes: Mapping[str, int]) -> str:
+    symbols = {dimension(size)[1] for tensor in network.inputs for size in tensor.shape}
+    if "h" in symbols:
+        return f"{sizes['h']}x{sizes['w']} latents"
+    return f"{sizes['lr_h']}x{sizes['lr_w']} pixels" if "lr_h" in symbols else "any shape"

@@ -1,0 +1,169 @@
+"""How pictures go through the VAE: whole, in strips, or in tiles; and why, told before anything is loaded.
+
+Whole and in strips are the same picture: strips share the statistics of all of it, so that they change the memory,
+the time, and the last bit here and there. Tiles have statistics of their own, and are another picture: only who asks
+gets them.
+
+On the CPU the size alone decides between whole and strips, so that the same clip gives the same bytes on every machine;
+memory decides only where the size's own form would not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.manifest import Manifest, evaluate
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
+from vsr_trt.runtime.schedule import memory
+from vsr_trt.runtime.schedule.build import build, frame_sizes, tile_grid
+from vsr_trt.runtime.schedule.memory import amount
+
+WHOLE, IN_STRIPS = "cpu", "cpu_strips"
+"""Forms of a network's graphs on the CPU."""
+_OWN = 450_000_000  # bytes of Python, of the libraries, and of what networks work in that are none on whole pictures
+_OLD = "the bundle was built before there were strips; build it again to have them"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a picture goes through the VAE.
+
+    Attributes:
+        name: `whole`; `strips`, the same picture in less memory; `tiles`, another picture.
+        why: it was taken.
+        memory: bytes that the process takes at most, estimated; None where that is not known.
+    """
+
+    name: Literal["whole", "strips", "tiles"]
+    why: str
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Available:
+    """Memory that may be used.
+
+    Attributes:
+        bytes: None where nobody tells.
+        limit: whether somebody set it: then nothing is begun that would take more.
+    """
+
+    bytes: int | None
+    limit: bool
+
+    @staticmethod
+    def of(limit: int | None) -> Available:
+        """What was allowed; else what is free, what this process has already, and less a reserve."""
+        if limit is not None:
+            return Available(limit, True)
+        free = free_bytes()
+        return Available(None if free is None else free - RESERVE + resident_bytes(), False)
+
+    def __str__(self) -> str:
+        return f"{'--memory allows' if self.limit else 'free are'} {amount(self.bytes or 0)}"
+
+
+def choose(
+    bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int = 1
+) -> Form:
+    """How frames (height, width, 3) go through the VAE on the CPU.
+
+    Raises:
+        DeviceError: neither whole nor in strips does it fit into a limit.
+    """
+    manifest = bundle.manifest
+    sizes = frame_sizes(manifest, height, width)
+    latents = f"{sizes['h']}x{sizes['w']} latents"
+    if options.vae_statistics == "tile":
+        grid = tile_grid(manifest, "vae", sizes, options)
+        if grid is not None:
+            found = estimate(bundle, height, width, options, slots, in_strips=False)
+            if available.limit and _exceeds(found, available):
+                raise DeviceError(
+                    f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(found or 0)} in tiles of "
+                    f"{options.vae_tile} latents, and {available}. Allow more, take smaller tiles, or restore a "
+                    "smaller picture."
+                )
+            return Form(
+                "tiles", f"--vae-statistics tile, and {latents} are more than {_square(options)}", found
+            )
+    small = sizes["h"] * sizes["w"] <= options.vae_tile**2
+    has_strips = any(IN_STRIPS in network.graphs for network in manifest.networks.values())
+    needs = {
+        in_strips: estimate(bundle, height, width, options, slots, in_strips=in_strips)
+        for in_strips in (False, True)
+    }
+    in_strips = has_strips and not small
+    why = f"{latents} are {'no ' if small else ''}more than {_square(options)}"
+    if not small and not has_strips:
+        why = _OLD
+    if small and has_strips and _exceeds(needs[False], available):
+        in_strips = True
+        why = f"whole it would take about {amount(needs[False] or 0)}, and {available}"
+    need = needs[in_strips]
+    if available.limit and need is not None and _exceeds(need, available):
+        raise DeviceError(
+            f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(need)}"
+            f"{' in strips' if in_strips else ''}, and {available}. Allow more, restore a smaller picture, or have the "
+            "VAE work in tiles with statistics of their own, which gives another picture: --vae-statistics tile "
+            "--vae-tile 64"
+        )
+    return Form("strips" if in_strips else "whole", why, need)
+
+
+def estimate(
+    bundle: Bundle, height: int, width: int, options: Options, slots: int, *, in_strips: bool
+) -> int | None:
+    """Bytes that a process takes at most to restore frames (height, width, 3) on the CPU.
+
+    Weights, the schedule's buffers, what the hungriest network on pictures works in, and a fixed sum for the rest;
+    `build.py vae-forms` prints it beside what was measured. None for a bundle that does not tell.
+    """
+    manifest = bundle.manifest
+    scratch = {}
+    for stage in manifest.stages:
+        network = manifest.networks[options.network(manifest, stage)]
+        form = IN_STRIPS if in_strips and IN_STRIPS in network.graphs else WHOLE
+        if form in network.scratch:
+            sizes = frame_sizes(manifest, height, width)
+            grid = tile_grid(manifest, stage.tiling, sizes, options) if stage.tiling else None
+            if grid is not None:
+                sizes |= {"h": grid.height, "w": grid.width}
+            scratch[stage.name] = int(evaluate(network.scratch[form], sizes))
+    if not scratch:
+        return None
+    buffers = memory.plan(build(manifest, height, width, options, slots), {}, {})
+    return (
+        _OWN
+        + weights(manifest, options.networks(manifest))
+        + buffers.device
+        + buffers.pinned
+        + max(scratch.values())
+    )
+
+
+def weights(manifest: Manifest, networks: Iterable[str]) -> int:
+    """Bytes of the weights that networks have in files of their own, in the bundle's precision."""
+    return sum(
+        manifest.files[name].bytes
+        for network in networks
+        if (name := f"{manifest.networks[network].graphs['native']}.data") in manifest.files
+    )
+
+
+def as_json(form: Form) -> Mapping[str, object]:
+    """For reports."""
+    return {"form": form.name, "why": form.why, "estimated_memory": form.memory}
+
+
+def _square(options: Options) -> str:
+    return f"{options.vae_tile}x{options.vae_tile}"
+
+
+def _exceeds(need: int | None, available: Available) -> bool:
+    return need is not None and available.bytes is not None and need > available.bytes
