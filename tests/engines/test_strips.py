@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from helpers.convolutions import PADS, Network, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from test_channels_last import PADS, Network, run
 
 from vsr_trt.engines.accuracy import instrument, ranges
 from vsr_trt.engines.graphs import cpu as onnxruntime_cpu

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import CFR, UNET, assert_same, tiny, write
 from helpers.golden import GOLDEN
 from safetensors.torch import load_file, save_file
-from test_checkpoint import CFR, UNET, assert_same, tiny, write
 from torch import Tensor, nn
 
 from build import main as build_main

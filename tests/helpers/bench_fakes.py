@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_manifest import small
+from helpers.small_manifest import small
 
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bench import environment

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+from helpers.small_manifest import small
 from onnx import TensorProto, helper, numpy_helper
-from test_manifest import small
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Manifest
