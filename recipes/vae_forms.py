@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -139,9 +138,7 @@ def _in_a_process(
         *(sys.executable, "-m", "vsr_trt.recipes.vae_forms", str(options.bundle.resolve()), size, half, form),
         *(str(folder), str(options.tile), str(options.runs), str(options.threads or 0)),
     ]
-    root = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    ended = child.run(command, {"PYTHONPATH": path}, hear)
+    ended = child.run(command, {}, hear)
     if ended.code:
         raise DeviceError(f"{size}, {half}, {form}: {ended.reason}")
     return json.loads(ended.output)

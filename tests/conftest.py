@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.golden import GOLDEN, PROMPT, read_png
 from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
+from helpers.once import shared
 
 from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.export.bundle import BundleRequest, build
@@ -45,19 +46,18 @@ def golden_results() -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden model's bundle in FP32. Read it only: copy it to change it."""
-    return _build(tmp_path_factory.mktemp("fp32") / "bundle", "fp32")
+    return shared(tmp_path_factory, "fp32", lambda out: _build(out, "fp32"))
 
 
 @pytest.fixture(scope="session")
 def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in FP16."""
-    return _build(tmp_path_factory.mktemp("fp16") / "bundle", "fp16")
+    return shared(tmp_path_factory, "fp16", lambda out: _build(out, "fp16"))
 
 
-def _build(out: Path, precision: str) -> Path:
+def _build(out: Path, precision: str) -> None:
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision)
     build(request, lower)
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_without_a_home_nothing_lands_in_the_working_directory(
     variables = {
         "PATH": os.defpath,
         "TMPDIR": str(places["tmp"]),
-        "PYTHONPATH": os.pathsep.join([str(places["site"]), str(processes.ROOT)]),
+        "PYTHONPATH": str(places["site"]),
     }
     if known:  # else the caches of whoever runs the tests
         variables |= {"XDG_CACHE_HOME": str(places["cache"]), "TRITON_CACHE_DIR": str(places["cache"])}
@@ -266,8 +266,7 @@ sys.meta_path.insert(0, Finder())
 def signalled(number: int, module: str, folder: Path) -> dict[str, str]:
     """Variables that make Python send itself a signal when it is about to import a module."""
     (folder / "sitecustomize.py").write_text(AT_IMPORT)
-    path = os.pathsep.join([str(folder), str(processes.ROOT)])
-    return os.environ | {"PYTHONPATH": path, "AT": module, "NUMBER": str(int(number))}
+    return os.environ | {"PYTHONPATH": str(folder), "AT": module, "NUMBER": str(int(number))}
 
 
 @signals
@@ -371,7 +370,7 @@ def restoring(bundle: Path, pictures: Path, output: Path) -> list[object]:
 
 def plan(**points: tuple[int, Sequence[int]]) -> dict[str, str]:
     named = {name.replace("__after_", "after "): value for name, value in points.items()}
-    return os.environ | {"PLAN": json.dumps(named, default=int), "PYTHONPATH": str(processes.ROOT)}
+    return os.environ | {"PLAN": json.dumps(named, default=int)}
 
 
 def frames_of(path: Path) -> int:

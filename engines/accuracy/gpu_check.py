@@ -117,9 +117,7 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
             str(inputs),
             str(outputs),
         ]
-        root = str(Path(__file__).parents[2])
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx")), "PYTHONPATH": paths}
+        environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx"))}
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -154,11 +153,8 @@ def _measured(order: Order, way: str, watcher: Watcher) -> Record:
 
 def _matrix_rate(order: Order) -> float | None:
     """The machine's, now, on as many threads as the ways have; None where it cannot be measured."""
-    search = os.pathsep.join(
-        filter(None, (str(order.script.absolute().parent), os.environ.get("PYTHONPATH")))
-    )
     threads = {} if order.threads is None else dict.fromkeys(_THREADS, str(order.threads))
-    ended = child.run([sys.executable, "-c", _RATE], {"PYTHONPATH": search, **threads}, lambda line: None)
+    ended = child.run([sys.executable, "-c", _RATE], threads, lambda line: None)
     return float(ended.output) if ended.code == 0 else None
 
 

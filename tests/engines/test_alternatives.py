@@ -236,7 +236,7 @@ def test_our_own_failure_and_refusals_end_it(
 def test_memory_is_the_process_s_own() -> None:
     held = np.ones(100_000_000)  # 0.8 GB, which a child must not be charged with
     script = "from vsr_trt.runtime.machine.memory import peak_bytes; print(peak_bytes())"
-    ended = child.run([sys.executable, "-c", script], {"PYTHONPATH": str(ROOT)}, lambda line: None)
+    ended = child.run([sys.executable, "-c", script], {}, lambda line: None)
     assert 0 < int(ended.output) < held.nbytes / 2
 
 
