@@ -273,8 +273,8 @@ def _as_json(
         "seconds": seconds,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "peak_memory": peak_bytes(),
-        "merged_sha256": manifest.provenance.merged_sha256,
-        "stripped_prefixes": manifest.provenance.stripped_prefixes,
+        "merged_sha256": manifest.provenance.merged_sha256 if manifest.provenance else None,
+        "stripped_prefixes": manifest.provenance.stripped_prefixes if manifest.provenance else {},
         "networks": [
             {
                 "name": result.name,

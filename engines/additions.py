@@ -16,6 +16,7 @@ from filelock import FileLock
 from vsr_trt.runtime.bundle.directory import refuse_hub_cache
 from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine import shell
 
 
@@ -76,7 +77,7 @@ def commit(
         The new manifest.
     """
     with lock(bundle):
-        before = Manifest.read(bundle)
+        before = read_manifest(bundle)
         forgotten = forget(before)
         new = {
             path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()

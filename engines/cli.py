@@ -22,7 +22,7 @@ _BACKENDS: dict[str, Backend] = {
 }
 DEFAULT_SIZE = "1280x720"
 _MOST_GIGABYTES = 1_000_000_000  # an exabyte
-_MOST = {"tile": 4096, "vae_tile": 4096, "batch": 1024, "jobs": 1024, "workspace": _MOST_GIGABYTES}
+_MOST = {"batch": 1024, "jobs": 1024, "workspace": _MOST_GIGABYTES}
 _EXAMPLES = """\
 examples:
   vsr-build engines BUNDLE                                # RTX GPUs of every generation, 1280x720
@@ -91,14 +91,14 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
     )
     add(
         "--tile",
-        type=int,
-        default=96,
-        metavar="N",
-        help="side of a tile in latents for flow, retrieval, UNet (default: 96)",
+        action="append",
+        default=[],
+        metavar="[TILING=]N",
+        help="side of a tiling's tiles in latents; without a name of that between the VAE's halves (default: the "
+        "bundle's, 96 as a rule)",
     )
     add(
         "--vae-tile",
-        type=int,
         metavar="N",
         help="larger pictures than NxN latents go through the VAE in strips: the same picture in half the memory "
         "(default: all go whole, unless --memory says otherwise)",
@@ -203,6 +203,8 @@ def _engines(options: argparse.Namespace) -> int:
     from vsr_trt.engines.tensorrt.targets import parse
     from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
     from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
+    from vsr_trt.runtime.bundle.options import Options, Settings
+    from vsr_trt.runtime.cli import choices
     from vsr_trt.runtime.cli.values import parse_memory
     from vsr_trt.runtime.onnxruntime.cpu import available_cores
 
@@ -228,9 +230,10 @@ def _engines(options: argparse.Namespace) -> int:
             targets=tuple(parse(options.target, library)),
             sizes=tuple(shapes.parse_size(text, bundle.manifest) for text in sizes),
             layout=shapes.Layout(
-                options.tile,
-                options.vae_tile,
-                options.vae_statistics,
+                Options.of(
+                    bundle.manifest,
+                    Settings(tiles=choices.tiles(options), statistics=options.vae_statistics),
+                ),
                 None if options.memory is None else parse_memory(options.memory),
                 options.batch,
                 options.dynamic,
@@ -291,7 +294,7 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
         "--compatible": options.compatible,
         "--precision": options.precision and options.precision != precision,
         "--batch": options.batch != 1,
-        "--tile": options.tile != 96,
+        "--tile": options.tile,
         "--operator": options.operator != "inside",
     }
     for name, value in given.items():

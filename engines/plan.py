@@ -26,20 +26,11 @@ from vsr_trt.kernels.gated_topk.onnx_function import DType
 from vsr_trt.kernels.gpu.build import compile_kernel
 from vsr_trt.kernels.gpu.build import is_available as can_compile_kernels
 from vsr_trt.kernels.gpu.targets import TARGETS as KERNEL_TARGETS
+from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import this_platform
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
-from vsr_trt.runtime.bundle.manifest import (
-    COMPATIBLE,
-    STRIP,
-    STRIPS,
-    WARP,
-    Operator,
-    Profile,
-    is_inside,
-    sha256,
-)
-from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, STRIPS, WARP, Operator, Profile, sha256
 from vsr_trt.runtime.machine import gpu
 
 Precision = Literal["fp32", "fp16"]
@@ -153,7 +144,9 @@ def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> li
     """
     _check_flags(request, library)
     layout = request.layout
-    Options({}, layout.tile, 0, layout.vae_side, 0).check(bundle.manifest)
+    manifest = bundle.manifest
+    used = {name: layout.side(manifest, name) for name in manifest.tilings if manifest.tiled(name)}
+    dataclasses.replace(layout.options, tiles=used).check(manifest)
     items = []
     graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
     if request.operator == "kernel":

@@ -12,13 +12,15 @@ from rich.console import Console
 from vsr_trt.engines import additions
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError
-from vsr_trt.runtime.bundle.options import Options, check_slots
+from vsr_trt.runtime.bundle.options import Options, Settings, check_slots
+from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.schedule import file
 from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.events import derive
 from vsr_trt.runtime.schedule.memory import amount
-from vsr_trt.runtime.schedule.shapes import frame_shapes, inside
+from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 FOLDER = "schedules"
 
@@ -41,10 +43,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="of the restored picture; may be repeated",
     )
     add("--slots", type=int, default=1, metavar="S", help="frames in flight (default: 1)")
-    add("--tile", type=int, metavar="N", help=f"side of tiles in latents (default: {Options.tile})")
-    add("--overlap", type=int, default=Options.overlap, metavar="N", help="of tiles (default: %(default)s)")
+    choices.add_tiles(command)
     add("--batch", type=int, default=1, metavar="B", help="tiles that a network takes at once (default: 1)")
-    add("--color", metavar="NAME", help="how colours are aligned (default: the bundle's)")
+    choices.add_family(command, None)
     add("--json", action="store_true", help="print what was written as JSON on standard output")
 
 
@@ -53,16 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True)
     bundle = Bundle.open(arguments.bundle)
     check_slots(arguments.slots)
-    choices = {} if arguments.color is None else {"color": arguments.color}
-    options = Options.of(choices, arguments.tile, arguments.overlap, None, "shared")
-    options.check(bundle.manifest)
+    options = Options.of(bundle.manifest, Settings(**choices.settings(arguments)))
     written: list[dict[str, Any]] = []
     with additions.staging(bundle.path) as folder:
         (folder / FOLDER).mkdir()
         for text in arguments.size:
             width, height = parse_size(text, bundle.manifest)
             frame_shapes(bundle.manifest, width, height, options)  # refuses what cannot be
-            frame = inside(bundle.manifest, width, height)
+            frame = FrameShape.of_result(bundle.manifest, width, height).given
             batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
             schedule = build(bundle.manifest, *frame, options, arguments.slots, batches)
             events = derive(schedule)

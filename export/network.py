@@ -25,8 +25,9 @@ from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, c
 from vsr_trt.engines.graphs.work import measure
 from vsr_trt.export.quiet import only_errors
 from vsr_trt.runtime.bundle.errors import ExportError
-from vsr_trt.runtime.bundle.manifest import Bound, Network, Polynomial, Work, dimension
+from vsr_trt.runtime.bundle.manifest import Bound, Network, Work
 from vsr_trt.runtime.bundle.manifest import Tensor as TensorRecord
+from vsr_trt.runtime.bundle.symbols import Polynomial, dimension
 
 if TYPE_CHECKING:
     import onnx

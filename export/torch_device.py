@@ -64,6 +64,8 @@ def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchDevice:
     if manifest.family != "dloral":
         raise BundleError(f"the bundle is of the family {manifest.family!r}; this version knows dloral only.")
     provenance = manifest.provenance
+    if provenance is None:
+        raise CheckpointError("the bundle does not say which weights it was made from.")
     _refuse_others(checkpoint, provenance.checkpoint)
     base = BaseModel.open(sd)
     sources = {source.name: source for source in provenance.base_model}

@@ -26,8 +26,9 @@ from rich.table import Table
 from vsr_trt.recipes.alternatives import child
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, InputError
-from vsr_trt.runtime.bundle.manifest import Manifest, Stage, dimension, evaluate
+from vsr_trt.runtime.bundle.manifest import Manifest, Stage
 from vsr_trt.runtime.bundle.options import Options, check_threads
+from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine.memory import peak_bytes, resident_bytes
@@ -87,7 +88,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add(
         "--tile",
         type=int,
-        default=Options.vae_tile,
+        default=96,
         metavar="N",
         help="side of the tiles (default: %(default)s)",
     )
@@ -102,12 +103,12 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.runs <= _MOST_RUNS:
         raise InputError(f"--runs is {options.runs}; expected 1 to {_MOST_RUNS}.")
     check_threads(options.threads)
-    Options({}, vae_tile=options.tile, vae_statistics="tile").check(bundle.manifest)
+    _tiled(options.tile).check(bundle.manifest)
     texts = [part for text in options.size or ["1024x640,1920x1080"] for part in text.split(",")]
     sizes = [parse_size(text, bundle.manifest) for text in texts]
     for width, height in sizes:
         frame_shapes(
-            bundle.manifest, width, height, Options({})
+            bundle.manifest, width, height, Options()
         )  # refuses what is larger than the networks take
     console = Console(stderr=True)
     report: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -150,7 +151,7 @@ def measure(
     half: str,
     form: str,
     folder: Path,
-    tile: int = Options.vae_tile,
+    tile: int = 96,
     runs: int = _RUNS,
     threads: int | None = None,
 ) -> Found:
@@ -246,7 +247,7 @@ def _through(
 
 
 def _tiled(tile: int) -> Options:
-    return Options({}, vae_statistics="tile").with_tile("vae", tile)
+    return Options(tiles={"vae": tile}, statistics="tile")
 
 
 def _estimate(manifest: Manifest, stage: Stage, sizes: dict[str, int], form: str, tile: int) -> int | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError, InputError
-from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.threads import HostLanes
@@ -55,15 +55,10 @@ def open_device(
     backend: str,
     bundle: Bundle,
     options: Options,
+    settings: Settings,
     *,
-    tile: int | None,
-    vae_tile: int | None,
-    threads: int | None,
-    cache: Path | None,
-    stream: int | None,
-    device_results: bool,
-    memory: int | None = None,
-    slots: int = 1,
+    stream: int | None = None,
+    device_results: bool = False,
 ) -> Device:
     """The device of a backend.
 
@@ -71,36 +66,31 @@ def open_device(
         backend: one of `BACKENDS`, but `auto`.
         bundle: whose networks it runs.
         options: that say which networks.
-        tile, vae_tile: the user's; None for what the engines take.
-        threads: of the CPU; None for all cores.
-        cache: where GPU backends keep what they compile; None for the user's cache folder.
+        settings: the user's.
         stream, device_results: see `runtime.cuda.device.CudaDevice`.
-        memory: bytes that may be used, of the host or of the GPU; None for what is free.
-        slots: frames in flight, for what they take of that.
 
     Raises:
         InputError: a cache for a backend that compiles nothing.
         DeviceError: the backend is not installed, or cannot load the networks.
         EngineError: the bundle has no engine that runs here.
     """
+    cache = None if settings.engine_cache is None else Path(settings.engine_cache)
     if backend in ENGINES:
         return start.open_device(
             bundle,
             backend,
-            tile=tile,
-            vae_tile=vae_tile,
             cache=cache,
             stream=stream,
             device_results=device_results,
-            memory=memory,
+            memory=settings.memory,
         )
     networks: HostDevice | ProviderDevice
     if backend in PROVIDERS:
-        networks = ProviderDevice(bundle, backend, threads, cache)
+        networks = ProviderDevice(bundle, backend, settings.threads, cache)
     elif cache is not None:
         raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
     else:
-        networks = HostDevice(bundle, threads)
+        networks = HostDevice(bundle, settings.threads)
     seconds: dict[str, float] = {}
 
     def load(in_strips: bool) -> None:
@@ -114,9 +104,9 @@ def open_device(
 
     def arrange(height: int, width: int, options: Options) -> Form:
         if backend in PROVIDERS:
-            tiled = options.vae_statistics == "tile"
+            tiled = options.statistics == "tile"
             return Form("tiles" if tiled else "whole", "a provider has no strips")
-        form = forms.choose(bundle, height, width, options, Available.of(memory), slots)
+        form = forms.choose(bundle, height, width, options, Available.of(settings.memory), settings.slots)
         load(form.name == "strips")
         return form
 

@@ -21,8 +21,8 @@ from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.processor import cpu_target
 from vsr_trt.runtime.onnxruntime.cpu import available_cores, choose
 from vsr_trt.runtime.schedule import forms
+from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
-from vsr_trt.runtime.schedule.shapes import inside
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
@@ -94,7 +94,9 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
     available, found = Available.of(None), {}
     for width, height in _USUAL:
-        form = forms.choose(bundle, *inside(bundle.manifest, width, height), Options({}), available)
+        form = forms.choose(
+            bundle, *FrameShape.of_result(bundle.manifest, width, height).given, Options(), available
+        )
         found[f"{width}x{height}"] = forms.as_json(form)
     return found
 
@@ -125,7 +127,10 @@ def _describe(bundle: Bundle) -> dict[str, object]:
         "scale": manifest.scale,
         "top_k": manifest.top_k,
         "kernels": list(manifest.kernels),
-        "prompt": manifest.prompt.text,
+        "prompt": manifest.prompt.text if manifest.prompt else None,
+        "tilings": {name: dataclasses.asdict(tiling) for name, tiling in manifest.tilings.items()},
+        "options": {name: dataclasses.asdict(option) for name, option in manifest.options.items()},
+        "window": dataclasses.asdict(manifest.window),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "networks": {
             name: {
@@ -135,7 +140,7 @@ def _describe(bundle: Bundle) -> dict[str, object]:
             }
             for name, network in manifest.networks.items()
         },
-        "provenance": dataclasses.asdict(manifest.provenance),
+        "provenance": dataclasses.asdict(manifest.provenance) if manifest.provenance else None,
     }
 
 

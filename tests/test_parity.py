@@ -56,7 +56,7 @@ def test_golden_frames(
     bundle = Bundle.open(golden_bundle)
     scaling_factor = BaseModel(GOLDEN / "sd").config("vae")["scaling_factor"]
     device = Recorder(bundle)
-    pipeline = Pipeline(bundle.manifest, device, Options({}), bundle.constants())
+    pipeline = Pipeline(bundle.manifest, device, Options(), bundle.constants())
     rows = []
     for index, frame in enumerate(golden_frames):
         result, _ = pipeline.run(frame)
@@ -199,7 +199,7 @@ def test_odd_sizes_and_tiles_agree_with_torch(
     large = resize_bicubic(coarse.astype(np.uint8), height + 3, width + 2)
     frames = [large[:height, :width], large[3:, 2:]]  # the same scene, moved
     got, results = restored_latents(
-        golden_bundle, frames, Options({}, tile=tile, overlap=overlap, vae_tile=128, vae_overlap=16)
+        golden_bundle, frames, Options(tiles={"latent": tile, "vae": 128}, overlaps={"latent": overlap})
     )
     expected = chain.latents(images(frames[0]), images(frames[1]), tile, overlap).numpy()
     assert relative(got, expected) <= 1e-4
@@ -249,7 +249,7 @@ def test_the_whole_picture_is_torchs_at_real_sizes(
     frames, expected = published(size)
     if "memory" in options:
         opened = Bundle.open(golden_bundle)
-        need = forms.estimate(opened, *SIZES[size], Options({}), 1, in_strips=True)
+        need = forms.estimate(opened, *SIZES[size], Options(), 1, in_strips=True)
         assert need is not None
         options = options | {"memory": need + 1}
     with Restorer(golden_bundle, **options) as restorer:

@@ -310,7 +310,7 @@ def test_signals_in_the_import_of_a_library_are_not_lost(number: signal.Signals,
 
 RESTORE = """
 import collections, json, os, sys, time
-from vsr_trt.runtime import shell
+from vsr_trt.runtime.machine import shell
 
 PLAN, GO = json.loads(os.environ["PLAN"]), os.environ.get("GO")
 calls = collections.Counter()
@@ -342,7 +342,7 @@ def command():
     class Restorer:
         backend, slots, form = "none", 1, None
         def __init__(self, bundle, **_):
-            self.manifest = Manifest.read(bundle)
+            self.manifest = read_manifest(bundle)
             at("load")
         def __enter__(self): return self
         def __exit__(self, *_): at("exit")
@@ -493,7 +493,7 @@ def test_a_closed_pipe_does_not_cost_the_work(
 
 LOST = """
 import os, signal, sys, time
-from vsr_trt.runtime import shell
+from vsr_trt.runtime.machine import shell
 
 class Swallows:
     def __del__(self):

@@ -16,13 +16,13 @@ from vsr_trt.engines.accuracy import instrument, ranges
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import InputError
-from vsr_trt.runtime.bundle.manifest import Source
+from vsr_trt.runtime.bundle.manifest import Manifest, Source
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks
 from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.onnxruntime.cpu import HostDevice
-from vsr_trt.runtime.schedule.canvas import enlarged_size
+from vsr_trt.runtime.schedule.canvas import FrameShape
 
 _MOST_FRAMES = 10_000
 _BLOCK = 1 << 20
@@ -179,23 +179,23 @@ def run_chain(
         (4H,4W,3) uint8, for each frame.
     """
     try:
-        pipeline = Pipeline(bundle.manifest, device, Options({}), bundle.constants())
+        pipeline = Pipeline(bundle.manifest, device, Options(), bundle.constants())
         results = []
         for frame in frames:
-            results.append(pipeline.run(_enlarged(frame, bundle.manifest.minimum_side))[0])
+            results.append(pipeline.run(_worked(frame, bundle.manifest))[0])
             step()
         return results
     finally:
         device.close()
 
 
-def _enlarged(frame: np.ndarray, least: int) -> np.ndarray:
-    height, width = frame.shape[:2]
-    if min(height, width) >= least:
-        return np.ascontiguousarray(frame)
-    return resize_bicubic(frame, *enlarged_size(height, width, least))
+def _worked(frame: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """What the networks are given of a frame."""
+    shape = FrameShape.of(manifest, *frame.shape[:2])
+    inner = resize_bicubic(frame, *shape.inner) if shape.is_enlarged else np.ascontiguousarray(frame)
+    return shape.place(inner, manifest.canvas.border or 0)
 
 
 def stage_networks(bundle: Bundle) -> list[str]:
     """The networks that `run_chain` runs, in the order of the stages."""
-    return Options({}).networks(bundle.manifest)
+    return Options().networks(bundle.manifest)

@@ -8,14 +8,14 @@ stages, what is tiled, and the bounds of the symbolic sizes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vsr_trt.runtime.bundle.errors import InputError
-from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Profile, Stage, dimension, evaluate
-from vsr_trt.runtime.bundle.options import Statistics, tile_range
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Profile, Stage
+from vsr_trt.runtime.bundle.options import Options, tile_range
+from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size as read_size
 from vsr_trt.runtime.schedule import forms, tiling
-from vsr_trt.runtime.schedule.engine_choice import VAE_TILE
 from vsr_trt.runtime.schedule.shapes import whole_sizes
 
 Range = tuple[int, int, int]
@@ -42,30 +42,26 @@ class Layout:
     """How pictures are cut, and how many tiles go through at once.
 
     Attributes:
-        tile: side of a tile in latents for flow, retrieval and UNet.
-        vae_tile: with statistics of tiles, the same limit for the VAE; with shared ones, the largest picture that goes
-            through it in one piece, None for any.
-        vae_statistics: see `runtime.bundle.options.Options`.
+        options: what the user chose. Under shared statistics, the tile of an exact tiling is the largest picture that
+            goes through its networks in one piece; none given: any.
         memory: bytes of the GPU that may be used; None for no limit.
         batch: largest number of tiles in one call.
         dynamic: one engine a network for all the sizes given, instead of one for each.
     """
 
-    tile: int = 96
-    vae_tile: int | None = None
-    vae_statistics: Statistics = "shared"
+    options: Options = field(default_factory=Options)
     memory: int | None = None
     batch: int = 1
     dynamic: bool = False
 
-    @property
-    def vae_side(self) -> int:
-        """Of a tile with statistics of its own."""
-        return self.vae_tile or VAE_TILE
-
-    def cuts(self, tiling: str | None) -> bool:
+    def cuts(self, manifest: Manifest, tiling: str | None) -> bool:
         """Whether the stages of a tiling work on tiles."""
-        return tiling is not None and (tiling != "vae" or self.vae_statistics == "tile")
+        return tiling is not None and self.options.cuts(manifest, tiling)
+
+    def side(self, manifest: Manifest, tiling: str) -> int:
+        """Of a tiling's tiles."""
+        record = manifest.tilings[tiling]
+        return self.options.tiles.get(tiling, record.engine_side or record.side)
 
 
 def parse_size(text: str, manifest: Manifest) -> Size:
@@ -123,11 +119,13 @@ def profiles(
 def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout: Layout) -> bool:
     """Whether an engine for pictures of that size computes them in strips."""
     network = manifest.networks[name]
-    if network.strips == 1 or layout.vae_statistics == "tile":
+    if network.strips == 1 or layout.options.statistics == "tile":
         return False
     high, wide = ranges["h"][2], ranges["w"][2]
-    if layout.vae_tile is not None:
-        return high * wide > layout.vae_tile**2
+    stages = (stage for stage in manifest.stages if name in (stage.network, *stage.variants.values()))
+    limits = [side for s in stages if s.tiling and (side := layout.options.tiles.get(s.tiling))]
+    if limits:
+        return high * wide > limits[0] ** 2
     if layout.memory is None or "cpu" not in network.scratch:
         return False
     # Compilers need half of what the CPU does, FP16 against FP32; beside it, all networks' weights in FP16.
@@ -139,13 +137,12 @@ def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout
 def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dict[str, Range]:
     whole = whole_sizes(manifest, size.width, size.height)
     batch = (1, 1, 1)
-    if stage.tiling is not None and layout.cuts(stage.tiling):
-        latent = stage.tiling == "latent"
-        tile = layout.tile if latent else layout.vae_side
+    if stage.tiling is not None and layout.cuts(manifest, stage.tiling):
+        record, tile = manifest.tilings[stage.tiling], layout.side(manifest, stage.tiling)
         longest = tile_range(manifest, stage.tiling)[1]
-        piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=latent, longest=longest)[0]
+        piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=record.square, longest=longest)[0]
         whole |= {"h": piece.height, "w": piece.width}
-        if latent and layout.batch > 1:
+        if not record.exact and layout.batch > 1:
             batch = (1, layout.batch, layout.batch)
     return {name: (value, value, value) for name, value in whole.items()} | {"n": batch}
 
@@ -156,10 +153,10 @@ def _joined(
     """From the bounds' least to the largest of the sizes, at its best at the first of them."""
     largest = list(ranges) or [_ranges(manifest, stage, size, layout) for size in USUAL]
     tile = None
-    if layout.cuts(stage.tiling):
-        tile = layout.tile if stage.tiling == "latent" else layout.vae_side
+    if stage.tiling is not None and layout.cuts(manifest, stage.tiling):
+        tile = layout.side(manifest, stage.tiling)
     joined = {"n": largest[0]["n"]}
-    for name in ("lr_h", "lr_w", "h", "w"):
+    for name in ("f", "lr_h", "lr_w", "h", "w"):
         if name not in network.bounds:
             continue
         high = max(found[name][2] for found in largest)

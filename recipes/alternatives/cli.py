@@ -213,7 +213,7 @@ def _refuse_early(options: argparse.Namespace, order: Any) -> None:
         ways.refuse_short(source, order.clip)
         for way in order.ways:
             if way != RUNTIME:
-                ways.refuse_small(way, manifest.minimum_side, source.info.height, source.info.width)
+                ways.refuse_small(way, min(manifest.canvas.least), source.info.height, source.info.width)
     if in_torch:
         _refuse_other_weights(manifest, order.sd, order.checkpoint)
 
@@ -221,6 +221,8 @@ def _refuse_early(options: argparse.Namespace, order: Any) -> None:
 def _refuse_other_weights(manifest: Manifest, sd: Path, checkpoint: Path) -> None:
     """By their sizes alone: they are gigabytes, and other weights of that size take the same time."""
     provenance = manifest.provenance
+    if provenance is None:
+        raise InputError("the bundle does not say which weights it was made from.")
     files = {checkpoint: provenance.checkpoint} | {
         sd / source.name: source for source in provenance.base_model
     }

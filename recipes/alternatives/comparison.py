@@ -18,6 +18,7 @@ from vsr_trt.runtime.bench.nvml import Probe
 from vsr_trt.runtime.bench.statistics import ratio_of_medians, summarize
 from vsr_trt.runtime.bundle.errors import BundleError, DeviceError, VsrError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.plan.roofline import operations
 
 KIND = "vsr-trt alternatives"
@@ -99,7 +100,7 @@ def compare(order: Order, watcher: Watcher) -> dict[str, Any]:
     Raises:
         VsrError: the runtime failed, or a way refused what it was given: clip, bundle, weights, an option.
     """
-    manifest = Manifest.read(order.bundle)
+    manifest = read_manifest(order.bundle)
     created, load = datetime.now(UTC).isoformat(timespec="seconds"), environment.load_average()
     records: dict[str, Record] = {}
     for way in order.ways:

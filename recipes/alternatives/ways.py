@@ -80,11 +80,11 @@ class Plain:
 
     def __init__(self, bundle: Path, threads: int | None, height: int, width: int) -> None:
         opened = Bundle.open(bundle)
-        refuse_small(PLAIN, opened.manifest.minimum_side, height, width)
+        refuse_small(PLAIN, min(opened.manifest.canvas.least), height, width)
         networks = _Native(opened, threads)
         self.threads, self.versions = threads, {"onnxruntime": networks.library.__version__}
         self._networks = networks
-        self._pipeline = Pipeline(opened.manifest, networks, Options({}), opened.constants())
+        self._pipeline = Pipeline(opened.manifest, networks, Options(), opened.constants())
 
     def run(self, frame: np.ndarray) -> tuple[np.ndarray, Clock]:
         """See `Way.run`."""

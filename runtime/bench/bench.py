@@ -16,6 +16,7 @@ from vsr_trt.runtime.bench.plan import CHOICES, Mode, Plan, clip
 from vsr_trt.runtime.bench.report import ModeResult, Observed, Report
 from vsr_trt.runtime.bench.statistics import Series
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.devices.timeline import Span
 from vsr_trt.runtime.machine.memory import peak_bytes
 
@@ -52,10 +53,10 @@ def run(
     Raises:
         VsrError: what the Restorer refuses.
     """
-    manifest = Manifest.read(plan.bundle)
+    manifest = read_manifest(plan.bundle)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     load = environment.load_average()
-    bench = _Bench(plan, factory, watcher, clock, manifest.scale)
+    bench = _Bench(plan, factory, watcher, clock, manifest)
     with Probe() as probe:
         before = probe.sample() if probe.answers else None
         modes: dict[str, ModeResult] = {mode: bench.measured(mode, probe, opened) for mode in plan.modes}
@@ -69,7 +70,7 @@ def run(
         "slots": plan.slots,
         "seconds": plan.seconds,
         "warmup": plan.warmup,
-        **{name: plan.choices.get(name) for name in CHOICES},
+        **{name: getattr(plan.given, name) for name in CHOICES},
     }
     return Report(
         created=created,
@@ -93,10 +94,11 @@ class _Bench:
     """What the passes have in common."""
 
     def __init__(
-        self, plan: Plan, factory: Factory, watcher: Watcher, clock: measure.Seconds, scale: int
+        self, plan: Plan, factory: Factory, watcher: Watcher, clock: measure.Seconds, manifest: Manifest
     ) -> None:
         self._plan, self._factory, self._watcher, self._clock = plan, factory, watcher, clock
-        self._frames = clip(plan.width // scale, plan.height // scale)
+        self._frames = clip(plan.width // manifest.scale, plan.height // manifest.scale)
+        self._manifest = manifest
         self.backend = ""
         self.sampled = False
         self.spans: dict[str, list[Span]] = {}
@@ -132,11 +134,17 @@ class _Bench:
         with self._open(mode, f"{mode}, observed: loading", observer=heard.append) as subject:
             run = self._run(mode, subject, self._plan.seconds * _OBSERVED_SHARE)
             title = f"{mode}, slots: {subject.slots}"
-        spans = stages.measured(heard, run.first, len(run.latencies))
+        spans = stages.measured(heard, *self._windows(run))
         self.spans[title] = spans
         return Observed(
             len(run.latencies), Series.of(run.latencies), stages.metrics(spans), stages.stages(spans)
         )
+
+    def _windows(self, run: measure.Run) -> tuple[int, int]:
+        """The first window whose frames all count, and how many of those there are."""
+        each = self._manifest.window.frames - self._manifest.window.overlap
+        first = -(-run.first // each)
+        return first, max(1, (run.first + len(run.latencies)) // each - first)
 
     def _open(
         self, mode: Mode, title: str, **more: Any
@@ -145,7 +153,7 @@ class _Bench:
         slots = 1 if mode == "latency" else self._plan.slots
         if slots is not None:
             more["slots"] = slots
-        return contextlib.closing(self._factory(self._plan.bundle, **self._plan.choices, **more))
+        return contextlib.closing(self._factory(self._plan.bundle, self._plan.given, **more))
 
     def _run(self, mode: Mode, subject: measure.Subject, seconds: float) -> measure.Run:
         subject.prepare(*self._frames[0].shape[:2])  # counts as loading, not as warm-up

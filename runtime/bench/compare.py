@@ -15,13 +15,8 @@ from vsr_trt.runtime.bench.report import KIND, SCHEMA_VERSION, Change, Compariso
 from vsr_trt.runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
 from vsr_trt.runtime.bundle.errors import InputError
 
-_SAME = (
-    "tile",
-    "overlap",
-    "vae_tile",
-    "vae_statistics",
-    "color",
-)  # settings that change the picture, and so the work
+# settings that change the picture, and so the work -> the option that sets them
+_SAME = {"tiles": "--tile", "overlaps": "--overlap", "statistics": "--vae-statistics", "choices": "--set"}
 _AGAIN = "Measure it anew with: vsr bench ... --json"
 
 
@@ -71,10 +66,9 @@ class Earlier:
         self._same("size", self.settings["size"], plan.size, f"--size {self.settings['size']}")
         mode = next(iter(self.samples)) if len(self.samples) == 1 else "both"
         self._same("mode", sorted(self.samples), sorted(plan.modes), f"--mode {mode}")
-        for name in _SAME:
-            before, option = self.settings[name], "--" + name.replace("_", "-")
-            mend = f"without {option}" if before is None else f"{option} {before}"
-            self._same(option, before, plan.choices.get(name), mend)
+        for name, option in _SAME.items():
+            before = self.settings[name]
+            self._same(option, before, _plain(getattr(plan.given, name)), _typed(option, before))
 
     def check_restorer(self, mode: Mode, subject: Subject) -> None:
         """The same, once a mode's Restorer is there.
@@ -95,9 +89,26 @@ class Earlier:
             )
 
 
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _typed(option: str, value: Any) -> str:
+    """How a setting is typed on the command line."""
+    if not isinstance(value, Mapping):
+        return f"{option} {value}"
+    parts = (f"{option} {f'{name}=' if name else ''}{given}" for name, given in value.items())
+    return " ".join(parts) or f"without {option}"
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return " and ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return (
+            " ".join(f"{name}={given}" if name else str(given) for name, given in value.items())
+            or "the default"
+        )
     return "the default" if value is None else str(value)
 
 
@@ -154,8 +165,7 @@ def _earlier(file: Path, data: Mapping[str, Any]) -> Earlier:
     return Earlier(
         file=file,
         created=str(data["created"]),
-        # reports from before the VAE had a choice of statistics lack it
-        settings={name: ({"vae_statistics": None} | data["settings"])[name] for name in ("size", *_SAME)},
+        settings={name: data["settings"][name] for name in ("size", *_SAME)},
         backend=str(data["backend"]),
         slots={name: int(mode["slots"]) for name, mode in modes.items()},
         samples={name: _samples(mode[_series(name)]["samples"]) for name, mode in modes.items()},

@@ -51,6 +51,10 @@ class Subject(Protocol):
         """How many frames may be under way at once."""
 
     @property
+    def window(self) -> int:
+        """How many frames go through at once."""
+
+    @property
     def load_seconds(self) -> dict[str, float]:
         """What loading took: of networks, and `all`."""
 
@@ -129,7 +133,7 @@ def throughput(
     """
     source = itertools.cycle(frames)
     waiting: deque[float] = deque()
-    most = 4 * subject.slots + 4
+    most = (4 * subject.slots + 4) * subject.window
 
     def push() -> tuple[float, list[float]]:
         frame = next(source)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from vsr_trt.runtime.bundle.errors import InputError
-from vsr_trt.runtime.bundle.options import check_slots, check_threads
+from vsr_trt.runtime.bundle.options import Settings, check_slots, check_threads
 
 Mode = Literal["throughput", "latency"]
 # in this order: the throughput's Restorer tells the number of slots, so that --compare can refuse early
@@ -17,8 +17,8 @@ MODES: tuple[Mode, ...] = ("throughput", "latency")
 LEAST_FRAMES = 10
 LEAST_SLOW_FRAMES = 3
 SLOW_FRAME = 5.0  # seconds
-CHOICES = ("backend", "threads", "tile", "overlap", "vae_tile", "vae_statistics", "color")
-"""What a report keeps of the Restorer's options."""
+CHOICES = ("backend", "threads", "choices", "tiles", "overlaps", "statistics")
+"""What a report keeps of the Restorer's settings."""
 _DISTINCT = 5
 _MOST_SIDE = 16_384  # of the restored picture; a bundle's own limit may be less
 
@@ -34,7 +34,7 @@ class Plan:
         slots: of the throughput's Restorer; None for the Restorer's own number.
         seconds: that each mode is measured for, at least.
         warmup: seconds of frames before that, one frame at least.
-        choices: for the Restorer: backend, and those of its other options that were given.
+        given: for the Restorer; its number of slots is that of the mode.
     """
 
     bundle: Path
@@ -44,7 +44,7 @@ class Plan:
     slots: int | None
     seconds: float
     warmup: float
-    choices: dict[str, Any]
+    given: Settings
 
     @property
     def size(self) -> str:
@@ -61,7 +61,7 @@ class Plan:
             raise InputError(f"--size {self.size}: expected sides of {_MOST_SIDE} at most.")
         if self.slots is not None:
             check_slots(self.slots)
-        check_threads(self.choices.get("threads"))
+        check_threads(self.given.threads)
         for name, value, limit in (("--seconds", self.seconds, 86_400), ("--warmup", self.warmup, 3_600)):
             if not 0 <= value <= limit:  # also refuses nan
                 raise InputError(f"{name} is {value:g}; expected 0 to {limit}.")

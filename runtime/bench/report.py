@@ -12,7 +12,7 @@ from vsr_trt.runtime.bench.statistics import Series
 from vsr_trt.runtime.devices.timeline import Span
 
 KIND = "vsr-trt bench"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

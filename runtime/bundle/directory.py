@@ -22,6 +22,7 @@ import numpy as np
 
 from vsr_trt.runtime.bundle.errors import BundleError, OutputError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 _REBUILD = "Copy the bundle again, or build it anew with build.py bundle."
 _HUB = (
@@ -50,7 +51,7 @@ class Bundle:
             BundleError: naming the file that is missing or differs.
         """
         _refuse_links_out(Path(path), MANIFEST_NAME)
-        bundle = Bundle(Path(path), Manifest.read(Path(path)))
+        bundle = Bundle(Path(path), read_manifest(Path(path)))
         for name in bundle.manifest.files:
             bundle._look_at(name)
         if check:
@@ -78,8 +79,9 @@ class Bundle:
             BundleError: a file that cannot be read.
         """
         constants = {}
-        for name, file in self.manifest.inputs.items():
-            if file is not None:
+        for name, given in self.manifest.inputs.items():
+            if given.source == "file":
+                file = given.name or ""
                 try:
                     constants[name] = np.load(self.file(file), allow_pickle=False)
                 except (ValueError, OSError, EOFError) as error:

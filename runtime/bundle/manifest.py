@@ -10,19 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import re
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from vsr_trt.runtime.bundle.errors import BundleError
-from vsr_trt.runtime.bundle.records import MisfitError, parse
+from vsr_trt.runtime.bundle.symbols import Polynomial, Shape
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
@@ -31,17 +25,6 @@ STRIP = "strip"  # no weights inside
 COMPATIBLE = "compatible"  # runs on later versions of its library
 WARP = "warp"  # leaves the operator to its kernel
 STRIPS = "strips"  # computes pictures in strips of rows
-
-_DIMENSION = re.compile(r"(?:(\d+)\*)?([a-z][a-z0-9_]*)")
-_FACTOR = re.compile(r"([a-z][a-z0-9_]*)|ceil\(([a-z][a-z0-9_]*),([1-9]\d*)\)")
-
-Shape = tuple[int | str, ...]
-"""A symbolic shape: sizes, names, or a name times a number, e.g. ("n", 3, "8*h", "8*w")."""
-
-Polynomial = dict[str, float]
-"""A number that depends on symbolic sizes: products of sizes -> coefficients, e.g. {"1": 9, "h*w": 64}.
-
-A factor is a name, or `ceil(h,32)`: the size rounded up to a multiple of 32. The product "1" is the constant."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +110,137 @@ class Stage:
         reads: network input -> buffer. A buffer `x[n-1]` is what `x` held one frame earlier; on the
             first frame, and after a cut, it is `x` itself.
         writes: network output -> buffer.
-        tiling: None runs the stage on the whole frame; `vae` and `latent` name the tile limit under
-            which it may be cut. Consecutive `latent` stages are cut together: each tile goes through
-            all of them, and only the last one's outputs are blended.
+        lane: the queue that it runs on: stages of different lanes may run at the same time, for different frames.
+        tiling: how it may be cut, a name of the manifest's `tilings`; None runs it on the whole frame.
+        loop: a name of the manifest's `loops`: consecutive stages of one loop are its body. None: once.
         variants: values of `option` -> network, where the user has a choice.
-        option: name of the runtime option that picks the variant.
+        option: name of the option that picks the variant.
     """
 
     name: str
     network: str
     reads: dict[str, str]
     writes: dict[str, str]
-    tiling: Literal["vae", "latent"] | None = None
+    lane: str = "compute"
+    tiling: str | None = None
+    loop: str | None = None
     variants: dict[str, str] = field(default_factory=dict)
     option: str | None = None
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How stages cut a frame that is larger than their tiles. Sizes are in latents.
+
+    Attributes:
+        side: of a tile; frames of more than side * side are cut.
+        overlap: of neighbouring tiles.
+        window: weights that tiles are blended with, see `runtime.schedule.tiling.window`.
+        square: whether tiles are squares, instead of as wide as possible.
+        together: whether consecutive stages are cut together: each tile goes through all of them, and only the last
+            one's outputs are blended.
+        share: the overlap is at most one part in so many of a tile's side, where nobody says otherwise.
+        exact: whether the stages' normalisations look at the whole picture, so that tiles would give another one:
+            they are cut only where that is asked for, and compute large pictures in strips of rows.
+        engine_side: of tiles that engines are built for, where it is another one.
+    """
+
+    side: int
+    overlap: int
+    window: Literal["gaussian", "ramp"] = "gaussian"
+    square: bool = True
+    together: bool = True
+    share: int = 2
+    exact: bool = False
+    engine_side: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The unit of work: how many frames go through the stages at once.
+
+    Attributes:
+        frames: of a window. A tensor's size `f` is this number.
+        overlap: frames that neighbouring windows share. Of those, the first half of the results is the earlier
+            window's, the rest the later one's.
+    """
+
+    frames: int = 1
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The size that a frame is worked on. Sizes are pixels of the input frame.
+
+    A side below `least` becomes `least`. Any other becomes the next size that is `offset` more than a multiple of
+    `multiple`.
+
+    Attributes:
+        least: height and width.
+        small: what happens to frames below the least size: `enlarge` resizes them, keeping their shape, and reduces
+            the result again; `pad` puts them onto the canvas.
+        multiple, offset: of every larger side.
+        border: value of the pixels around a frame, 0 to 255, which this side adds and cuts off again. None: the
+            networks do that themselves.
+        centred: whether frames stand in the middle of a canvas of the least size, instead of in its upper left.
+    """
+
+    least: tuple[int, int]
+    multiple: int
+    small: Literal["enlarge", "pad"] = "pad"
+    offset: int = 0
+    border: int | None = None
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Consecutive stages that run several times for each window.
+
+    Attributes:
+        steps: how often.
+        carries: buffer that the body reads -> buffer that it writes: from the second time on, the body reads what it
+            wrote the time before.
+        rows: constants whose first axis is the step: `name[i]` among a stage's reads is the row of the step.
+    """
+
+    steps: int
+    carries: dict[str, str]
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something that a user may choose.
+
+    Attributes:
+        type: `choice` of names, or a number.
+        default: what is taken where nobody chooses.
+        help: a line about it.
+        choices: the names.
+        least, most: of a number.
+    """
+
+    type: Literal["choice", "integer", "number"]
+    default: str | int | float
+    help: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A buffer that the runtime supplies.
+
+    Attributes:
+        source: the `frame`, a `file` of the bundle, or the value of an `option`.
+        name: of the file (.npy) or option.
+    """
+
+    source: Literal["frame", "file", "option"]
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -275,12 +375,12 @@ class Provenance:
 
     checkpoint: Source
     checkpoint_layout: str
-    base_model: tuple[Source, ...]
-    stage: str
-    adapters: dict[str, float]
-    merged_sha256: str
     tools: dict[str, str]
     created: str
+    base_model: tuple[Source, ...] = ()
+    stage: str | None = None
+    adapters: dict[str, float] = field(default_factory=dict)
+    merged_sha256: str | None = None
     stripped_prefixes: dict[str, str] = field(default_factory=dict)
 
 
@@ -289,46 +389,64 @@ class Manifest:
     """The whole manifest.
 
     Attributes:
-        family: model family whose schedule runs the bundle, e.g. `dloral`.
+        family: name of the model family, for people and for the build side; nothing on the run side depends on it.
         scale: upscaling factor of the sides.
-        window: frames that one result depends on.
-        precision: `fp32` or `fp16`, of the UNet and the VAE; the other networks are always FP32.
-        frame_multiple: sides of the scaled frame are padded to multiples of this inside.
-        minimum_side: smallest side of an input frame; smaller ones are enlarged first.
+        precision: `fp32` or `fp16`, of the networks that have an FP16 form.
+        canvas: the size that frames are worked on.
         latent_scale: pixels of the scaled frame for one latent, each way.
-        top_k: positions that the cross-frame attention retrieves, None for all.
-        option_defaults: default value of each option named in `stages`.
-        inputs: buffers that the runtime supplies: the frame, and constants from files.
-        output: the buffer that holds the restored frame.
+        networks: by name.
+        stages: in order.
+        inputs: buffers that the runtime supplies.
+        output: the buffer that holds the restored frames.
         files: every file of the bundle but the manifest.
-        kernels: launch metadata of the GPU kernels, a file for each kernel and target; PTX and cubin lie
-            beside it. Empty where the bundle was built without.
+        window: the unit of work.
+        tilings: by name.
+        loops: by name.
+        clip: buffers that live as long as the clip: a stage may read what an earlier window left in them; zeros at its
+            beginning. They are a stage's outputs under the name that is read with `[n-1]`.
+        options: by name.
+        top_k: positions that an operator retrieves, None for all.
+        prompt: what the restoration is conditioned with, None where there is none.
+        provenance: where the bundle comes from, None where that is not known.
+        kernels: launch metadata of the GPU kernels, a file for each kernel and target; PTX and cubin are stored
+            next to it. Empty where the bundle was built without.
         engines: compiled networks, added by `build.py engines`.
         calibration: of the `fp16` graphs, None where there are none.
-        operator: how the attention's kernel takes part, None where the bundle was built without kernels.
+        operator: how a kernel takes part, None where the bundle was built without.
     """
 
     family: str
     scale: int
-    window: int
     precision: Literal["fp32", "fp16"]
-    frame_multiple: int
-    minimum_side: int
+    canvas: Canvas
     latent_scale: int
-    top_k: int | None
     networks: dict[str, Network]
     stages: tuple[Stage, ...]
-    inputs: dict[str, str | None]
+    inputs: dict[str, Input]
     output: str
-    option_defaults: dict[str, str]
-    prompt: Prompt
     files: dict[str, FileEntry]
-    provenance: Provenance
+    window: Window = field(default_factory=Window)
+    tilings: dict[str, Tiling] = field(default_factory=dict)
+    loops: dict[str, Loop] = field(default_factory=dict)
+    clip: tuple[str, ...] = ()
+    options: dict[str, Option] = field(default_factory=dict)
+    top_k: int | None = None
+    prompt: Prompt | None = None
+    provenance: Provenance | None = None
     kernels: tuple[str, ...] = ()
     engines: tuple[Engine, ...] = ()
     calibration: Calibration | None = None
     operator: Operator | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def tile_unit(self) -> int:
+        """Latents that the sides of tiles are multiples of: those of the canvas's steps."""
+        return max(1, self.canvas.multiple * self.scale // self.latent_scale)
+
+    def tiled(self, name: str) -> list[Stage]:
+        """The stages of a tiling."""
+        return [stage for stage in self.stages if stage.tiling == name]
 
     def write(self, bundle: Path) -> None:
         """Writes `bundle.json` into the directory, whole or not at all."""
@@ -337,243 +455,8 @@ class Manifest:
         temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
 
-    @staticmethod
-    def read(bundle: Path) -> Manifest:
-        """Reads and checks `bundle.json`; touches no other file.
-
-        Raises:
-            BundleError: no bundle there, another schema version, a field missing, unknown or of
-                another type, a path that leaves the bundle, names that refer to nothing.
-        """
-        path = bundle / MANIFEST_NAME
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleError(
-                f"{bundle} is not a bundle: it has no {MANIFEST_NAME}. "
-                "Make one with: vsr-build bundle --sd DIR --checkpoint FILE --out BUNDLE"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read: {error}. Build the bundle anew.") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{path} has schema version {version!r}, this runtime reads version {SCHEMA_VERSION}. "
-                "Build the bundle anew with this version's build.py, or use the runtime it was made for."
-            )
-        try:
-            manifest: Manifest = parse(Manifest, data, "bundle.json")
-            _check(manifest)
-        except MisfitError as error:
-            raise BundleError(f"{path} is damaged: {error}. Build the bundle anew.") from error
-        return manifest
-
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def dimension(size: int | str) -> tuple[int, str | None]:
-    """Takes a symbolic size apart: 3 -> (3, None), "h" -> (1, "h"), "8*h" -> (8, "h").
-
-    Raises:
-        ValueError: not such a size.
-    """
-    if isinstance(size, int):
-        return size, None
-    match = _DIMENSION.fullmatch(size)
-    if not match:
-        raise ValueError(f"{size!r} is not a size")
-    return int(match[1] or 1), match[2]
-
-
-def factors(product: str) -> list[tuple[str, int]]:
-    """Takes a product of a polynomial apart into names and the multiples that these are rounded up to.
-
-    Raises:
-        ValueError: not such a product.
-    """
-    if product == "1":
-        return []
-    found = []
-    for factor in product.split("*"):
-        match = _FACTOR.fullmatch(factor)
-        if not match:
-            raise ValueError(f"{product!r} is not a product of sizes")
-        found.append((match[1] or match[2], int(match[3] or 1)))
-    return found
-
-
-def evaluate(polynomial: Mapping[str, float], sizes: Mapping[str, int]) -> float:
-    """The polynomial's value at the given sizes."""
-    return sum(
-        coefficient * math.prod(-(-sizes[name] // multiple) * multiple for name, multiple in factors(product))
-        for product, coefficient in polynomial.items()
-    )
-
-
-def is_inside(path: str) -> bool:
-    """True for a relative path, with forward slashes, that cannot leave the bundle."""
-    pure = PurePosixPath(path)
-    return bool(
-        path
-        and not pure.is_absolute()
-        and ".." not in pure.parts
-        and not any(character in path for character in ("\\", ":", "\0"))
-    )
-
-
-def _check(manifest: Manifest) -> None:
-    """Checks what types do not: paths stay inside, names refer to something."""
-    referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
-    referenced += [
-        *manifest.kernels,
-        *(path for engine in manifest.engines for path in (engine.file, engine.report)),
-        *([manifest.calibration.file] if manifest.calibration else []),
-        *(manifest.operator.operands.values() if manifest.operator else []),
-        manifest.prompt.file,
-        *(file for file in manifest.inputs.values() if file),
-    ]
-    for path in [*manifest.files, *referenced]:
-        if not is_inside(path):
-            raise MisfitError(f"the path {path!r} leaves the bundle")
-    for path in referenced:
-        if path not in manifest.files:
-            raise MisfitError(f"{path!r} is used but not among the files")
-    for name, network in manifest.networks.items():
-        _check_network(name, network)
-    for engine in manifest.engines:
-        if engine.network not in manifest.networks:
-            raise MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
-    if manifest.operator is not None:
-        _check_operator(manifest.operator, manifest)
-    for name in ("scale", "window", "frame_multiple", "minimum_side", "latent_scale"):
-        if getattr(manifest, name) < 1:
-            raise MisfitError(f"{name} is {getattr(manifest, name)}, expected at least 1")
-    if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
-        raise MisfitError("two stages have the same name")
-    written = set(manifest.inputs)
-    for stage in manifest.stages:
-        _check_stage(stage, manifest, written)
-        written |= set(stage.writes.values())
-    if manifest.output not in written:
-        raise MisfitError(f"no stage writes the output {manifest.output!r}")
-
-
-def _check_network(name: str, network: Network) -> None:
-    if "native" not in network.graphs:
-        raise MisfitError(f"network {name} has no native graph")
-    for tensor in (*network.inputs, *network.outputs):
-        for size in tensor.shape:
-            try:
-                _, symbol = dimension(size)
-            except ValueError as error:
-                raise MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
-            if symbol and symbol not in network.bounds:
-                raise MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
-    if network.work is not None:
-        _check_work(name, network, network.work)
-
-
-def _check_work(name: str, network: Network, work: Work) -> None:
-    for product in (*work.multiply_adds, *work.activations, *work.integer_bytes):
-        try:
-            symbols = {symbol for symbol, _ in factors(product)}
-        except ValueError as error:
-            raise MisfitError(f"network {name}, its work: {error}") from error
-        if unknown := sorted(symbols - set(network.bounds)):
-            raise MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
-
-
-def _check_operator(operator: Operator, manifest: Manifest) -> None:
-    network = manifest.networks.get(operator.network)
-    if network is None:
-        raise MisfitError(f"the operator is of {operator.network!r}, which is no network")
-    inputs = {tensor.name for tensor in network.inputs}
-    outputs = {tensor.name for tensor in network.outputs}
-    for name, known in (
-        (operator.current, inputs),
-        (operator.previous, outputs - {operator.output}),
-        (operator.output, outputs),
-    ):
-        if name not in known:
-            raise MisfitError(
-                f"the operator of {operator.network} stands at {name!r}, expected {sorted(known)}"
-            )
-    if set(operator.operands) != {"M", "P", "bias"}:
-        raise MisfitError(
-            f"the operator has the operands {sorted(operator.operands)}, expected M, P and bias"
-        )
-    if operator.top_k != manifest.top_k:
-        raise MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
-
-
-def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
-    for name in (stage.network, *stage.variants.values()):
-        if name not in manifest.networks:
-            raise MisfitError(f"stage {stage.name} runs {name!r}, which is not among the networks")
-        network = manifest.networks[name]
-        if {tensor.name for tensor in network.inputs} != set(stage.reads):
-            raise MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
-        if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
-            raise MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
-    for buffer in stage.reads.values():
-        if buffer.removesuffix(PREVIOUS) not in written:
-            raise MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
-    if bool(stage.variants) != (stage.option is not None):
-        raise MisfitError(f"stage {stage.name} has variants but no option, or an option but no variants")
-    if stage.option is not None and manifest.option_defaults.get(stage.option) not in stage.variants:
-        raise MisfitError(f"stage {stage.name}: the default of {stage.option!r} is none of its variants")
-
-
-def json_schema() -> dict[str, Any]:
-    """The published JSON schema (draft 2020-12) of `bundle.json`, made from the dataclasses."""
-    definitions: dict[str, Any] = {}
-    root = _schema_of(Manifest, definitions)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"vsr-trt bundle manifest, schema version {SCHEMA_VERSION}",
-        **root,
-        "$defs": definitions,
-    }
-
-
-def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        name = typing.cast(type, kind).__name__
-        if name not in definitions:
-            definitions[name] = {}
-            definitions[name] = _schema_of_dataclass(typing.cast(type, kind), definitions)
-        return {"$ref": f"#/$defs/{name}"}
-    if origin is tuple:
-        return {"type": "array", "items": _schema_of(arguments[0], definitions)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema_of(arguments[1], definitions)}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin in (types.UnionType, typing.Union):
-        return {"anyOf": [_schema_of(argument, definitions) for argument in arguments]}
-    names = {int: "integer", float: "number", str: "string", types.NoneType: "null"}
-    return {"type": names[kind]}
-
-
-def _schema_of_dataclass(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    properties = {name: _schema_of(hints[name], definitions) for name in hints}
-    if kind is Manifest:
-        properties["schema_version"] = {"const": SCHEMA_VERSION}
-    return {
-        "type": "object",
-        "description": (kind.__doc__ or "").strip(),
-        "properties": properties,
-        "required": [
-            f.name
-            for f in dataclasses.fields(kind)
-            if (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-            or f.name == "schema_version"
-        ],
-        "additionalProperties": False,
-    }

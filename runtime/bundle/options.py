@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from vsr_trt.runtime.bundle.errors import InputError
-from vsr_trt.runtime.bundle.manifest import Manifest, Stage
+from vsr_trt.runtime.bundle.manifest import Manifest, Option, Stage
 
 Statistics = Literal["shared", "tile"]
-"""Whose mean and deviation the VAE's normalisations use where a picture does not go through it in one piece."""
-
+"""Whose mean and deviation normalisations use where a picture does not go through them in one piece."""
+Value = str | int | float
+"""Of an option of a family."""
 
 _MOST_SLOTS = 64
 _MOST_THREADS = 1024
 
 
 def check_slots(slots: int) -> None:
-    """Refuses a number of frames in flight that cannot be meant.
+    """Refuses a number of windows in flight that cannot be meant.
 
     Raises:
         InputError: it is below 1, or above 64: the schedule has every slot's steps, and each takes memory.
@@ -36,54 +40,106 @@ def check_threads(threads: int | None) -> None:
         raise InputError(f"--threads is {threads}; expected 1 to {_MOST_THREADS}.")
 
 
+ANY = ""
+"""Names, among tiles that a user gives, the bundle's first tiling that is not exact."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clips are restored: the same record for the Restorer, for jobs, benchmarks and plans.
+
+    Attributes:
+        backend: `auto` takes the best that is installed and that the bundle serves; see `runtime.backends.BACKENDS`.
+        choices: option of the family -> value, e.g. {"color": "none"}; text is read as the option's type has it.
+        tiles: tiling -> side of its tiles in latents (8 pixels of the result); `ANY` for the first that is not exact.
+            None given: the default, or on a GPU what the bundle's engines take.
+        overlaps: tiling -> latents that neighbouring tiles share; likewise.
+        statistics: see `Options`.
+        memory: bytes that may be used, of the host or of the GPU; None for what is free.
+        threads: of the CPU; None for all cores that the process may use.
+        slots: windows in flight. With one, `push` returns the frame's own result; with more, stages of several frames
+            run at the same time, and results come later and take more memory.
+        engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
+        check: compare every file's SHA-256 with the manifest before use.
+    """
+
+    backend: str = "auto"
+    choices: Mapping[str, Value] = field(default_factory=dict)
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, int] = field(default_factory=dict)
+    statistics: Statistics = "shared"
+    memory: int | None = None
+    threads: int | None = None
+    slots: int = 1
+    engine_cache: str | Path | None = None
+    check: bool = False
+
+
 @dataclass(frozen=True)
 class Options:
     """What a user may choose.
 
     Attributes:
-        choices: option -> value, for the stages that have variants (e.g. color: adain).
-        tile: side of a latent tile for the stages between the VAE's halves, a multiple of 8.
-        overlap: of neighbouring latent tiles.
-        vae_tile: in latents (8 pixels of the result), a multiple of 8: pictures of more than vae_tile * vae_tile do
-            not go through the VAE in one piece.
-        vae_overlap: of neighbouring VAE tiles, in latents.
-        vae_statistics: `shared`: those pictures go in strips that share the statistics of the whole picture, and
-            the result is the same. `tile`: in tiles that have each their own, and so a tone of its own: another
-            picture, in the least memory.
+        choices: option of the family -> value; its default where none is given.
+        tiles: tiling -> side of its tiles in latents; the bundle's where none is given.
+        overlaps: tiling -> latents that neighbouring tiles share; likewise.
+        statistics: what becomes of large pictures under an exact tiling (see `manifest.Tiling`). `shared`: they go in
+            strips that share the statistics of the whole picture, and the result is the same. `tile`: in tiles that
+            each have their own, and so a tone of their own: another picture, in the least memory.
     """
 
-    choices: dict[str, str]
-    tile: int = 96
-    overlap: int = 32
-    vae_tile: int = 96
-    vae_overlap: int = 16
-    vae_statistics: Statistics = "shared"
+    choices: Mapping[str, Value] = field(default_factory=dict)
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, int] = field(default_factory=dict)
+    statistics: Statistics = "shared"
 
     @staticmethod
-    def of(
-        choices: dict[str, str],
-        tile: int | None,
-        overlap: int,
-        vae_tile: int | None,
-        vae_statistics: Statistics = "shared",
-    ) -> Options:
-        """With the default where a tile is None."""
-        options = Options(choices, overlap=overlap, vae_statistics=vae_statistics)
-        if tile is not None:
-            options = options.with_tile("latent", tile)
-        return options if vae_tile is None else options.with_tile("vae", vae_tile)
+    def of(manifest: Manifest, settings: Settings) -> Options:
+        """The options among settings, checked; text is read as the option's type has it.
 
-    def with_tile(self, kind: str, side: int) -> Options:
-        """With another tile of that tiling, `latent` or `vae`; the VAE's overlap follows its tile."""
-        if kind == "latent":
-            return replace(self, tile=side)
-        return replace(self, vae_tile=side, vae_overlap=min(Options.vae_overlap, side // 4))
+        Raises:
+            InputError: naming the option, what it may be, and what was given.
+        """
+        choices = {
+            name: read_option(manifest, name, value) if isinstance(value, str) else value
+            for name, value in settings.choices.items()
+        }
+        cut = [name for name, tiling in manifest.tilings.items() if not tiling.exact]
+        tiles, overlaps = (
+            {(cut[0] if cut else name) if name == ANY else name: side for name, side in given.items()}
+            for given in (settings.tiles, settings.overlaps)
+        )
+        options = Options(choices, tiles, overlaps, settings.statistics)
+        options.check(manifest)
+        return options
+
+    def tile(self, manifest: Manifest, tiling: str) -> int:
+        """The side of a tiling's tiles, in latents."""
+        return self.tiles.get(tiling, manifest.tilings[tiling].side)
+
+    def overlap(self, manifest: Manifest, tiling: str) -> int:
+        """What neighbouring tiles of a tiling share, in latents; of small tiles less than usual."""
+        record = manifest.tilings[tiling]
+        usual = min(record.overlap, self.tile(manifest, tiling) // record.share)
+        return self.overlaps.get(tiling, usual)
+
+    def with_tile(self, tiling: str, side: int) -> Options:
+        """With another tile of that tiling."""
+        return replace(self, tiles={**self.tiles, tiling: side})
+
+    def cuts(self, manifest: Manifest, tiling: str) -> bool:
+        """Whether large pictures are cut into tiles under that tiling."""
+        return self.statistics == "tile" or not manifest.tilings[tiling].exact
+
+    def value(self, manifest: Manifest, option: str) -> Value:
+        """What was chosen of an option, or its default."""
+        return self.choices.get(option, manifest.options[option].default)
 
     def network(self, manifest: Manifest, stage: Stage) -> str:
         """The network that a stage runs: the user's choice among its variants, or the default."""
         if stage.option is None:
             return stage.network
-        return stage.variants[self.choices.get(stage.option, manifest.option_defaults[stage.option])]
+        return stage.variants[str(self.value(manifest, stage.option))]
 
     def networks(self, manifest: Manifest) -> list[str]:
         """The networks that the stages run, each once."""
@@ -95,33 +151,80 @@ class Options:
         Raises:
             InputError: naming the option, what it may be, and what was given.
         """
-        if self.vae_statistics not in ("shared", "tile"):
-            raise InputError(f"--vae-statistics is {self.vae_statistics!r}; expected shared or tile.")
+        if self.statistics not in ("shared", "tile"):
+            raise InputError(f"--vae-statistics is {self.statistics!r}; expected shared or tile.")
         for name, value in self.choices.items():
-            stages = [stage for stage in manifest.stages if stage.option == name]
-            if not stages:
-                raise InputError(f"this bundle has no option --{name}.")
-            if value not in stages[0].variants:
-                raise InputError(f"--{name} is {value!r}; expected one of {', '.join(stages[0].variants)}.")
-        unit = manifest.frame_multiple // manifest.latent_scale
-        for kind, option, size in (("latent", "--tile", self.tile), ("vae", "--vae-tile", self.vae_tile)):
-            if not any(stage.tiling == kind for stage in manifest.stages):
-                continue
-            low, high = tile_range(manifest, kind)
-            if size % unit or not low <= size <= high:
-                raise InputError(f"{option} is {size}; expected a multiple of {unit} from {low} to {high}.")
-        if not 0 <= self.overlap <= self.tile // 2:
-            raise InputError(f"--overlap is {self.overlap}; expected 0 to half the tile, {self.tile // 2}.")
-        if not 0 <= self.vae_overlap <= self.vae_tile // 2:
-            raise InputError(f"the VAE's overlap is {self.vae_overlap}; expected 0 to {self.vae_tile // 2}.")
+            if name not in manifest.options:
+                known = ", ".join(manifest.options) or "none"
+                raise InputError(f"this bundle has no option {name!r}; it has {known}.")
+            check_option(name, manifest.options[name], value)
+        for tiling in dict.fromkeys((*self.tiles, *self.overlaps)):
+            if tiling not in manifest.tilings:
+                known = ", ".join(manifest.tilings) or "none"
+                raise InputError(f"this bundle has no tiling {tiling!r}; it has {known}.")
+        for tiling in manifest.tilings:
+            if manifest.tiled(tiling):
+                self._check_tiling(manifest, tiling)
+
+    def _check_tiling(self, manifest: Manifest, tiling: str) -> None:
+        low, high = tile_range(manifest, tiling)
+        side, unit = self.tile(manifest, tiling), manifest.tile_unit
+        if side % unit or not low <= side <= high:
+            raise InputError(f"--tile {tiling}={side}: expected a multiple of {unit} from {low} to {high}.")
+        if not 0 <= self.overlap(manifest, tiling) <= side // 2:
+            raise InputError(
+                f"--overlap {tiling}={self.overlap(manifest, tiling)}: expected 0 to half the tile, {side // 2}."
+            )
 
 
-def tile_range(manifest: Manifest, kind: str) -> tuple[int, int]:
+def check_option(name: str, option: Option, value: Value) -> None:
+    """Refuses a value that an option cannot have.
+
+    Raises:
+        InputError: naming the option, what it may be, and what was given.
+    """
+    if option.type == "choice":
+        if value not in option.choices:
+            raise InputError(f"{name} is {value!r}; expected one of {', '.join(option.choices)}.")
+        return
+    whole = option.type == "integer"
+    kind = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise InputError(f"{name} is {value!r}; expected {kind}.")
+    low, high = (option.least, option.most)
+    if not (low is None or value >= low) or not (high is None or value <= high):
+        limits = " ".join(
+            f"{word} {limit:g}" for word, limit in (("from", low), ("to", high)) if limit is not None
+        )
+        raise InputError(f"{name} is {value}; expected {kind} {limits}.")
+
+
+def read_option(manifest: Manifest, name: str, text: str) -> Value:
+    """The value of an option as it was typed.
+
+    Raises:
+        InputError: there is no such option, or it cannot have that value.
+    """
+    if name not in manifest.options:
+        raise InputError(
+            f"this bundle has no option {name!r}; it has {', '.join(manifest.options) or 'none'}."
+        )
+    option = manifest.options[name]
+    value: Value = text
+    if option.type != "choice":
+        with contextlib.suppress(ValueError):  # is refused as it was typed
+            value = int(text) if option.type == "integer" else float(text)
+        if value != value or value in (float("inf"), -float("inf")):
+            value = text
+    check_option(name, option, value)
+    return value
+
+
+def tile_range(manifest: Manifest, tiling: str) -> tuple[int, int]:
     """The sizes that all networks of that tiling accept."""
     bounds = [
         manifest.networks[stage.network].bounds[side]
-        for stage in manifest.stages
-        if stage.tiling == kind
+        for stage in manifest.tiled(tiling)
         for side in ("h", "w")
     ]
     return max(bound.min for bound in bounds), min(bound.max for bound in bounds)

@@ -16,10 +16,13 @@ from vsr_trt.runtime.backends import BACKENDS
 from vsr_trt.runtime.bench import bench, show, trace
 from vsr_trt.runtime.bench.compare import Earlier, compare
 from vsr_trt.runtime.bench.measure import Seconds
-from vsr_trt.runtime.bench.plan import CHOICES, LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAME, Plan
+from vsr_trt.runtime.bench.plan import LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAME, Plan
 from vsr_trt.runtime.bench.statistics import FEW
 from vsr_trt.runtime.bundle.errors import InputError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.options import Settings
+from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.values import parse_memory, parse_size
 from vsr_trt.runtime.media.staging import Staging
 from vsr_trt.runtime.restore.restorer import Restorer
@@ -50,7 +53,7 @@ examples:
 """
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None = None) -> None:
     """Adds `bench` to the runtime's commands."""
     command = commands.add_parser(
         "bench",
@@ -79,12 +82,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="seconds before each pass that do not count, at least one frame and until results come (default: 0.2)",
     )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
-    add("--tile", type=int, metavar="N", help="as for restore")
-    add("--overlap", type=int, metavar="N", help="as for restore")
-    add("--vae-tile", type=int, metavar="N", help="as for restore")
-    add("--vae-statistics", choices=("shared", "tile"), help="as for restore")
+    choices.add_tiles(command)
     add("--memory", metavar="M", help="as for restore")
-    add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
     add("--engine-cache", type=Path, metavar="DIR", help="as for restore")
     add("--json", metavar="F", help="write the report here, every frame's time included; - prints it")
     add("--trace", type=Path, metavar="F", help="write a trace for chrome://tracing or ui.perfetto.dev")
@@ -97,6 +96,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="P",
         help=f"percent that may be lost before --compare ends with exit code {REGRESSION} (default: 5)",
     )
+    choices.add_family(command, manifest)
 
 
 def run(
@@ -145,10 +145,14 @@ def run(
 def _plan(options: argparse.Namespace) -> Plan:
     if not (math.isfinite(options.max_regression) and options.max_regression >= 0):
         raise InputError(f"--max-regression is {options.max_regression:g}; expected percent, 0 or more.")
-    width, height = parse_size(options.size, Manifest.read(options.bundle))
-    given = {name: getattr(options, name) for name in (*CHOICES, "engine_cache")}
-    if options.memory is not None:
-        given["memory"] = parse_memory(options.memory)
+    width, height = parse_size(options.size, read_manifest(options.bundle))
+    given = Settings(
+        backend=options.backend,
+        memory=None if options.memory is None else parse_memory(options.memory),
+        threads=options.threads,
+        engine_cache=options.engine_cache,
+        **choices.settings(options),
+    )
     plan = Plan(
         bundle=options.bundle,
         width=width,
@@ -157,7 +161,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         slots=options.slots,
         seconds=options.seconds,
         warmup=options.warmup,
-        choices={name: value for name, value in given.items() if value is not None},
+        given=given,
     )
     plan.check()
     return plan

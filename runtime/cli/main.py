@@ -14,11 +14,12 @@ from rich.markup import escape
 
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.backends import BACKENDS
-from vsr_trt.runtime.bundle.manifest import json_schema
-from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.options import Settings
+from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.cli import bench as bench_command
+from vsr_trt.runtime.cli import choices, terminal
 from vsr_trt.runtime.cli import plan as plan_command
-from vsr_trt.runtime.cli import terminal
 from vsr_trt.runtime.cli.values import parse_fps, parse_memory
 from vsr_trt.runtime.restore.compare import side_by_side
 from vsr_trt.runtime.restore.job import Job, TruncatedError, restore
@@ -40,8 +41,8 @@ output to its end (the work is done)
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+def parser(manifest: Manifest | None = None) -> argparse.ArgumentParser:
+    """The command line's grammar; with a bundle's manifest its options, too."""
     top = argparse.ArgumentParser(
         prog="vsr",
         description="Restores video with a bundle that build.py made: 4 times the size, N frames in, N out.",
@@ -49,10 +50,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_restore(commands)
+    _add_restore(commands, manifest)
     _add_compare(commands)
-    plan_command.add_command(commands)
-    bench_command.add_command(commands)
+    plan_command.add_command(commands, manifest)
+    bench_command.add_command(commands, manifest)
     check = commands.add_parser(
         "doctor", help="what is installed, what a bundle holds, which backend `auto` takes and why"
     )
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_restore(commands: argparse._SubParsersAction) -> None:
+def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None) -> None:
     command = commands.add_parser(
         "restore",
         help="restore a video or a folder of pictures",
@@ -84,33 +85,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     )
     add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
-    add(
-        "--color",
-        choices=("adain", "wavelet", "none"),
-        help="align colours to the input's: by mean and deviation, by low frequencies, or not (default: adain)",
-    )
-    add(
-        "--tile",
-        type=int,
-        metavar="N",
-        help="cut larger frames into tiles of N latents a side (a latent is 8 pixels of the result) for flow, "
-        f"retrieval and UNet (default: {Options.tile}; with engines what they take)",
-    )
-    add("--overlap", type=int, default=Options.overlap, metavar="N", help="latents (default: %(default)s)")
-    add(
-        "--vae-tile",
-        type=int,
-        metavar="N",
-        help="larger pictures than NxN latents go through the VAE in strips, which is the same picture in less memory "
-        f"(default: {Options.vae_tile}; with engines only where whole does not fit)",
-    )
-    add(
-        "--vae-statistics",
-        choices=("shared", "tile"),
-        default="shared",
-        help="tile: instead of strips, tiles of NxN latents that are normalised each by itself: least memory, and "
-        "ANOTHER PICTURE, whose tone steps from tile to tile (default: shared)",
-    )
+    choices.add_tiles(command)
     add(
         "--memory",
         metavar="M",
@@ -143,6 +118,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     add("--check", action="store_true", help="compare every file of the bundle with its hash first")
     add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     add("--json", action="store_true", help="print the report as JSON on standard output")
+    choices.add_family(command, manifest)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -161,7 +137,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser(choices.peek(given)).parse_args(given)
     commands = {
         "restore": _restore,
         "compare": _compare,
@@ -179,11 +156,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _restore(options: argparse.Namespace) -> int:
     fields = {field.name for field in dataclasses.fields(Job)}
     values = {name: value for name, value in vars(options).items() if name in fields}
-    if options.memory is not None:
-        values["memory"] = parse_memory(options.memory)
     if options.fps is not None:
         values["fps"] = parse_fps(options.fps)
-    job = Job(**values)
+    settings = Settings(
+        backend=options.backend,
+        memory=None if options.memory is None else parse_memory(options.memory),
+        threads=options.threads,
+        slots=options.slots,
+        engine_cache=options.engine_cache,
+        check=options.check,
+        **choices.settings(options),
+    )
+    job = Job(**values, settings=settings)
     console = Console(stderr=True)
     notes: list[str] = []
     try:

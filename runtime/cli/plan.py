@@ -13,7 +13,9 @@ from rich.markup import escape
 from vsr_trt.runtime.bench.compare import median_stages
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import InputError
-from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.options import Options, Settings
+from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.terminal import printable
 from vsr_trt.runtime.cli.values import parse_memory, parse_size
 from vsr_trt.runtime.machine import gpu
@@ -37,7 +39,7 @@ exit codes: 0 it fits, 2 option refused, 3 drawing not writable, 4 bundle damage
 """
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None = None) -> None:
     """Adds `plan` to the runtime's commands."""
     command = commands.add_parser(
         "plan",
@@ -50,11 +52,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
     add("--slots", type=int, default=1, metavar="S", help="frames in flight, as for restore (default: 1)")
-    add("--tile", type=int, metavar="N", help="as for restore (default: what engines take, or restore's)")
-    add("--overlap", type=int, default=Options.overlap, metavar="N", help="as for restore")
-    add("--vae-tile", type=int, metavar="N", help="as for restore")
-    add("--vae-statistics", choices=("shared", "tile"), default="shared", help="as for restore")
-    add("--color", choices=("adain", "wavelet", "none"), help="as for restore")
+    choices.add_tiles(command)
     add(
         "--target",
         metavar="T",
@@ -82,8 +80,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--measured",
         type=Path,
         metavar="F.json",
-        help="beside the model, the stages as `bench --json F.json` measured them on that GPU at this size",
+        help="next to the model, the stages as `bench --json F.json` measured them on that GPU at this size",
     )
+    choices.add_family(command, manifest)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -149,13 +148,7 @@ def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None, 
         height=height,
         slots=options.slots,
         target=target,
-        options=Options(
-            {} if options.color is None else {"color": options.color},
-            overlap=options.overlap,
-            vae_statistics=options.vae_statistics,
-        ),
-        tile=options.tile,
-        vae_tile=options.vae_tile,
+        options=Options.of(bundle.manifest, Settings(**choices.settings(options))),
         available=Available.of(limit)
         if target is None
         else Available(here.memory if limit is None and here is not None else limit, limit is not None),

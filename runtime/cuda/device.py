@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
+from vsr_trt.runtime.bundle.errors import DeviceError, InputError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda.actions import Actions, ContextKey, Enqueue
@@ -143,25 +143,31 @@ class CudaDevice:
                 self._release()
                 raise
 
-    def receive(self, slot: int, frame: Any) -> None:
+    def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """Takes a frame: into staging memory, or where it lies on the device."""
         place = self._slots[slot]
         if isinstance(frame, DeviceArray):
-            expected = self._schedule.buffers[self._schedule.frame].shape[1:]
-            frame.check(expected)
+            shape = self._schedule.buffers[self._schedule.frame].shape
+            if shape[0] != 1:
+                raise InputError(
+                    f"this family takes windows of {shape[0]} frames, which are gathered from "
+                    "arrays of the CPU; pass those."
+                )
+            frame.check(shape[1:])
             place.external = frame
         else:
             place.external = None
-            place.frame[0] = frame
+            place.frame[index] = frame
 
-    def deliver(self, slot: int) -> Any:
+    def deliver(self, slot: int, index: int = 0) -> Any:
         """A slot's result: a copy, or where it lies on the device (valid until the next frame is received)."""
         place = self._slots[slot]
         if not self._device_results:
-            return place.result[0].copy()
+            return place.result[index].copy()
         place.lent = True
         buffer = self._schedule.buffers[self._result]
-        return DeviceFrame(place.at[self._result], buffer.shape[1:])
+        each = buffer.bytes // buffer.shape[0]
+        return DeviceFrame(place.at[self._result] + index * each, buffer.shape[1:])
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`.

@@ -26,8 +26,6 @@ def open_device(
     bundle: Bundle,
     backend: str,
     *,
-    tile: int | None,
-    vae_tile: int | None,
     cache: Path | None = None,
     stream: int | None = None,
     device_results: bool = False,
@@ -39,7 +37,6 @@ def open_device(
     Args:
         bundle: that holds them.
         backend: one of `BACKENDS`.
-        tile, vae_tile: the user's; None for what the engines take.
         cache: folder for what TensorRT-RTX compiles; None for the user's cache folder.
         stream, device_results, graphs: see `CudaDevice`.
         memory: bytes of the GPU that may be used; None for all that it has.
@@ -60,7 +57,7 @@ def open_device(
     def pick(height: int, width: int, options: Options) -> Choice:
         scale = bundle.manifest.scale
         size = width * scale, height * scale
-        return choose(bundle, engines, gpu.capability, size, options, tile, vae_tile, memory or gpu.memory)
+        return choose(bundle, engines, gpu.capability, size, options, memory or gpu.memory)
 
     kept = cache or cache_folder().parent / "tensorrt-rtx"
     name = f"{gpu.name.replace(' ', '-')}-{installed_version(backend)}-{gpu.driver}.kernels"

@@ -17,10 +17,10 @@ from vsr_trt.runtime.schedule.graph import Schedule
 
 @dataclass(frozen=True)
 class Ticket:
-    """A frame under way.
+    """A window of frames under way; of most families a single frame.
 
     Attributes:
-        frame: running number, from 0, without gaps.
+        frame: running number of the window, from 0, without gaps.
         slot: whose buffers it uses.
         first: whether it has no predecessor.
     """
@@ -79,15 +79,16 @@ class Device(Protocol):
             DeviceError: not enough memory, or no engine for this size; nothing is kept then.
         """
 
-    def receive(self, slot: int, frame: Any) -> None:
-        """Takes a frame (H,W,3) uint8 into a slot: an array, or what a device understands beside.
+    def receive(self, slot: int, frame: Any, index: int = 0) -> None:
+        """Takes a frame (H,W,3) uint8 into a slot, as the index-th of its window: an array, or what a device
+        understands besides.
 
         Raises:
             InputError: not such a frame.
         """
 
-    def deliver(self, slot: int) -> Any:
-        """A slot's result (4H,4W,3) uint8, once `wait` has returned."""
+    def deliver(self, slot: int, index: int = 0) -> Any:
+        """The index-th result (4H,4W,3) uint8 of a slot's window, once `wait` has returned."""
 
     def submit(self, ticket: Ticket) -> None:
         """Asks for all steps of a frame that was received; returns before they are done."""

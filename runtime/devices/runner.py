@@ -1,14 +1,25 @@
-"""Frames through a device: slots handed out, results in order, failures told with frame and stage."""
+"""Frames through a device: slots handed out, results in order, failures reported with frame and stage."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vsr_trt.runtime.bundle.errors import DeviceError, FrameError
+from vsr_trt.runtime.bundle.manifest import Window
 from vsr_trt.runtime.devices.protocol import Device, StepError, Ticket
+from vsr_trt.runtime.devices.windows import Gathered, Gatherer
+
+
+@dataclass(frozen=True)
+class _Flight:
+    ticket: Ticket
+    results: range  # of the window, those that are returned
 
 
 class Runner:
@@ -17,8 +28,9 @@ class Runner:
     Args:
         device: opened with a schedule.
         slots: of that schedule.
-        timeout: seconds that a frame may take once it is waited for; None for ever.
+        timeout: seconds that a window may take once it is waited for; None for ever.
         finish: makes what is returned of what the device delivers.
+        window: how many frames go through at once.
     """
 
     def __init__(
@@ -27,50 +39,71 @@ class Runner:
         slots: int,
         timeout: float | None = None,
         finish: Callable[[Any], Any] = lambda result: result,
+        window: Window | None = None,
     ) -> None:
         self._device, self._slots, self._timeout, self._finish = device, slots, timeout, finish
-        self._flying: deque[Ticket] = deque()
-        self._numbers: dict[int, int] = {}  # frame under way -> its number in its clip
+        self._window = window or Window()
+        self._gatherer = Gatherer(self._window)
+        self._flying: deque[_Flight] = deque()
+        self._numbers: dict[int, int] = {}  # window under way -> the number in its clip of its first frame
         self._next = 0
         self._clip_began = 0
         self._broken: str | None = None
 
     @property
     def under_way(self) -> int:
-        """How many frames."""
-        return len(self._flying)
+        """Frames whose results were not returned."""
+        return sum(len(flight.results) for flight in self._flying) + self._gatherer.waiting
 
-    def begin(self) -> None:
-        """The next frame has no predecessor. Frames under way go on."""
+    def begin(self) -> list[Any]:
+        """The next frame has no predecessor. Frames under way go on; returns results of those that waited for more.
+
+        Raises:
+            FrameError: as for `push`.
+        """
+        results: list[Any] = []
+        if self._gatherer.waiting:
+            self._check()
+            with self._breaking():
+                self._submit(self._gatherer.flush(), results)
+        self._gatherer = Gatherer(self._window)
         self._clip_began = self._next
+        return results
 
     def push(self, frame: Any) -> list[Any]:
         """Takes a frame (H,W,3) u8; returns the results that are ready, in order.
 
-        At most slots - 1 frames are under way afterwards.
+        At most slots - 1 windows are under way afterwards.
 
         Raises:
             FrameError: this frame or an earlier one failed. The runner is of no use afterwards.
         """
         self._check()
-        ticket = Ticket(self._next, self._next % self._slots, self._next == self._clip_began)
-        self._device.receive(ticket.slot, frame)
-        with self._breaking():
-            self._numbers[ticket.frame] = ticket.frame - self._clip_began
-            results: list[Any] = []
-            try:
-                self._device.submit(ticket)
-            except StepError as error:
-                while self._flying:  # what was asked for before may well be finished
+        results: list[Any] = []
+        if self._window.frames > 1 and isinstance(frame, np.ndarray):
+            frame = frame.copy()  # it waits for others, and the caller may use its memory again
+        self._submit(self._gatherer.push(frame), results)
+        return results
+
+    def _submit(self, windows: Iterable[Gathered], results: list[Any]) -> None:
+        for window in windows:
+            ticket = Ticket(self._next, self._next % self._slots, self._next == self._clip_began)
+            for index, frame in enumerate(window.frames):
+                self._device.receive(ticket.slot, frame, index)
+            with self._breaking():
+                self._numbers[ticket.frame] = window.first
+                try:
+                    self._device.submit(ticket)
+                except StepError as error:
+                    while self._flying:  # what was asked for before may well be finished
+                        self._collect(results)
+                    raise self._told(error, results) from error
+                self._next += 1
+                self._flying.append(_Flight(ticket, window.results))
+                while len(self._flying) >= self._slots or (
+                    self._flying and self._device.is_done(self._flying[0].ticket)
+                ):
                     self._collect(results)
-                raise self._told(error, results) from error
-            self._next += 1
-            self._flying.append(ticket)
-            while len(self._flying) >= self._slots or (
-                self._flying and self._device.is_done(self._flying[0])
-            ):
-                self._collect(results)
-            return results
 
     def flush(self) -> list[Any]:
         """Waits for all frames under way; returns their results, in order.
@@ -80,19 +113,22 @@ class Runner:
         """
         self._check()
         results: list[Any] = []
+        self._submit(self._gatherer.flush(), results)
         with self._breaking():
             while self._flying:
                 self._collect(results)
         return results
 
     def _collect(self, results: list[Any]) -> None:
-        ticket = self._flying[0]
+        flight = self._flying[0]
         try:
-            self._device.wait(ticket, self._timeout)
+            self._device.wait(flight.ticket, self._timeout)
         except StepError as error:
             raise self._told(error, results) from error
-        results.append(self._finish(self._device.deliver(ticket.slot)))
-        self._numbers.pop(self._flying.popleft().frame)
+        for index in flight.results:
+            results.append(self._finish(self._device.deliver(flight.ticket.slot, index)))
+        self._flying.popleft()
+        self._numbers.pop(flight.ticket.frame)
 
     def _told(self, error: StepError, results: list[Any]) -> FrameError:
         frame, text = self._numbers.get(error.frame, error.frame), str(error).rstrip(".")

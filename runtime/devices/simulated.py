@@ -160,13 +160,13 @@ class SimulatedDevice:
         self._done = {step.name: -1 for step in self._own}
         self._needs = waits_of(schedule, events)
 
-    def receive(self, slot: int, frame: Any) -> None:
+    def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """See `runtime.devices.protocol.Device.receive`."""
-        self._arrays[slot][self._schedule.frame][0] = frame
+        self._arrays[slot][self._schedule.frame][index] = frame
 
-    def deliver(self, slot: int) -> Any:
+    def deliver(self, slot: int, index: int = 0) -> Any:
         """See `runtime.devices.protocol.Device.deliver`."""
-        return self._arrays[slot][self._schedule.result][0].copy()
+        return self._arrays[slot][self._schedule.result][index].copy()
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`. What the slot held of its last frame is poisoned."""

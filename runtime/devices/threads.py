@@ -61,13 +61,13 @@ class HostLanes:
         self._stop()
         self._run = _Run(schedule, events, constants, self._networks, observer)
 
-    def receive(self, slot: int, frame: Any) -> None:
+    def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """See `runtime.devices.protocol.Device.receive`."""
-        self._opened.arrays[slot][self._opened.schedule.frame][0] = frame
+        self._opened.arrays[slot][self._opened.schedule.frame][index] = frame
 
-    def deliver(self, slot: int) -> Any:
+    def deliver(self, slot: int, index: int = 0) -> Any:
         """See `runtime.devices.protocol.Device.deliver`."""
-        return self._opened.arrays[slot][self._opened.schedule.result][0].copy()
+        return self._opened.arrays[slot][self._opened.schedule.result][index].copy()
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`."""

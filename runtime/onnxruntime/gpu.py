@@ -12,7 +12,8 @@ import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, OutputError
-from vsr_trt.runtime.bundle.manifest import Manifest, Network, dimension
+from vsr_trt.runtime.bundle.manifest import Manifest, Network
+from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.onnxruntime.cpu import Calls, open_session, session_options, thread_count
 from vsr_trt.runtime.onnxruntime.providers import (
     CUDA,

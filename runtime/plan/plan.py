@@ -11,10 +11,11 @@ from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, InputError
-from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.manifest import Engine, Tiling
 from vsr_trt.runtime.bundle.options import Options, check_slots, tile_range
 from vsr_trt.runtime.schedule import forms, memory
 from vsr_trt.runtime.schedule.build import build
+from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.engine_choice import (
     PORTABLE,
     Choice,
@@ -29,7 +30,7 @@ from vsr_trt.runtime.schedule.events import Event, derive
 from vsr_trt.runtime.schedule.forms import Available, Form
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import MemoryPlan, amount
-from vsr_trt.runtime.schedule.shapes import frame_shapes, inside
+from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Request:
         slots: frames under way at once.
         target: whose engines are meant, `sm_89` or `portable`; None for the CPU.
         options: what the user chose.
-        tile, vae_tile: the user's choice of tiles, None where there is none; those of `options` do not count.
+        available: memory that may be used.
     """
 
     width: int
@@ -49,8 +50,6 @@ class Request:
     slots: int
     target: str | None
     options: Options
-    tile: int | None = None
-    vae_tile: int | None = None
     available: Available = field(default_factory=lambda: Available(None, False))
 
 
@@ -67,6 +66,7 @@ class Plan:
         form: how pictures go through the VAE.
         unknown: why scratch and weights are not known, None where they are.
         one, two: memory with so many slots.
+        tilings: of the bundle.
     """
 
     request: Request
@@ -79,6 +79,11 @@ class Plan:
     unknown: str | None
     one: MemoryPlan
     two: MemoryPlan
+    tilings: Mapping[str, Tiling]
+
+    def cuts(self, tiling: str) -> bool:
+        """Whether large frames are cut into tiles under a tiling."""
+        return self.options.statistics == "tile" or not self.tilings[tiling].exact
 
     @property
     def size(self) -> str:
@@ -120,7 +125,7 @@ def make(bundle: Bundle, request: Request) -> Plan:
     found = needs(bundle, choice.engines)
     if found.untold:
         unknown = f"the reports of its engines of {', '.join(found.untold)} do not tell all of it"
-    frame = inside(manifest, request.width, request.height)
+    frame = FrameShape.of_result(manifest, request.width, request.height).given
     schedules = {s: build(manifest, *frame, choice.options, s, choice.batches) for s in {1, 2, request.slots}}
     one, two = (memory.plan(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
     schedule = schedules[request.slots]
@@ -128,8 +133,9 @@ def make(bundle: Bundle, request: Request) -> Plan:
     if request.target is None:
         form = forms.choose(bundle, *frame, choice.options, request.available, request.slots)
     assert form is not None
+    taken, events = choice.options, derive(schedule)
     return Plan(
-        request, choice.options, schedule, derive(schedule), choice.engines, found, form, unknown, one, two
+        request, taken, schedule, events, choice.engines, found, form, unknown, one, two, manifest.tilings
     )
 
 
@@ -138,28 +144,24 @@ def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
     target, options = request.target, request.options
     form = (
         Form("tiles", "--vae-statistics tile")
-        if options.vae_statistics == "tile"
+        if options.statistics == "tile"
         else Form("whole", "the default")
     )
     if target is None:
-        usual = {"latent": Options.tile, "vae": Options.vae_tile}
+        usual = {name: tiling.side for name, tiling in bundle.manifest.tilings.items()}
         reason = "ONNX Runtime keeps both on the CPU; the estimate below has them"
     else:
-        usual = {kind: usual_tile(bundle.manifest, kind) for kind in ("latent", "vae")}
+        usual = {name: usual_tile(bundle.manifest, name) for name in bundle.manifest.tilings}
         reason = ""
         engines, size = built_for(bundle.manifest.engines, target), (request.width, request.height)
         for backend in dict.fromkeys(engine.backend for engine in engines) or [None]:
             own = [engine for engine in engines if engine.backend == backend]
             try:
                 memory = request.available.bytes
-                return choose(
-                    bundle, own, target, size, options, request.tile, request.vae_tile, memory
-                ), None
+                return choose(bundle, own, target, size, options, memory), None
             except EngineError as error:
                 reason = reason or str(error)
-    options = options.with_tile("latent", usual["latent"] if request.tile is None else request.tile)
-    options = options.with_tile("vae", usual["vae"] if request.vae_tile is None else request.vae_tile)
-    return Choice(options, {}, {}, form), reason
+    return Choice(dataclasses.replace(options, tiles={**usual, **options.tiles}), {}, {}, form), reason
 
 
 def refuse_what_does_not_fit(bundle: Bundle, plan: Plan, available: int, whose: str) -> None:
@@ -199,14 +201,14 @@ def _what_helps(bundle: Bundle, plan: Plan) -> str:
     )
     if shape is None or kind is None or plan.needs.scratch[shape.network] < plan.one.slot:
         return f"{smaller}."
-    tiled = kind != "vae" or plan.form.name == "tiles"
+    tiled = plan.options.cuts(bundle.manifest, kind)
     if not tiled and (plan.form.name == "strips" or bundle.manifest.networks[shape.network].strips == 1):
         return f"{smaller}."
     low, _ = tile_range(bundle.manifest, kind)
-    unit = bundle.manifest.frame_multiple // bundle.manifest.latent_scale
+    unit = bundle.manifest.tile_unit
     half = max(math.isqrt(shape.sizes["h"] * shape.sizes["w"] // 2) // unit * unit, low)  # of the area
-    tile, vae_tile = (half, request.vae_tile) if kind == "latent" else (request.tile, half)
-    command = build_command(bundle, request.target or "", (request.width, request.height), tile, vae_tile)
+    options = request.options.with_tile(kind, half)
+    command = build_command(bundle, request.target or "", (request.width, request.height), options)
     how = "cut it into smaller tiles" if tiled else "have it in strips, which is the same picture"
     return (
         f"{smaller}; or {how}, because {shape.network} alone works in "

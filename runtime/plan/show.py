@@ -25,7 +25,8 @@ def show(console: Console, plan: Plan, available: int | None) -> None:
     lanes = ", ".join(
         f"{lane.name}{' (the host)' if lane.host else ''}" for lane in plan.schedule.lanes.values()
     )
-    tiles = f"tile {plan.options.tile}, the VAE {words_of(plan)}"
+    sides = [f"{name} {side}" for name, side in plan.options.tiles.items() if plan.cuts(name)]
+    tiles = f"tiles: {', '.join(sides) or 'none'}; the VAE {words_of(plan)}"
     console.print(
         f"[bold]{plan.size}, {slots(plan.request.slots)}[/], for {plan.request.target or 'the CPU'}, {tiles}\n"
         f"lanes: {escape(lanes)}",
@@ -53,7 +54,8 @@ def show(console: Console, plan: Plan, available: int | None) -> None:
 
 def words_of(plan: Plan) -> str:
     """How pictures go through the VAE, in words."""
-    side = plan.options.vae_tile
+    exact = [side for name, side in plan.options.tiles.items() if plan.tilings[name].exact]
+    side = exact[0] if exact else 0
     names = {
         "whole": "whole",
         "strips": "whole, in strips",

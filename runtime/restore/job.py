@@ -14,7 +14,7 @@ import numpy as np
 
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.errors import OutputError, TruncatedInputError, VsrError
-from vsr_trt.runtime.bundle.options import Options, Statistics
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.machine.shell import Hangup
 from vsr_trt.runtime.media.video_sink import VideoSink
@@ -33,8 +33,7 @@ class Job:
         input: a video, a folder of pictures, or one picture.
         output: a video file, a folder (no suffix), or a .png for a single picture.
         bundle: directory made by `build.py bundle`.
-        color, tile, overlap, vae_tile, vae_statistics, memory, threads, slots, backend, engine_cache, check: see
-            `Restorer`.
+        settings: see `Restorer`.
         start: seconds to skip at the beginning.
         frames: how many frames to restore at most, None for all.
         codec, crf: of the output video, None for the container's defaults.
@@ -46,17 +45,7 @@ class Job:
     input: Path
     output: str | Path
     bundle: Path
-    backend: str = "auto"
-    color: str | None = None
-    tile: int | None = None
-    overlap: int = Options.overlap
-    vae_tile: int | None = None
-    vae_statistics: Statistics = "shared"
-    memory: int | None = None
-    threads: int | None = None
-    slots: int = 1
-    engine_cache: Path | None = None
-    check: bool = False
+    settings: Settings = field(default_factory=Settings)
     start: float = 0.0
     frames: int | None = None
     codec: str | None = None
@@ -176,7 +165,7 @@ def _keep(sink: media.Sink, report: Report) -> str | None:
 
 def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher) -> None:
     started = time.perf_counter()
-    with _restorer(job) as restorer:
+    with Restorer(job.bundle, job.settings) as restorer:
         report.backend = restorer.backend
         report.load_seconds = time.perf_counter() - started
         watcher.loaded(report.load_seconds)
@@ -184,23 +173,6 @@ def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Repo
             report.notes.append(note)
             watcher.noted(note)
         _run(restorer, source, sink, report, watcher)
-
-
-def _restorer(job: Job) -> Restorer:
-    return Restorer(
-        job.bundle,
-        backend=job.backend,
-        color=job.color,
-        tile=job.tile,
-        overlap=job.overlap,
-        vae_tile=job.vae_tile,
-        vae_statistics=job.vae_statistics,
-        memory=job.memory,
-        threads=job.threads,
-        slots=job.slots,
-        engine_cache=job.engine_cache,
-        check=job.check,
-    )
 
 
 def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media.Sink) -> Iterator[str]:

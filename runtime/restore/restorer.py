@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,9 @@ import numpy.typing as npt
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, FrameError, InputError
-from vsr_trt.runtime.bundle.manifest import Manifest, dimension
-from vsr_trt.runtime.bundle.options import Options, Statistics, check_slots, check_threads
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.options import Options, Settings, check_slots, check_threads
+from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
 from vsr_trt.runtime.devices.in_order import Clock
 from vsr_trt.runtime.devices.protocol import Device
@@ -28,7 +30,8 @@ from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.schedule.build import build
-from vsr_trt.runtime.schedule.canvas import enlarged_size
+from vsr_trt.runtime.schedule.canvas import FrameShape
+from vsr_trt.runtime.schedule.constants import constants
 from vsr_trt.runtime.schedule.events import derive
 from vsr_trt.runtime.schedule.forms import Form
 
@@ -44,29 +47,15 @@ class Restorer:
     from the input, so a clip cut anywhere with one frame of overlap gives the same bytes.
 
     Args:
-        bundle: directory made by `build.py bundle`.
-        backend: `auto` takes the best that is installed and that the bundle serves; see `runtime.backends.BACKENDS`.
-        color: how colours are aligned to the input's: `adain`, `wavelet` or `none`; None for the
-            bundle's default.
-        tile: side of a tile in latents (8 pixels of the result) for frames larger than that; None for
-            the default, or on a GPU for what the bundle's engines take.
-        overlap: of neighbouring tiles, in latents.
-        vae_tile: side of the largest picture in latents that goes through the VAE in one piece. Larger ones go in
-            strips, which is the same picture in less memory.
-        vae_statistics: `shared`, or `tile`: larger pictures go through the VAE in tiles instead, each with statistics
-            of its own. That takes the least memory, and gives another picture.
-        memory: bytes that may be used, of the host or of the GPU; None for what is free.
-        threads: of the CPU; None for all cores that the process may use.
-        slots: frames in flight. With one, `push` returns the frame's own result; with more, stages of
-            several frames run beside each other, and results come later and take more memory.
+        bundle: directory made by `vsr-build bundle`.
+        settings: how; None for the defaults.
         timeout: seconds that a frame may take once it is waited for; None for ever.
-        engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
-        check: compare every file's SHA-256 with the manifest before use.
         observer: told every step that is done, from whichever thread did it. On a GPU that takes the
             place of CUDA graphs, and costs a little.
         stream: of the application's, on a GPU: its address, or a stream of cuda-python, torch or pycuda.
             Frames that lie on the GPU are read after what was put on it; results that stay there are to
             be read on it. None: the application waits before `push`, and before it pushes more frames.
+        changes: single settings by name, in place of those of `settings`, e.g. `slots=2`.
         device_results: results stay on the GPU, with `__cuda_array_interface__` and `__dlpack__`; each is
             valid until the next frame is pushed, or the Restorer closed.
 
@@ -82,33 +71,23 @@ class Restorer:
     def __init__(
         self,
         bundle: str | Path,
+        settings: Settings | None = None,
         *,
-        backend: str = "auto",
-        color: str | None = None,
-        tile: int | None = None,
-        overlap: int = Options.overlap,
-        vae_tile: int | None = None,
-        vae_statistics: Statistics = "shared",
-        memory: int | None = None,
-        threads: int | None = None,
-        slots: int = 1,
         timeout: float | None = None,
-        engine_cache: str | Path | None = None,
-        check: bool = False,
         observer: Observer | None = None,
         stream: Any = None,
         device_results: bool = False,
+        **changes: Any,
     ) -> None:
         started = time.perf_counter()
-        opened = Bundle.open(bundle, check=check)
+        settings = replace(settings or Settings(), **changes)
+        opened = Bundle.open(bundle, check=settings.check)
         self.manifest = opened.manifest
-        self.backend = backends.choose(backend, opened)[0]
-        check_slots(slots)
-        check_threads(threads)
-        self.slots = slots
-        choices = {} if color is None else {"color": color}
-        self._options = Options.of(choices, tile, overlap, vae_tile, vae_statistics)
-        self._options.check(self.manifest)
+        self.backend = backends.choose(settings.backend, opened)[0]
+        check_slots(settings.slots)
+        check_threads(settings.threads)
+        self.slots = settings.slots
+        self._options = Options.of(self.manifest, settings)
         self._largest = _largest_side(self.manifest)
         self._timeout, self._observer = timeout, observer
         self._busy = threading.Lock()
@@ -118,6 +97,7 @@ class Restorer:
         self._timings: deque[Clock] = deque(maxlen=_KEPT_TIMINGS)
         self._returned = 0
         self._runner: Runner | None = None
+        self._late: list[Any] = []  # results of a scene that `reset` ended
         self._prepared: tuple[int, int] | None = None
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
@@ -126,17 +106,12 @@ class Restorer:
             self.backend,
             opened,
             self._options,
-            tile=tile,
-            vae_tile=vae_tile,
-            threads=threads,
-            cache=None if engine_cache is None else Path(engine_cache),
+            settings,
             stream=self._stream,
             device_results=device_results,
-            memory=memory,
-            slots=slots,
         )
         try:
-            self._constants = opened.constants()
+            self._files = opened.constants()
         except BaseException:
             self._device.close()
             raise
@@ -203,17 +178,19 @@ class Restorer:
             taken: Frame | DeviceArray = self._taken(frame)
             self._check(taken)
             height, width = taken.shape[:2]
-            least = self.manifest.minimum_side
-            if min(taken.shape[:2]) < least:
-                # too small for the networks: enlarged first, the result reduced again
+            shape = FrameShape.of(self.manifest, height, width)
+            if not shape.is_plain:
                 if isinstance(taken, DeviceArray) or self._device_results:
                     raise InputError(
-                        f"frames on the GPU must be at least {least}x{least}, not {width}x{height}; enlarge them, or "
-                        "pass and take arrays of the CPU."
+                        f"frames on the GPU must be of a size that the networks take as it is, and {width}x{height} "
+                        f"becomes {shape.given[1]}x{shape.given[0]}; pass and take arrays of the CPU, or frames "
+                        "of that size."
                     )
-                taken = resize_bicubic(taken, *enlarged_size(height, width, least))
+                if shape.is_enlarged:
+                    taken = resize_bicubic(taken, *shape.inner)
+                taken = shape.place(taken, self.manifest.canvas.border or 0)
             runner = self._prepare(height, width)
-            return self._count(runner.push(taken))
+            return self._first(self._count(runner.push(taken)))
 
     def flush(self) -> list[Frame]:
         """Returns the results that are still under way. More frames may be pushed afterwards."""
@@ -226,7 +203,12 @@ class Restorer:
             self._size = None
             self._clip += 1
             if self._runner is not None:
-                self._runner.begin()
+                self._late += self._count(self._runner.begin())
+
+    @property
+    def window(self) -> int:
+        """How many frames go through the networks at once."""
+        return self.manifest.window.frames
 
     @property
     def memory(self) -> dict[str, int]:
@@ -306,28 +288,34 @@ class Restorer:
                 )
             self._runner, self._prepared = None, None
             started = time.perf_counter()
-            inside = enlarged_size(height, width, self.manifest.minimum_side)
-            options, batches = self._device.arrange(*inside, self._options)
-            schedule = build(self.manifest, *inside, options, self.slots, batches)
+            shape = FrameShape.of(self.manifest, height, width)
+            options, batches = self._device.arrange(*shape.given, self._options)
+            schedule = build(self.manifest, *shape.given, options, self.slots, batches)
+            known = constants(self.manifest, schedule, options, self._files)
             watched = self._device.times_itself or self._observer is not None
             observer = _weakly(self._observe) if watched else None
-            self._device.open(schedule, derive(schedule), self._constants, observer)
+            self._device.open(schedule, derive(schedule), known, observer)
             self._loading += time.perf_counter() - started
             self._clocks.clear()
             self._returned = 0
-            scale = self.manifest.scale
 
             def finish(result: Any) -> Any:
-                if inside == (height, width):
+                if shape.is_plain:
                     return result
-                return resize_bicubic(result, height * scale, width * scale)
+                result = shape.crop(result)
+                return resize_bicubic(result, *shape.result) if shape.is_enlarged else result
 
-            self._runner = Runner(self._device, self.slots, self._timeout, finish)
+            self._runner = Runner(self._device, self.slots, self._timeout, finish, self.manifest.window)
             self._prepared = height, width
         return self._runner
 
     def _collect(self) -> list[Frame]:
-        return self._count(self._runner.flush()) if self._runner is not None else []
+        return self._first(self._count(self._runner.flush()) if self._runner is not None else [])
+
+    def _first(self, results: list[Any]) -> list[Any]:
+        """Results, behind those of a scene that has ended."""
+        late, self._late = self._late, []
+        return [*late, *results]
 
     def _count(self, results: list[Frame]) -> list[Frame]:
         """Files the times of frames that are returned."""
@@ -393,12 +381,13 @@ def _weakly(observe: Observer) -> Observer:
 
 def _largest_side(manifest: Manifest) -> int:
     """The longest side of a frame that the networks reading it were exported for."""
+    frame = next(name for name, given in manifest.inputs.items() if given.source == "frame")
     sides = [
         network.bounds[symbol].max
         for stage in manifest.stages
         for network in [manifest.networks[stage.network]]
         for tensor in network.inputs
-        if stage.reads[tensor.name] == "frame"
+        if stage.reads[tensor.name] == frame
         for symbol in (dimension(size)[1] for size in tensor.shape[1:3])
         if symbol is not None
     ]

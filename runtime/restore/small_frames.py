@@ -5,7 +5,7 @@ from __future__ import annotations
 from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.plan import roofline
-from vsr_trt.runtime.schedule.canvas import enlarged_size
+from vsr_trt.runtime.schedule.canvas import FrameShape
 
 _WORTH_AN_ESTIMATE = 4  # times the work
 _SECONDS = 0.2  # that the processor's rate is measured for
@@ -20,14 +20,11 @@ def note(manifest: Manifest, backend: str, height: int, width: int, frames: int 
         height, width: of a frame.
         frames: how many there are, None if that is not known.
     """
-    inside = enlarged_size(height, width, manifest.minimum_side)
+    inside = FrameShape.of(manifest, height, width).given
     if inside == (height, width):
         return None
     times = inside[0] * inside[1] / (height * width)
-    text = (
-        f"Frames of {width}x{height} are enlarged to {inside[1]}x{inside[0]} first, and their results reduced "
-        f"again, because the networks take no side below {manifest.minimum_side}: {times:.3g} times the pixels."
-    )
+    text = f"Frames of {width}x{height} {_what(manifest, inside)}: {times:.3g} times the pixels."
     if backend != "onnxruntime-cpu" or times < _WORTH_AN_ESTIMATE:
         return text
     scale = manifest.scale
@@ -41,6 +38,15 @@ def note(manifest: Manifest, backend: str, height: int, width: int, frames: int 
     seconds = work / roofline.matrix_rate(_SECONDS)
     each = "" if frames == 1 else " a frame" + (f", {_duration(seconds * frames)} in all" if frames else "")
     return f"{text} That takes about {_duration(seconds)}{each}, estimated."
+
+
+def _what(manifest: Manifest, inside: tuple[int, int]) -> str:
+    size, least = f"{inside[1]}x{inside[0]}", manifest.canvas.least
+    if manifest.canvas.small == "pad":
+        why = "because the networks take certain sizes only"
+        return f"stand on a canvas of {size}, whose border is cut off again, {why}"
+    side = f"no side below {least[0]}" if least[0] == least[1] else f"nothing below {least[1]}x{least[0]}"
+    return f"are enlarged to {size} first, and their results reduced again, because the networks take {side}"
 
 
 def _duration(seconds: float) -> str:

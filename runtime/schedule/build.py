@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from vsr_trt.runtime import families
-from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Stage, Tensor, dimension
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, Loop, Manifest, Stage, Tensor
 from vsr_trt.runtime.bundle.options import Options, tile_range
-from vsr_trt.runtime.schedule import tiling
+from vsr_trt.runtime.bundle.symbols import dimension
+from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.graph import Buffer, Grid, Lane, Schedule, Step
+from vsr_trt.runtime.schedule.tiling import plan
 
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
 FRAME, RESULT = "staged frame", "staged result"
 SCRATCH = "scratch"
+ZEROS = "zeros of "  # begins the name of what a buffer that lives as long as the clip is at its beginning
 
 Sizes = dict[str, int]
 """Values of the symbolic sizes of a network."""
 
 
 def frame_sizes(manifest: Manifest, height: int, width: int) -> Sizes:
-    """The symbolic sizes of a whole frame (height, width) of the clip: its own, and latents, padding included."""
-    unit = manifest.frame_multiple
-
-    def latents(side: int) -> int:
-        return -(-side * manifest.scale // unit) * unit // manifest.latent_scale
-
-    return {"n": 1, "lr_h": height, "lr_w": width, "h": latents(height), "w": latents(width)}
+    """The symbolic sizes of frames (height, width, 3) that the networks are given: their own, and latents."""
+    latents = FrameShape.of(manifest, height, width).latents
+    sizes = {"n": 1, "f": manifest.window.frames}
+    return sizes | {"lr_h": height, "lr_w": width, "h": latents[0], "w": latents[1]}
 
 
-def tile_grid(manifest: Manifest, kind: str, sizes: Sizes, options: Options) -> Grid | None:
+def tile_grid(manifest: Manifest, tiling: str, sizes: Sizes, options: Options) -> Grid | None:
     """How the stages of a tiling are cut at a frame's sizes; None where they are not."""
-    vae = kind == "vae"
-    if vae and options.vae_statistics == "shared":
+    if not options.cuts(manifest, tiling):
         return None  # whole; strips, where they are needed, are inside of the networks
-    tile, overlap = (options.vae_tile, options.vae_overlap) if vae else (options.tile, options.overlap)
-    tiles = tiling.plan(
-        sizes["h"], sizes["w"], tile, overlap, square=not vae, longest=tile_range(manifest, kind)[1]
+    record, overlap = manifest.tilings[tiling], options.overlap(manifest, tiling)
+    tiles = plan(
+        *(sizes["h"], sizes["w"], options.tile(manifest, tiling), overlap),
+        square=record.square,
+        longest=tile_range(manifest, tiling)[1],
     )
     if len(tiles) == 1:
         return None
     tops, lefts = (tuple(sorted({getattr(t, side) for t in tiles})) for side in ("top", "left"))
-    return Grid(tops, lefts, tiles[0].height, tiles[0].width, overlap, "ramp" if vae else "gaussian")
+    return Grid(tops, lefts, tiles[0].height, tiles[0].width, overlap, record.window)
 
 
 def build(
@@ -53,27 +53,23 @@ def build(
     slots: int = 1,
     batches: Mapping[str, int] | None = None,
 ) -> Schedule:
-    """The schedule for frames (height, width, 3) of a clip.
+    """The schedule for frames (height, width, 3) that the networks are given: see `FrameShape.given`.
 
     Args:
         manifest: of the bundle.
-        height, width: of the clip's frames, at least the manifest's `minimum_side`.
+        height, width: of those frames.
         options: what the user chose; checked already.
-        slots: frames in flight.
+        slots: windows in flight.
         batches: network -> how many tiles it takes at once; one where it is not named.
     """
     draft = _Draft(manifest, frame_sizes(manifest, height, width), options, slots, batches or {})
     draft.transfer_in()
-    for tiled, stages in groupby(manifest.stages, key=lambda stage: stage.tiling):
-        grid = tile_grid(manifest, tiled, draft.sizes, options) if tiled else None
-        if grid is None:
-            for stage in stages:
-                draft.whole(stage)
-        elif tiled == "latent":
-            draft.tiles(list(stages), grid)
+    for loop, stages in groupby(manifest.stages, key=lambda stage: stage.loop):
+        body = list(stages)
+        if loop is None:
+            draft.run(body)
         else:
-            for stage in stages:  # the VAE's halves are cut each on their own
-                draft.tiles([stage], grid)
+            draft.repeat(manifest.loops[loop], body)
     draft.transfer_out()
     return draft.finish()
 
@@ -87,31 +83,64 @@ class _Draft:
     batches: Mapping[str, int]
     buffers: dict[str, Buffer] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    _now: dict[str, str] = field(default_factory=dict)  # name in the manifest -> where it is at this point
+    _index: int | None = None  # of the step, in a loop
 
     def transfer_in(self) -> None:
         """The frame's way to the device, and the buffers that are there from the start."""
-        for name, file in self.manifest.inputs.items():
-            for tensor, buffer in self._operands("inputs"):
-                if buffer == name:
-                    self._declare(name, tensor, self.sizes, "constant" if file else "slot")
-        frame = next(name for name, file in self.manifest.inputs.items() if file is None)
+        rows = {f"{name}[i]": loop for loop in self.manifest.loops.values() for name in loop.rows}
+        for tensor, buffer in self._operands("inputs"):
+            if buffer in self.manifest.inputs:
+                given = self.manifest.inputs[buffer].source
+                self._declare(buffer, tensor, self.sizes, "slot" if given == "frame" else "constant")
+            elif buffer in rows:
+                for index in range(rows[buffer].steps):
+                    name = f"{buffer.removesuffix('[i]')}[{index}]"
+                    self._declare(name, tensor, self.sizes, "constant")
+        frame = next(name for name, given in self.manifest.inputs.items() if given.source == "frame")
         self.buffers[FRAME] = replace(self.buffers[frame], name=FRAME, kind="staging")
         self._add(Step(RECEIVE, "receive", RECEIVE, {}, {"frame": FRAME}, RECEIVE))
         self._add(Step(UPLOAD, "upload", UPLOAD, {"source": FRAME}, {"target": frame}, UPLOAD))
 
     def transfer_out(self) -> None:
         """The result's way back."""
-        result = self.manifest.output
+        result = self._now.get(self.manifest.output, self.manifest.output)
         self.buffers[RESULT] = replace(self.buffers[result], name=RESULT, kind="staging")
         self._add(Step(DOWNLOAD, "download", DOWNLOAD, {"source": result}, {"target": RESULT}, DOWNLOAD))
         self._add(Step(DELIVER, "deliver", DELIVER, {"result": RESULT}, {}, DELIVER))
 
+    def repeat(self, loop: Loop, body: Sequence[Stage]) -> None:
+        """The body of a loop, step after step. What it writes alternates between two buffers."""
+        for index in range(loop.steps):
+            for read, written in loop.carries.items():
+                if index:
+                    self._now[read] = self._now[written]
+            self._index = index
+            self._now |= {f"{name}[i]": f"{name}[{index}]" for name in loop.rows}
+            self.run(body)
+        self._index = None
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Stages once, cut into tiles where their frame is larger than those."""
+        for tiled, group in groupby(stages, key=lambda stage: stage.tiling):
+            grid = tile_grid(self.manifest, tiled, self.sizes, self.options) if tiled else None
+            if tiled is None or grid is None:
+                for stage in group:
+                    self.whole(stage)
+            elif self.manifest.tilings[tiled].together:
+                self.tiles(list(group), grid)
+            else:
+                for stage in group:
+                    self.tiles([stage], grid)
+
     def whole(self, stage: Stage) -> None:
         """A stage on the whole frame."""
+        reads = self._reads(stage)
+        writes = self._writes(stage)
         for tensor in self.manifest.networks[stage.network].outputs:
-            if tensor.name in stage.writes:
-                self._declare(stage.writes[tensor.name], tensor, self.sizes, "slot")
-        self._network(stage, stage.name, stage.reads, stage.writes, None)
+            if tensor.name in writes:
+                self._declare(writes[tensor.name], tensor, self.sizes, "slot")
+        self._network(stage, self._numbered(stage.name), reads, writes, None)
 
     def tiles(self, stages: list[Stage], grid: Grid) -> None:
         """Stages on tiles: what they read from outside is cut, what the last one writes is blended."""
@@ -119,31 +148,49 @@ class _Draft:
         local: dict[str, str] = {}  # buffer -> its tiles
         for stage in stages:
             network = self.manifest.networks[stage.network]
+            whole = {"reads": self._reads(stage), "writes": self._writes(stage)}
             for tensor in network.inputs:
-                buffer = stage.reads[tensor.name]
+                buffer = whole["reads"][tensor.name]
                 if _covers(tensor) and buffer not in local:
                     local[buffer] = f"{stage.name}.{tensor.name}"
                     self._declare(local[buffer], tensor, sizes, "slot")
                     self._cut(stage, buffer, local[buffer], grid, dimension(tensor.shape[-1])[0])
             for tensor in network.outputs:
-                if tensor.name in stage.writes:
-                    buffer = stage.writes[tensor.name]
+                if tensor.name in whole["writes"]:
+                    buffer = whole["writes"][tensor.name]
                     local[buffer] = f"{stage.name}.{tensor.name}"
                     self._declare(local[buffer], tensor, sizes, "slot")
             reads, writes = (
                 {operand: local.get(buffer, buffer) for operand, buffer in side.items()}
-                for side in (stage.reads, stage.writes)
+                for side in whole.values()
             )
             for first, last in _parts(
                 grid.tiles, self.batches.get(self.options.network(self.manifest, stage), 1)
             ):
-                self._network(stage, f"{stage.name}[{first}]", reads, writes, (first, last))
-        last_stage = stages[-1]
+                self._network(stage, self._numbered(f"{stage.name}[{first}]"), reads, writes, (first, last))
+        last_stage, last_writes = stages[-1], self._written(stages[-1])
         for tensor in self.manifest.networks[last_stage.network].outputs:
-            if tensor.name in last_stage.writes:
-                buffer = last_stage.writes[tensor.name]
+            if tensor.name in last_writes:
+                buffer = last_writes[tensor.name]
                 self._declare(buffer, tensor, self.sizes, "slot")
                 self._blend(last_stage, local[buffer], buffer, grid, dimension(tensor.shape[-1])[0])
+
+    # -- names: a loop's body runs several times, and what it writes has two places ---------------------------
+
+    def _reads(self, stage: Stage) -> dict[str, str]:
+        return {operand: self._now.get(buffer, buffer) for operand, buffer in stage.reads.items()}
+
+    def _writes(self, stage: Stage) -> dict[str, str]:
+        """Where a stage's results go now, which is where they are read from here on."""
+        if self._index is not None:
+            self._now |= {name: f"{name}@{self._index % 2}" for name in stage.writes.values()}
+        return self._written(stage)
+
+    def _written(self, stage: Stage) -> dict[str, str]:
+        return {operand: self._now.get(buffer, buffer) for operand, buffer in stage.writes.items()}
+
+    def _numbered(self, name: str) -> str:
+        return name if self._index is None else f"{name}@{self._index}"
 
     def finish(self) -> Schedule:
         """The schedule, with what passes from frame to frame and the memory that networks work in."""
@@ -185,7 +232,7 @@ class _Draft:
             Step(
                 name,
                 "network",
-                families.lane(self.manifest.family, stage.name),
+                stage.lane,
                 dict(reads),
                 dict(writes),
                 stage.name,
@@ -195,31 +242,39 @@ class _Draft:
         )
 
     def _cut(self, stage: Stage, source: str, target: str, grid: Grid, factor: int) -> None:
-        lane = families.lane(self.manifest.family, stage.name)
         reads, writes = {"picture": source}, {"tiles": target}
-        self._add(Step(f"cut {target}", "cut", lane, reads, writes, stage.name, grid=grid, factor=factor))
+        name = self._numbered(f"cut {target}")
+        self._add(Step(name, "cut", stage.lane, reads, writes, stage.name, grid=grid, factor=factor))
 
     def _blend(self, stage: Stage, source: str, target: str, grid: Grid, factor: int) -> None:
-        lane = families.lane(self.manifest.family, stage.name)
         reads, writes = {"tiles": source}, {"picture": target}
-        self._add(Step(f"blend {target}", "blend", lane, reads, writes, stage.name, grid=grid, factor=factor))
+        name = self._numbered(f"blend {target}" if self._index is None else f"blend {source}")
+        self._add(Step(name, "blend", stage.lane, reads, writes, stage.name, grid=grid, factor=factor))
 
     def _carry(self) -> None:
-        """What is read of the frame before lies in a buffer of its own: copied there after its last reader.
+        """What is read of the window before lies in a buffer of its own: copied there after its last reader.
 
-        A frame without predecessor is its own: the copy is then made before the first reader, too.
+        A window without predecessor is its own: the copy is then made before the first reader, too. What lives as
+        long as the clip is zeros then.
         """
         names = {buffer for step in self.steps for buffer in step.reads.values() if buffer.endswith(PREVIOUS)}
         for name in sorted(names):
-            source = name.removesuffix(PREVIOUS)
+            source = self._now.get(name.removesuffix(PREVIOUS), name.removesuffix(PREVIOUS))
+            initial = source
             self.buffers[name] = replace(self.buffers[source], name=name, kind="state")
-            readers = [i for i, step in enumerate(self.steps) if name in step.reads.values()]
-            first, last = self.steps[readers[0]], self.steps[readers[-1]]
-            reads, writes = {"source": source}, {"target": name}
-            keep = Step(f"keep {source}", "copy", last.lane, reads, writes, f"keep {source}")
-            begin = replace(keep, name=f"begin {source}", lane=first.lane, first=True)
-            self.steps.insert(readers[-1] + 1, keep)
-            self.steps.insert(readers[0], begin)
+            users = [i for i, step in enumerate(self.steps) if name in step.reads.values()]
+            first = self.steps[users[0]]
+            if name.removesuffix(PREVIOUS) in self.manifest.clip:
+                initial = f"{ZEROS}{source}"
+                self.buffers[initial] = replace(self.buffers[source], name=initial, kind="constant")
+                users += [i for i, step in enumerate(self.steps) if source in step.writes.values()]
+            last = self.steps[max(users)]
+            writes = {"target": name}
+            keep = Step(f"keep {source}", "copy", last.lane, {"source": source}, writes, f"keep {source}")
+            reads = {"source": initial}
+            begin = replace(keep, name=f"begin {source}", lane=first.lane, reads=reads, first=True)
+            self.steps.insert(max(users) + 1, keep)
+            self.steps.insert(users[0], begin)
 
     def _with_workspace(self, step: Step) -> Step:
         """Networks of one lane never overlap, and with one slot no two do: they may share their scratch."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError
-from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, WARP, Engine, Manifest, Network, Profile, dimension
+from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, WARP, Engine, Manifest, Network, Profile
 from vsr_trt.runtime.bundle.options import Options, tile_range
+from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.memory import amount
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes, whole_sizes
 
 PORTABLE = "portable"
-VAE_TILE = 136  # of tiles with statistics of their own, where somebody asks for those
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,12 @@ def choose(
     target: str,
     size: tuple[int, int],
     options: Options,
-    tile: int | None = None,
-    vae_tile: int | None = None,
     memory: int | None = None,
 ) -> Choice:
     """The engines for a restored picture, and the tiles that they take.
 
-    Of tiles between the VAE's halves, the usual size is best, because a larger tile sees more and gives another
-    picture; of those for the VAE, if it is asked for tiles, the one with the fewest tiles. Of several engines for one
+    Of tiles, the usual size is best, because a larger tile sees more and gives another picture; of those of an exact
+    tiling, if it is asked for tiles, the one with the fewest tiles. Of several engines for one
     shape the best is FP16, static, for many tiles at once, one that leaves the operator to its kernel, for this very
     target, and the first. Whole pictures are preferred to strips, unless they do not fit.
 
@@ -90,42 +88,43 @@ def choose(
         engines: of one library, that run on the GPU: see `built_for` and `engine_check.why_not`.
         target: that they are for; goes into messages.
         size: width and height of the restored picture.
-        options: what else the user chose; its tiles do not count.
-        tile, vae_tile: the user's choice of tiles, None to be chosen. Without tiles for the VAE, its `vae_tile` is the
-            largest picture that is to go through it in one piece.
+        options: what the user chose; tiles that are not among it are chosen here. Under shared statistics, the tile of
+            an exact tiling is the largest picture that is to go through in one piece.
         memory: bytes of the GPU that may be used, None for no limit.
 
     Raises:
         InputError: a size or option that the bundle cannot serve.
         EngineError: engines are missing; the message has the command that builds them.
     """
-    manifest = bundle.manifest
-    tiled = (("latent", tile), ("vae", vae_tile)) if options.vae_statistics == "tile" else (("latent", tile),)
-    for kind, given in tiled:
-        usual = usual_tile(manifest, kind)
+    manifest, asked = bundle.manifest, options
+    for name, record in manifest.tilings.items():
+        if not manifest.tiled(name) or not options.cuts(manifest, name):
+            continue
+        given, usual = asked.tiles.get(name), usual_tile(manifest, name)
         served = []
-        for side in _sides(manifest, kind, options) if given is None else (given,):
-            tried = options.with_tile(kind, side)
-            needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == kind]
+        for side in _sides(manifest, name, options) if given is None else (given,):
+            tried = options.with_tile(name, side)
+            needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == name]
             if all(_engine(manifest, engines, target, shape) is not None for shape in needed):
                 runs = sum(shape.runs for shape in needed)
-                rank = (side != usual, runs) if kind == "latent" else (runs, side != usual)
+                rank = (runs, side != usual) if record.exact else (side != usual, runs)
                 served.append(((*rank, side), tried))
-        options = min(served)[1] if served else options.with_tile(kind, given or usual)
-    if options.vae_statistics == "shared" and vae_tile is not None:
-        options = options.with_tile("vae", vae_tile)
+        options = (
+            min(served, key=lambda found: found[0])[1] if served else options.with_tile(name, given or usual)
+        )
     wide = whole_sizes(manifest, *size)
-    in_strips = vae_tile is not None and wide["h"] * wide["w"] > vae_tile**2
-    why = f"--vae-tile {vae_tile}" if in_strips else "the bundle has engines for it"
-    choice = _all(bundle, engines, target, size, options, in_strips, (tile, vae_tile))
-    if not in_strips and memory is not None:
+    limits = {name: side for name, side in asked.tiles.items() if not asked.cuts(manifest, name)}
+    exceeded = [name for name, side in limits.items() if wide["h"] * wide["w"] > side**2]
+    why = f"--tile {exceeded[0]}={limits[exceeded[0]]}" if exceeded else "the bundle has engines for it"
+    choice = _all(bundle, engines, target, size, options, bool(exceeded), asked)
+    if not exceeded and memory is not None:
         need = device_bytes(bundle, choice)
         if need > memory:
-            lean = _all(bundle, engines, target, size, options, True, (tile, vae_tile))
+            lean = _all(bundle, engines, target, size, options, True, asked)
             if device_bytes(bundle, lean) < need:
                 choice = lean
                 why = f"whole, engines need {amount(need)}, and there are {amount(memory)}"
-    return replace(choice, form=_form(manifest, options, choice, why))
+    return replace(choice, form=_form(options, choice, why))
 
 
 def _all(
@@ -135,7 +134,7 @@ def _all(
     size: tuple[int, int],
     options: Options,
     in_strips: bool,
-    tiles: tuple[int | None, int | None],
+    asked: Options,
 ) -> Choice:
     """An engine for every stage.
 
@@ -154,7 +153,7 @@ def _all(
             found[shape.network] = engine
             batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
     if missing:
-        raise EngineError(_missing(bundle, missing, engines, target, size, tiles, options.vae_statistics))
+        raise EngineError(_missing(bundle, missing, engines, target, size, asked))
     return Choice(options, found, batches)
 
 
@@ -164,8 +163,8 @@ def device_bytes(bundle: Bundle, choice: Choice) -> int:
     return sum(found.weights.values()) + max(found.scratch.values(), default=0)
 
 
-def _form(manifest: Manifest, options: Options, choice: Choice, why: str) -> Form:
-    if options.vae_statistics == "tile":
+def _form(options: Options, choice: Choice, why: str) -> Form:
+    if options.statistics == "tile":
         return Form("tiles", "--vae-statistics tile")
     in_strips = any(STRIPS in engine.flags for engine in choice.engines.values())
     return Form("strips" if in_strips else "whole", why)
@@ -174,7 +173,8 @@ def _form(manifest: Manifest, options: Options, choice: Choice, why: str) -> For
 def usual_tile(manifest: Manifest, kind: str) -> int:
     """The tile, in latents, that engines are built for where nobody says otherwise."""
     low, high = tile_range(manifest, kind)
-    return min(max(low, Options.tile if kind == "latent" else VAE_TILE), high)
+    record = manifest.tilings[kind]
+    return min(max(low, record.engine_side or record.side), high)
 
 
 def needs(bundle: Bundle, engines: Mapping[str, Engine]) -> Needs:
@@ -206,30 +206,27 @@ def build_command(
     bundle: Bundle,
     target: str,
     size: tuple[int, int],
-    tile: int | None = None,
-    vae_tile: int | None = None,
+    options: Options | None = None,
     backend: str | None = None,
-    statistics: str = "shared",
 ) -> str:
     """The command that builds the engines for a size."""
     parts = [f"vsr-build engines {bundle.path}"]
     if backend is not None:
         parts.append(f"--backend {backend.replace('_', '-')}")
     parts.append(f"--target {target} --size {size[0]}x{size[1]}")
-    parts += [
-        f"--{name} {side}" for name, side in (("tile", tile), ("vae-tile", vae_tile)) if side is not None
-    ]
-    if statistics != "shared":
-        parts.append(f"--vae-statistics {statistics}")
+    if options is not None:
+        parts += [f"--tile {name}={side}" for name, side in options.tiles.items()]
+        if options.statistics != "shared":
+            parts.append(f"--vae-statistics {options.statistics}")
     return " ".join(parts)
 
 
 def _sides(manifest: Manifest, kind: str, options: Options) -> list[int]:
     """All that the networks accept, and whose half is no less than the overlap."""
     low, high = tile_range(manifest, kind)
-    unit = manifest.frame_multiple // manifest.latent_scale
-    least = 2 * options.overlap if kind == "latent" else 0
-    return [side for side in range(low, high + 1, unit) if side >= least]
+    record = manifest.tilings[kind]
+    least = 0 if record.exact else 2 * options.overlaps.get(kind, record.overlap)
+    return [side for side in range(low, high + 1, manifest.tile_unit) if side >= least]
 
 
 def _tiling(manifest: Manifest, stage: str) -> str | None:
@@ -300,11 +297,10 @@ def _missing(
     engines: Sequence[Engine],
     target: str,
     size: tuple[int, int],
-    tiles: tuple[int | None, int | None],
-    statistics: str,
+    asked: Options,
 ) -> str:
     backend = next((engine.backend for engine in engines if engine.backend != "tensorrt_rtx"), None)
-    command = build_command(bundle, target, size, *tiles, backend, statistics)
+    command = build_command(bundle, target, size, asked, backend)
     if not engines:
         return f"{bundle.path} has no engines for {target}. Build them with: {command}"
     wanted = ", ".join(

@@ -16,8 +16,9 @@ from typing import Literal
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError
-from vsr_trt.runtime.bundle.manifest import Manifest, evaluate
+from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.symbols import evaluate
 from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.build import build, frame_sizes, tile_grid
@@ -79,27 +80,29 @@ def choose(
     manifest = bundle.manifest
     sizes = frame_sizes(manifest, height, width)
     latents = f"{sizes['h']}x{sizes['w']} latents"
-    if options.vae_statistics == "tile":
-        grid = tile_grid(manifest, "vae", sizes, options)
+    exact = [name for name, tiling in manifest.tilings.items() if tiling.exact and manifest.tiled(name)]
+    if not exact:
+        return _alone(bundle, height, width, options, available, slots)
+    side = options.tile(manifest, exact[0])
+    if options.statistics == "tile":
+        grid = tile_grid(manifest, exact[0], sizes, options)
         if grid is not None:
             found = estimate(bundle, height, width, options, slots, in_strips=False)
             if available.limit and _exceeds(found, available):
                 raise DeviceError(
                     f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(found or 0)} in tiles of "
-                    f"{options.vae_tile} latents, and {available}. Allow more, take smaller tiles, or restore a "
+                    f"{side} latents, and {available}. Allow more, take smaller tiles, or restore a "
                     "smaller picture."
                 )
-            return Form(
-                "tiles", f"--vae-statistics tile, and {latents} are more than {_square(options)}", found
-            )
-    small = sizes["h"] * sizes["w"] <= options.vae_tile**2
+            return Form("tiles", f"--vae-statistics tile, and {latents} are more than {side}x{side}", found)
+    small = sizes["h"] * sizes["w"] <= side**2
     has_strips = any(IN_STRIPS in network.graphs for network in manifest.networks.values())
     needs = {
         in_strips: estimate(bundle, height, width, options, slots, in_strips=in_strips)
         for in_strips in (False, True)
     }
     in_strips = has_strips and not small
-    why = f"{latents} are {'no ' if small else ''}more than {_square(options)}"
+    why = f"{latents} are {'no ' if small else ''}more than {side}x{side}"
     if not small and not has_strips:
         why = _OLD
     if small and has_strips and _exceeds(needs[False], available):
@@ -111,7 +114,7 @@ def choose(
             f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(need)}"
             f"{' in strips' if in_strips else ''}, and {available}. Allow more, restore a smaller picture, or have the "
             "VAE work in tiles with statistics of their own, which gives another picture: --vae-statistics tile "
-            "--vae-tile 64"
+            f"--tile {exact[0]}=64"
         )
     return Form("strips" if in_strips else "whole", why, need)
 
@@ -161,8 +164,17 @@ def as_json(form: Form) -> Mapping[str, object]:
     return {"form": form.name, "why": form.why, "estimated_memory": form.memory}
 
 
-def _square(options: Options) -> str:
-    return f"{options.vae_tile}x{options.vae_tile}"
+def _alone(
+    bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int
+) -> Form:
+    """Of a family without exact tilings: there is one way only."""
+    need = estimate(bundle, height, width, options, slots, in_strips=False)
+    if available.limit and need is not None and _exceeds(need, available):
+        raise DeviceError(
+            f"{width * bundle.manifest.scale}x{height * bundle.manifest.scale} takes about {amount(need)}, and "
+            f"{available}. Allow more, or restore a smaller picture."
+        )
+    return Form("whole", "the family has no other way", need)
 
 
 def _exceeds(need: int | None, available: Available) -> bool:

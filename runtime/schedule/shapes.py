@@ -8,7 +8,7 @@ from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.schedule.build import frame_sizes, tile_grid
-from vsr_trt.runtime.schedule.canvas import enlarged_size
+from vsr_trt.runtime.schedule.canvas import FrameShape
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,9 @@ class StageShape:
     sizes: dict[str, int]
 
 
-def inside(manifest: Manifest, width: int, height: int) -> tuple[int, int]:
-    """Height and width of the frames that a restored picture (width, height) is made of, enlarged if too small."""
-    scale = manifest.scale
-    return enlarged_size(height // scale, width // scale, manifest.minimum_side)
-
-
 def whole_sizes(manifest: Manifest, width: int, height: int) -> dict[str, int]:
     """The symbolic sizes of a whole restored picture (width, height)."""
-    return frame_sizes(manifest, *inside(manifest, width, height))
+    return frame_sizes(manifest, *FrameShape.of_result(manifest, width, height).given)
 
 
 def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) -> tuple[StageShape, ...]:

@@ -353,7 +353,7 @@ def test_the_plain_loop_gives_the_pipelines_picture(golden_bundle: Path) -> None
     frame = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     opened = Bundle.open(golden_bundle)
     device = HostDevice(opened)
-    expected, _ = Pipeline(opened.manifest, device, Options({}), opened.constants()).run(frame)
+    expected, _ = Pipeline(opened.manifest, device, Options(), opened.constants()).run(frame)
     plain = ways.Plain(golden_bundle, 2, 128, 128)
     got, seconds = plain.run(frame)
     plain.close()

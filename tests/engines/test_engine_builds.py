@@ -21,8 +21,10 @@ from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
-from vsr_trt.runtime.bundle.manifest import Manifest, Profile, dimension
+from vsr_trt.runtime.bundle.manifest import Manifest, Profile
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule import engine_choice
 from vsr_trt.runtime.schedule.shapes import frame_shapes
 
@@ -132,7 +134,7 @@ def test_dynamic_engines_with_a_batch_of_tiles(
     layout = shapes.Layout(batch=3, dynamic=True)
     made = build(bundle, cache, sizes=("512x512", "1280x720"), layout=layout)
     assert {one.engine.network for one in made} == NETWORKS  # one each, for both sizes
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     for one in made:
         check_outputs(manifest, one.report, one.engine.profiles)
     (unet,) = (one.engine for one in made if one.engine.network == "unet")
@@ -185,7 +187,7 @@ def test_strips_take_less_memory_for_the_same_shapes(
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     wanted = {"sizes": ("1920x1080",), "networks": (network,)}
     (whole,) = build(bundle, cache, **wanted)
-    (strips,) = build(bundle, cache, layout=shapes.Layout(vae_tile=96), **wanted)
+    (strips,) = build(bundle, cache, layout=shapes.Layout(Options(tiles={"vae": 96})), **wanted)
     assert strips.engine.flags == ("strips",)
     assert strips.engine.file != whole.engine.file
     assert strips.engine.profiles == whole.engine.profiles
@@ -193,7 +195,7 @@ def test_strips_take_less_memory_for_the_same_shapes(
     both = Bundle.open(bundle, check=True)
     size = (1920, 1080)
     own = [engine for engine in both.manifest.engines if engine.network == network]
-    shape = next(s for s in frame_shapes(both.manifest, *size, Options({})) if s.network == network)
+    shape = next(s for s in frame_shapes(both.manifest, *size, Options()) if s.network == network)
     taken = [engine_choice._engine(both.manifest, own, "sm_89", shape, asked) for asked in (False, True)]
     assert taken == [whole.engine, strips.engine]
 
@@ -222,7 +224,7 @@ def test_two_builds_are_compared(
     report = next((other / "engines" / "tensorrt_rtx-sm_89").glob("unet*.json"))
     data = json.loads(report.read_text())
     report.write_text(json.dumps(data | {"layers": data["layers"] + 1, "bytes": data["bytes"] * 2}))
-    manifest = Manifest.read(other)
+    manifest = read_manifest(other)
     name = report.relative_to(other).as_posix()
     entry = dataclasses.replace(manifest.files[name], bytes=report.stat().st_size)
     dataclasses.replace(manifest, files=manifest.files | {name: entry}).write(other)

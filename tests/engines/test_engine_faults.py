@@ -25,6 +25,7 @@ from vsr_trt.engines.worker import Phase
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Profile, sha256
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 pytestmark = rtx
 SHAPE = Profile((4, 4), (4, 4), (4, 4))
@@ -104,7 +105,7 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
             bundle, Cache(tmp_path / "cache"), networks=("vae_decoder", "preprocess"), workspace=30_000_000,
             progress=progress,
         )  # fmt: skip
-    assert {engine.network for engine in Manifest.read(bundle).engines} == {"preprocess"}
+    assert {engine.network for engine in read_manifest(bundle).engines} == {"preprocess"}
     assert any("vae_decoder" in note and "failed" in note for note in notes)
 
 
@@ -181,7 +182,7 @@ def test_a_dry_run_says_why_and_builds_nothing(golden_bundle_fp16: Path, tmp_pat
     arguments = (bundle, "--network", "preprocess", "--target", "sm_89", "--dry-run", "--json", "--size")
     (item,) = json.loads(run(*arguments, "512x512", cache=cache).stdout)
     assert (item["state"], item["why"]) == ("build", "never built")
-    assert Manifest.read(bundle).engines == ()
+    assert read_manifest(bundle).engines == ()
 
     build(bundle, Cache(cache), networks=("preprocess",))
     (item,) = json.loads(run(*arguments, "512x512", cache=cache).stdout)
@@ -322,7 +323,7 @@ def test_an_engine_that_is_replaced_is_never_half_there(
     bundle, cache = copy_of(golden_bundle_fp16, tmp_path), Cache(tmp_path / "cache")
     build(bundle, cache, networks=("preprocess",))
     before = (bundle / "bundle.json").read_bytes()
-    (old,) = Manifest.read(bundle).engines
+    (old,) = read_manifest(bundle).engines
     write, calls = Manifest.write, []
 
     for failing in (0, 1, 2):

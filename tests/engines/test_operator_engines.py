@@ -24,7 +24,8 @@ from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.engines.tensorrt.targets import Target
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
-from vsr_trt.runtime.bundle.manifest import WARP, Manifest, Operator
+from vsr_trt.runtime.bundle.manifest import WARP, Operator
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 
@@ -140,7 +141,7 @@ def test_a_dry_run_tells_them_apart(bundle: Path, cache: Cache, both: tuple[Buil
 @rtx
 def test_a_bundle_without_kernels_is_refused(bundle: Path, cache: Cache, tmp_path: Path) -> None:
     without = copy_of(bundle, tmp_path)
-    dataclasses.replace(Manifest.read(without), operator=None).write(without)
+    dataclasses.replace(read_manifest(without), operator=None).write(without)
     with pytest.raises(EngineError, match=r"has no GPU kernels.*--operator kernel.*without --no-kernels"):
         build(without, cache, networks=("cfr",), operator="kernel")
 
@@ -164,7 +165,7 @@ def test_tensorrt_gets_no_plugin_where_there_is_nothing_for_it(
     assert found["inside"].order.plugin == "sm_89"
     assert found["kernel"].order.plugin is None
     assert found["kernel"].parts["plugin"] is None
-    assert found["kernel"].order.without == Manifest.read(bundle).operator
+    assert found["kernel"].order.without == read_manifest(bundle).operator
 
 
 @rtx
@@ -174,7 +175,7 @@ def test_verification_runs_it_on_what_it_takes_and_compares_what_it_gives(
     rng = np.random.default_rng(0)
     names = {"latent": 4, "previous_latent": 4, "flow": 2}
     inputs = {name: rng.standard_normal((1, c, 64, 64), dtype=np.float32) for name, c in names.items()}
-    operator = Manifest.read(bundle).operator
+    operator = read_manifest(bundle).operator
     assert operator is not None
     left = leave_out(bundle / "onnx" / "cfr.onnx", operator).SerializeToString()
 

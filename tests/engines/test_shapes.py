@@ -15,6 +15,8 @@ from vsr_trt.engines.tensorrt.shapes import Layout, Size
 from vsr_trt.export.families.dloral import family as dloral
 from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Tensor
+from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.schedule import tiling
 
 
@@ -83,7 +85,7 @@ def test_one_engine_serves_every_size_that_is_tiled(manifest: Manifest) -> None:
     sizes = [shapes.parse_size(text, manifest) for text in ("1280x720", "1920x1080", "3840x2160")]
     assert len(shapes.profiles(manifest, "unet", sizes, Layout())) == 1
     assert len(shapes.profiles(manifest, "vae_decoder", sizes, Layout())) == 3
-    tiles = Layout(vae_statistics="tile")
+    tiles = Layout(Options(statistics="tile"))
     assert len(shapes.profiles(manifest, "vae_decoder", sizes, tiles)) == 2
     assert shape_of(manifest, "vae_decoder", "1920x1080", tiles) == [(1, 4, 136, 136)]
     assert len(shapes.profiles(manifest, "preprocess", sizes, Layout())) == 3
@@ -109,14 +111,14 @@ def test_dynamic_engines_reach_from_the_bounds_to_the_largest_size(manifest: Man
     assert ranges["lr_w"][2] == 3840 // 4
     ((ranges, _),) = shapes.profiles(manifest, "vae_decoder", [], Layout(dynamic=True))
     assert (ranges["h"][2], ranges["w"][2]) == (272, 480)
-    tiles = Layout(dynamic=True, vae_statistics="tile")
+    tiles = Layout(Options(statistics="tile"), dynamic=True)
     ((ranges, _),) = shapes.profiles(manifest, "vae_decoder", [], tiles)
     assert (ranges["h"][2], ranges["w"][2]) == (136, 160)  # 1280x720 goes through in one piece
 
 
 def test_sides_that_one_network_of_a_group_cannot_take_are_cut_for_all(manifest: Manifest) -> None:
     """spynet takes 256 latents, the UNet 192: the runtime cuts both, and so are engines built."""
-    layout = Layout(tile=136)
+    layout = Layout(Options(tiles={"latent": 136}))
     assert shape_of(manifest, "spynet", "2048x512", layout) == [(1, 3, 64, 64)]
     assert shape_of(manifest, "unet", "2048x512", layout) == [(1, 4, 64, 64)]
 
@@ -133,7 +135,7 @@ def test_every_tile_that_the_runtime_cuts_has_its_shape(
 ) -> None:
     """The runtime pads, cuts tiles, and asks for their shape: a static engine has it, a dynamic one covers it."""
     size = Size(4 * width, 4 * height)
-    layout = Layout(tile=tile, dynamic=dynamic)
+    layout = Layout(Options(tiles={"latent": tile}), dynamic=dynamic)
     ((ranges, _),) = shapes.profiles(manifest, "unet", [size], layout)
     factor = max(1.0, 128 / min(width, height))
     frame = [max(128, round(side * factor)) if factor > 1 else side for side in (height, width)]
@@ -164,8 +166,8 @@ def test_a_size_beyond_the_bounds_is_refused(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        (Layout(tile=200), "would be built for h = "),
-        (Layout(tile=100), "in steps of 8"),
+        (Layout(Options(tiles={"latent": 200})), "would be built for h = "),
+        (Layout(Options(tiles={"latent": 100})), "in steps of 8"),
         (Layout(batch=64), "n = 1 to 64; it takes 1 to 32.*--batch"),
     ],
 )
@@ -184,7 +186,7 @@ def test_names_say_what_an_engine_takes() -> None:
 
 
 def test_the_golden_bundles_networks_all_get_a_profile(golden_bundle: Path) -> None:
-    found = Manifest.read(golden_bundle)
+    found = read_manifest(golden_bundle)
     for name in shapes.networks(found):
         for _, profile in shapes.profiles(found, name, [Size(512, 512)], Layout()):
             for tensor in found.networks[name].inputs:

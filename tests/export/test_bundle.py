@@ -28,6 +28,7 @@ from vsr_trt.kernels.gpu import launch
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.errors import ExportError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 NETWORKS = {
     "preprocess",
@@ -45,7 +46,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def manifest(golden_bundle: Path) -> Manifest:
-    return Manifest.read(golden_bundle)
+    return read_manifest(golden_bundle)
 
 
 def graph(bundle: Path, name: str) -> onnx.ModelProto:
@@ -154,7 +155,7 @@ def test_fp16_stores_heavy_weights_in_half(golden_bundle: Path, golden_bundle_fp
         assert sizes[1] < 0.6 * sizes[0]
     kept = {t.data_type for t in graph(golden_bundle_fp16, "spynet").graph.initializer}
     assert onnx.TensorProto.FLOAT16 not in kept
-    assert Manifest.read(golden_bundle_fp16).precision == "fp16"
+    assert read_manifest(golden_bundle_fp16).precision == "fp16"
 
 
 @pytest.mark.parametrize("k", [1, 30])

@@ -85,10 +85,10 @@ def test_graphs_change_no_byte(engines: tuple, wide: list) -> None:
 def _run(engines: tuple, frames: list, then: Callable = lambda device: None, **settings: object) -> list:
     path, backend = engines
     bundle = Bundle.open(path)
-    device = open_device(bundle, backend, tile=None, vae_tile=None, **settings)
+    device = open_device(bundle, backend, **settings)
     try:
         height, width = frames[0].shape[:2]
-        options, batches = device.arrange(height, width, Options({}))
+        options, batches = device.arrange(height, width, Options())
         schedule = build(bundle.manifest, height, width, options, 2, batches)
         device.open(schedule, derive(schedule), bundle.constants(), None)
         runner = Runner(device, 2, 60)

@@ -17,7 +17,8 @@ from vsr_trt.engines.tensorrt.builder import Order, compile_network
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
-from vsr_trt.runtime.bundle.manifest import Engine, Manifest, Profile
+from vsr_trt.runtime.bundle.manifest import Engine, Profile
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine import gpu
 
 
@@ -36,7 +37,7 @@ def test_an_engine_agrees_with_onnx_runtime(
         pytest.skip(f"not run: {library.title} does not build for {found}")
     bundle, clip = write_bundle(tmp_path / "bundle"), read_clip(write_clip(tmp_path / "clip"), 2)
     calibrate(Request(bundle, clip), half.write)
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     graph = manifest.networks["encode"].graph(precision, "fp32")
     assert graph is not None
     profiles = {"image": Profile((1, 3, 8, 8), (1, 3, 16, 16), (1, 3, 32, 32))}

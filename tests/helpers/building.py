@@ -25,7 +25,8 @@ from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.export import bundle as bundles
 from vsr_trt.export.families.dloral import checkpoint
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Operator
+from vsr_trt.runtime.bundle.manifest import FileEntry, Operator
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 ROOT = Path(__file__).parents[2]
 rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
@@ -39,7 +40,7 @@ def copy_of(bundle: Path, folder: Path) -> Path:
 
 def give_operator(bundle: Path) -> Operator:
     """Makes a bundle have what one with kernels has for the operator, where it has not."""
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     if manifest.operator is None:
         (bundle / "kernels").mkdir(exist_ok=True)
         operator = bundles._operator(checkpoint.load(GOLDEN / "model.pkl"), manifest.top_k, bundle)

@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.manifest import Manifest, dimension
+from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.devices.actions import Buffers, Networks
+from vsr_trt.runtime.schedule.canvas import FrameShape
 
 # call that makes a resource -> call that gives it back
 PAIRS = {
@@ -567,13 +569,8 @@ class Cheap:
                     symbols[symbol] = actual // factor
         outputs = {}
         if "h" not in symbols:  # the frame's own size: padded as the pipeline pads it
-            scale, unit, latent = (
-                self._manifest.scale,
-                self._manifest.frame_multiple,
-                self._manifest.latent_scale,
-            )
-            for own, other in (("lr_h", "h"), ("lr_w", "w")):
-                symbols[other] = -(-symbols[own] * scale // unit) * unit // latent
+            shape = FrameShape.of(self._manifest, symbols["lr_h"], symbols["lr_w"])
+            symbols["h"], symbols["w"] = shape.latents
         for tensor in record.outputs:
             shape = tuple(f * (symbols[s] if s else 1) for f, s in map(dimension, tensor.shape))
             total = np.zeros(shape, np.float32)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Prompt, Provenance, Source
+from vsr_trt.runtime.bundle.manifest import (
+    Canvas,
+    FileEntry,
+    Input,
+    Manifest,
+    Prompt,
+    Provenance,
+    Source,
+    Tiling,
+)
 
 
 def minimal_manifest(**changes: Any) -> Manifest:
@@ -13,19 +22,20 @@ def minimal_manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "family": "dloral",
         "scale": 4,
-        "window": 2,
         "precision": "fp16",
-        "frame_multiple": 64,
-        "minimum_side": 128,
+        "canvas": Canvas((128, 128), 16, "enlarge"),
+        "tilings": {
+            "latent": Tiling(96, 32),
+            "vae": Tiling(96, 16, "ramp", square=False, together=False, share=4, exact=True, engine_side=136),
+        },
         "latent_scale": 8,
         "top_k": None,
         "networks": {},
         "stages": (),
-        "inputs": {"frame": None},
+        "inputs": {"frame": Input("frame")},
         "output": "result",
-        "option_defaults": {},
         "prompt": Prompt("", "p"),
         "files": {"p": FileEntry(1, "0")},
-        "provenance": Provenance(source, "x", (source,), "both", {}, "0", {}, "now"),
+        "provenance": Provenance(source, "x", {}, "now"),
     }
     return Manifest(**(values | changes))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vsr_trt.kernels import AttentionWeights, FoldedAttention
-from vsr_trt.kernels.gated_topk import fold
+from vsr_trt.kernels import AttentionWeights, FoldedAttention, fold
 
 
 def random_constants(

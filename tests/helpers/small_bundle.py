@@ -14,7 +14,8 @@ from helpers.small_manifest import small
 from onnx import TensorProto, helper, numpy_helper
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Manifest
+from vsr_trt.runtime.bundle.manifest import Engine, FileEntry
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 NETWORK = "net"
 
@@ -79,7 +80,7 @@ def with_files(folder: Path, **changes: Any) -> Bundle:
             content = path.read_bytes()
             entry = FileEntry(len(content), hashlib.sha256(content).hexdigest())
             files[path.relative_to(folder).as_posix()] = entry
-    dataclasses.replace(Manifest.read(folder), files=files, **changes).write(folder)
+    dataclasses.replace(read_manifest(folder), files=files, **changes).write(folder)
     return Bundle.open(folder)
 
 

@@ -11,14 +11,24 @@ def small() -> dict[str, Any]:
     bound = {"min": 1, "max": 4, "multiple_of": 1}
     source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "family": "dloral",
         "scale": 4,
-        "window": 2,
         "precision": "fp32",
-        "frame_multiple": 64,
-        "minimum_side": 128,
+        "canvas": {
+            "least": [128, 128],
+            "multiple": 16,
+            "small": "enlarge",
+            "offset": 0,
+            "border": None,
+            "centred": False,
+        },
         "latent_scale": 8,
+        "window": {"frames": 1, "overlap": 0},
+        "tilings": {},
+        "loops": {},
+        "clip": [],
+        "options": {},
         "top_k": None,
         "networks": {
             "net": {
@@ -45,14 +55,18 @@ def small() -> dict[str, Any]:
                 "network": "net",
                 "reads": {"x": "frame"},
                 "writes": {"y": "result"},
+                "lane": "compute",
                 "tiling": None,
+                "loop": None,
                 "variants": {},
                 "option": None,
             }
         ],
-        "inputs": {"frame": None, "prompt": "prompt.npy"},
+        "inputs": {
+            "frame": {"source": "frame", "name": None},
+            "prompt": {"source": "file", "name": "prompt.npy"},
+        },
         "output": "result",
-        "option_defaults": {},
         "prompt": {"text": "a", "file": "prompt.npy"},
         "kernels": [],
         "engines": [

@@ -15,7 +15,9 @@ from PIL import Image
 
 from vsr_trt.runtime.bundle.manifest import (
     Bound,
+    Canvas,
     FileEntry,
+    Input,
     Manifest,
     Network,
     Prompt,
@@ -23,6 +25,7 @@ from vsr_trt.runtime.bundle.manifest import (
     Source,
     Stage,
     Tensor,
+    Tiling,
 )
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
@@ -115,10 +118,9 @@ def write_bundle(folder: Path) -> Path:
     Manifest(
         family="tiny",
         scale=1,
-        window=1,
         precision="fp32",
-        frame_multiple=1,
-        minimum_side=1,
+        canvas=Canvas((1, 1), 1),
+        tilings={"vae": Tiling(96, 16, exact=True), "latent": Tiling(96, 32)},
         latent_scale=1,
         top_k=None,
         networks={
@@ -133,12 +135,11 @@ def write_bundle(folder: Path) -> Path:
             Stage("refine", "refine", {"latent": "latent"}, {"refined": "refined"}, tiling="latent"),
             Stage("finish", "finish", {"image": "refined"}, {"result": "result"}),
         ),
-        inputs={"frame": None, "prompt": "prompt.npy"},
+        inputs={"frame": Input("frame"), "prompt": Input("file", "prompt.npy")},
         output="result",
-        option_defaults={},
         prompt=Prompt("", "prompt.npy"),
         files=hashes(folder),
-        provenance=Provenance(none, "none", (none,), "both", {}, "00", {}, "2026-01-01T00:00:00+00:00"),
+        provenance=Provenance(none, "none", {}, "2026-01-01T00:00:00+00:00"),
     ).write(folder)
     return folder
 

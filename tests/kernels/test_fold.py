@@ -8,8 +8,7 @@ from helpers.operands import random_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsr_trt.kernels import AttentionWeights, gated_topk_attention
-from vsr_trt.kernels.gated_topk import fold
+from vsr_trt.kernels import AttentionWeights, fold, gated_topk_attention
 
 
 def unfolded(z: np.ndarray, previous: np.ndarray, w: AttentionWeights, k: int | None) -> np.ndarray:

@@ -26,9 +26,9 @@ from vsr_trt.kernels import (
     KernelError,
     attention_function,
     attention_model,
+    fold,
     gated_topk_attention,
 )
-from vsr_trt.kernels.gated_topk import fold
 from vsr_trt.kernels.gated_topk.onnx_function import DType
 
 

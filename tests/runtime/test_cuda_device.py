@@ -31,7 +31,7 @@ from vsr_trt.runtime.schedule.engine_choice import Choice
 from vsr_trt.runtime.schedule.events import derive
 
 PROMPT = {"prompt": np.random.default_rng(0).standard_normal((77, 32)).astype(np.float32)}
-TILED = Options({}, tile=64, overlap=16, vae_tile=64, vae_overlap=8, vae_statistics="tile")
+TILED = Options(tiles={"latent": 64, "vae": 64}, overlaps={"latent": 16, "vae": 8}, statistics="tile")
 SMALL, LARGE = (128, 128), (136, 200)
 
 

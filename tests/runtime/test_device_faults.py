@@ -29,7 +29,7 @@ PROMPT = {"prompt": CONSTANTS["constant"]}
 
 
 def real(slots: int) -> Schedule:
-    return shrunk(build(dloral_manifest(), 128, 128, Options({}), slots))
+    return shrunk(build(dloral_manifest(), 128, 128, Options(), slots))
 
 
 def opened(device: Device, schedule: Schedule, timeout: float | None = None) -> Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from vsr_trt.runtime.schedule.engine_choice import Choice, Needs, built_for, cho
 from vsr_trt.runtime.schedule.forms import Form
 
 HD, FULL_HD, SMALL = Size(1280, 720), Size(1920, 1080), Size(512, 512)
-TILES = Options({}, vae_statistics="tile")
+TILES = Options(statistics="tile")
 BUNDLE = Bundle(Path("B"), dloral_manifest())
 
 
-def chosen(found: list[Engine], size: Size, options: Options | None = None, **tiles: int | None) -> Choice:
-    asked = (size.width, size.height)
-    return choose(BUNDLE, found, "sm_89", asked, options or Options({}), **tiles)
+def chosen(found: list[Engine], size: Size, options: Options | None = None, **tiles: int) -> Choice:
+    asked = dataclasses.replace(options or Options(), tiles=tiles)
+    return choose(BUNDLE, found, "sm_89", (size.width, size.height), asked)
 
 
 @given(
@@ -43,14 +44,15 @@ def chosen(found: list[Engine], size: Size, options: Options | None = None, **ti
 def test_what_was_built_for_a_size_restores_it(
     width: int, height: int, tile: int, vae_tile: int, batch: int, dynamic: bool, statistics: Statistics
 ) -> None:
-    layout = Layout(tile, vae_tile, statistics, batch=batch, dynamic=dynamic)
+    tiles = {"latent": tile, "vae": vae_tile}
+    layout = Layout(Options(tiles=tiles, statistics=statistics), batch=batch, dynamic=dynamic)
     size = Size(width, height)
     found = engines(BUNDLE.manifest, [size], layout)
-    asked = Options({}, vae_statistics=statistics)
-    choice = chosen(found, size, asked, tile=tile, vae_tile=vae_tile)
-    assert (choice.options.tile, choice.options.vae_tile) == (tile, vae_tile)
+    asked = Options(statistics=statistics)
+    choice = chosen(found, size, asked, **tiles)
+    assert choice.options.tiles == tiles
     free = chosen(found, size, asked)
-    assert set(free.engines) == set(Options({}).networks(BUNDLE.manifest))
+    assert set(free.engines) == set(Options().networks(BUNDLE.manifest))
     free.options.check(BUNDLE.manifest)
     assert all(1 <= count <= batch for count in free.batches.values())
 
@@ -58,25 +60,29 @@ def test_what_was_built_for_a_size_restores_it(
 def test_tiles_come_from_the_engines() -> None:
     manifest = BUNDLE.manifest
     usual = chosen(engines(manifest, [HD]), HD)
-    assert usual.options.tile == 96
+    assert usual.options.tiles["latent"] == 96
     assert usual.form == Form("whole", "the bundle has engines for it")
-    tiles = Layout(tile=128, vae_tile=64, vae_statistics="tile")
+    tiles = Layout(Options(tiles={"latent": 128, "vae": 64}, statistics="tile"))
     other = chosen(engines(manifest, [FULL_HD], tiles), FULL_HD, TILES)
     assert other.form == Form("tiles", "--vae-statistics tile")
-    assert (other.options.tile, other.options.vae_tile) == (128, 64)
+    assert other.options.tiles == {"latent": 128, "vae": 64}
     assert other.options.vae_overlap == 16
 
 
 def test_the_usual_tile_goes_first_and_then_the_fewest_tiles() -> None:
     manifest = BUNDLE.manifest
-    large = engines(manifest, [FULL_HD], Layout(tile=128, vae_tile=200, vae_statistics="tile"))
-    both = chosen([*large, *engines(manifest, [FULL_HD], Layout(vae_statistics="tile"))], FULL_HD, TILES)
-    assert both.options.tile == 96, "a larger tile gives another picture"
-    assert both.options.vae_tile > 136, "the VAE in one piece"
-    two = chosen(
-        [*large, *engines(manifest, [FULL_HD], Layout(tile=80, vae_statistics="tile"))], FULL_HD, TILES
+    large = engines(
+        manifest, [FULL_HD], Layout(Options(tiles={"latent": 128, "vae": 200}, statistics="tile"))
     )
-    assert two.options.tile == 128
+    both = chosen([*large, *engines(manifest, [FULL_HD], Layout(Options(statistics="tile")))], FULL_HD, TILES)
+    assert both.options.tiles["latent"] == 96, "a larger tile gives another picture"
+    assert both.options.tiles["vae"] > 136, "the VAE in one piece"
+    two = chosen(
+        [*large, *engines(manifest, [FULL_HD], Layout(Options(tiles={"latent": 80}, statistics="tile")))],
+        FULL_HD,
+        TILES,
+    )
+    assert two.options.tiles["latent"] == 128
 
 
 def test_whole_pictures_go_before_strips() -> None:
@@ -85,10 +91,10 @@ def test_whole_pictures_go_before_strips() -> None:
     strips = [replace(e, key="strips", flags=("strips",)) for e in whole if e.network.startswith("vae")]
     taken = chosen([*strips, *whole], FULL_HD)
     assert taken.engines["vae_decoder"].key == "whole"
-    asked = chosen([*strips, *whole], FULL_HD, vae_tile=96)
+    asked = chosen([*strips, *whole], FULL_HD, vae=96)
     assert asked.engines["vae_decoder"].key == asked.engines["vae_encoder"].key == "strips"
     assert asked.form == Form("strips", "--vae-tile 96")
-    large = chosen([*strips, *whole], FULL_HD, vae_tile=240)
+    large = chosen([*strips, *whole], FULL_HD, vae=240)
     assert large.engines["vae_decoder"].key == "whole", "its 136x240 latents are no more than that"
     only = chosen([*strips, *(e for e in whole if not e.network.startswith("vae"))], FULL_HD)
     assert only.form is not None
@@ -110,23 +116,23 @@ def test_strips_where_whole_pictures_do_not_fit(tmp_path: Path) -> None:
         (bundle.path / engine.report).write_text('{"activations": 5000, "weights": 1000}')
     size = (FULL_HD.width, FULL_HD.height)
     weights = 7 * 1000
-    fits = choose(bundle, [*whole, *strips], "sm_89", size, Options({}), memory=weights + 5000)
+    fits = choose(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 5000)
     assert fits.form == Form("whole", "the bundle has engines for it")
     # all other networks work in less than the VAE's halves
     for engine in whole:
         if not engine.network.startswith("vae"):
             (bundle.path / engine.report).write_text('{"activations": 6, "weights": 1000}')
-    short = choose(bundle, [*whole, *strips], "sm_89", size, Options({}), memory=weights + 4999)
+    short = choose(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 4999)
     assert short.form is not None
     assert short.form.name == "strips"
     assert "12.0 kB" in short.form.why
 
 
 def test_a_wide_overlap_leaves_small_tiles_out() -> None:
-    found = engines(BUNDLE.manifest, [FULL_HD], Layout(tile=64))
+    found = engines(BUNDLE.manifest, [FULL_HD], Layout(Options(tiles={"latent": 64})))
     assert chosen(found, FULL_HD).options.tile == 64
     with pytest.raises(EngineError, match="96x96 latents"):
-        chosen(found, FULL_HD, Options({}, overlap=40))
+        chosen(found, FULL_HD, Options(overlaps={"latent": 40}))
 
 
 def test_batches_follow_the_engines() -> None:
@@ -179,7 +185,7 @@ def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
         chosen([e for e in engines(BUNDLE.manifest, [SMALL]) if e.network != "cfr"], SMALL)
     assert "of cfr (64x64 latents)." in str(refused.value)
     with pytest.raises(EngineError) as refused:
-        chosen(engines(BUNDLE.manifest, [HD], backend="tensorrt"), FULL_HD, vae_tile=64)
+        chosen(engines(BUNDLE.manifest, [HD], backend="tensorrt"), FULL_HD, vae=64)
     assert "preprocess (270x480 pixels), vae_encoder (136x240 latents)" in str(refused.value)
     assert "--backend tensorrt --target sm_89 --size 1920x1080 --vae-tile 64" in str(refused.value)
     assert "unet" not in str(refused.value), "its tiles are those of 1280x720"
@@ -208,7 +214,7 @@ def test_an_engine_that_leaves_inputs_out() -> None:
 
 def test_what_cannot_be_is_refused_before() -> None:
     with pytest.raises(InputError, match="--tile is 100"):
-        chosen([], SMALL, tile=100)
+        chosen([], SMALL, latent=100)
     with pytest.raises(InputError, match="end at"):
         chosen([], Size(20000, 1080))
 

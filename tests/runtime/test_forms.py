@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def choose(bundle: Bundle, width: int, height: int, available: Available = FREE, **options) -> Form:
-    return forms.choose(bundle, height // 4, width // 4, Options({}, **options), available)
+    return forms.choose(bundle, height // 4, width // 4, Options(**options), available)
 
 
 def test_the_size_decides(bundle: Bundle) -> None:
@@ -40,8 +40,8 @@ def test_the_size_decides(bundle: Bundle) -> None:
     assert (small.name, large.name) == ("whole", "strips")
     assert small.why == "64x64 latents are no more than 96x96"
     assert large.why == "136x240 latents are more than 96x96"
-    assert choose(bundle, 1920, 1080, vae_tile=184).name == "whole"
-    assert choose(bundle, 512, 512, vae_tile=32).name == "strips"
+    assert choose(bundle, 1920, 1080, tiles={"vae": 184}).name == "whole"
+    assert choose(bundle, 512, 512, tiles={"vae": 32}).name == "strips"
 
 
 def test_plenty_or_little_memory_changes_nothing_above_the_size(bundle: Bundle) -> None:
@@ -52,7 +52,7 @@ def test_plenty_or_little_memory_changes_nothing_above_the_size(bundle: Bundle) 
 
 def test_memory_decides_where_whole_does_not_fit(bundle: Bundle) -> None:
     whole, strips = (
-        forms.estimate(bundle, 128, 128, Options({}), 1, in_strips=in_strips) for in_strips in (False, True)
+        forms.estimate(bundle, 128, 128, Options(), 1, in_strips=in_strips) for in_strips in (False, True)
     )
     assert whole is not None
     assert strips is not None
@@ -73,16 +73,16 @@ def test_memory_decides_where_whole_does_not_fit(bundle: Bundle) -> None:
 
 
 def test_tiles_are_only_for_those_who_ask(bundle: Bundle) -> None:
-    found = choose(bundle, 1920, 1080, vae_statistics="tile")
+    found = choose(bundle, 1920, 1080, statistics="tile")
     assert found.name == "tiles"
     assert "--vae-statistics tile" in found.why
-    assert choose(bundle, 512, 512, vae_statistics="tile").name == "whole", "it is no larger than a tile"
+    assert choose(bundle, 512, 512, statistics="tile").name == "whole", "it is no larger than a tile"
     with pytest.raises(DeviceError, match="in tiles of 96 latents, and --memory allows 100 MB"):
-        choose(bundle, 1920, 1080, Available(10**8, True), vae_statistics="tile")
+        choose(bundle, 1920, 1080, Available(10**8, True), statistics="tile")
 
 
 def test_more_slots_take_more(bundle: Bundle) -> None:
-    one, two = (forms.estimate(bundle, 270, 480, Options({}), slots, in_strips=True) for slots in (1, 2))
+    one, two = (forms.estimate(bundle, 270, 480, Options(), slots, in_strips=True) for slots in (1, 2))
     assert one is not None
     assert two is not None
     assert two > one

@@ -14,9 +14,12 @@ import jsonschema
 import pytest
 from helpers.small_manifest import small
 
+from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import BundleError
-from vsr_trt.runtime.bundle.manifest import Manifest, dimension, evaluate, is_inside, json_schema
+from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.bundle.schema import json_schema
+from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 
 PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle" / "bundle.schema.json"
 
@@ -31,9 +34,9 @@ def write(folder: Path, data: Any) -> Path:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    manifest = Manifest.read(write(tmp_path, small()))
+    manifest = read_manifest(write(tmp_path, small()))
     manifest.write(tmp_path)
-    assert Manifest.read(tmp_path) == manifest
+    assert read_manifest(tmp_path) == manifest
     assert json.loads((tmp_path / "bundle.json").read_text()) == small()
     assert manifest.provenance.adapters == {"default_encoder_quality": 1.0}
 
@@ -105,19 +108,19 @@ def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], messa
     data = copy.deepcopy(small())
     change(data)
     with pytest.raises(BundleError, match=message):
-        Manifest.read(write(tmp_path, data))
+        read_manifest(write(tmp_path, data))
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
     with pytest.raises(BundleError, match=r"schema version .*this runtime reads version 1.*build\.py"):
-        Manifest.read(write(tmp_path, small() | {"schema_version": version}))
+        read_manifest(write(tmp_path, small() | {"schema_version": version}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(BundleError):
-        Manifest.read(write(tmp_path, text))
+        read_manifest(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", "", "C:\\x", "a\\..\\b", "a\0b"])
@@ -140,7 +143,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, whe
             return  # an empty file name stands for no file
     assert not is_inside(path)
     with pytest.raises(BundleError, match="leaves the bundle"):
-        Manifest.read(write(tmp_path, data))
+        read_manifest(write(tmp_path, data))
 
 
 def test_a_link_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
@@ -209,10 +212,10 @@ def test_polynomials_are_evaluated() -> None:
 def test_a_bundle_from_before_work_was_counted_is_read(tmp_path: Path) -> None:
     data = small()
     del data["networks"]["net"]["work"]
-    assert Manifest.read(write(tmp_path, data)).networks["net"].work is None
+    assert read_manifest(write(tmp_path, data)).networks["net"].work is None
 
 
 def test_manifest_is_frozen(tmp_path: Path) -> None:
-    manifest = Manifest.read(write(tmp_path, small()))
+    manifest = read_manifest(write(tmp_path, small()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         manifest.scale = 2  # type: ignore[misc]

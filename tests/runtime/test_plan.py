@@ -62,7 +62,7 @@ def test_json_is_the_whole_schedule(run: Run) -> None:
     code, out, err = run("--slots", "2", "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    schedule = build(dloral_manifest(), 128, 128, Options({}), 2)
+    schedule = build(dloral_manifest(), 128, 128, Options(), 2)
     assert [lane["name"] for lane in told["lanes"]] == list(schedule.lanes)
     assert [step["name"] for step in told["steps"]] == [step.name for step in schedule.steps]
     assert told["steps"][2]["writes"] == {"image": "image", "thumb": "thumb", "reference": "reference"}
@@ -138,7 +138,7 @@ def test_without_engines_it_says_so_and_how_to_build_them(run: Run) -> None:
 def test_reports_that_do_not_tell(tmp_path: Path) -> None:
     records = engines(dloral_manifest(), [SMALL])
     bundle = make(tmp_path / "b", records, {"unet": {"weights": 5, "activations": None}})
-    plan = planning.make(bundle, Request(512, 512, 1, "sm_89", Options({})))
+    plan = planning.make(bundle, Request(512, 512, 1, "sm_89", Options()))
     assert plan.unknown == "the reports of its engines of unet do not tell all of it"
     assert plan.memory.weights["unet"] == 5
 
@@ -228,7 +228,7 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])
 def test_slots_are_counted_as_they_would_be_built(tmp_path: Path, slots: int) -> None:
     bundle = make(tmp_path / "b", engines(dloral_manifest(), [FULL_HD]))
-    plan = planning.make(bundle, Request(1920, 1080, 2, "sm_89", Options({})))
+    plan = planning.make(bundle, Request(1920, 1080, 2, "sm_89", Options()))
     schedule = build(bundle.manifest, 270, 480, plan.options, slots)
     assert plan.with_slots(slots) == memory.plan(schedule, plan.needs.scratch, plan.needs.weights)
     exact = plan.with_slots(slots).device
@@ -255,7 +255,7 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("side", [(128, 128), (270, 480), (540, 960)])
 def test_a_drawing_has_every_lane_frame_and_event(side: tuple[int, int], slots: int) -> None:
-    schedule = build(dloral_manifest(), *side, Options({}), slots)
+    schedule = build(dloral_manifest(), *side, Options(), slots)
     events = derive(schedule)
     root = ElementTree.fromstring(draw(schedule, events, "a <title> & more"))
     texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
@@ -278,7 +278,7 @@ def test_a_drawing_has_every_lane_frame_and_event(side: tuple[int, int], slots: 
 
 
 def test_what_is_sketched_is_in_order_and_overlaps() -> None:
-    schedule = build(dloral_manifest(), 270, 480, Options({}), 2)
+    schedule = build(dloral_manifest(), 270, 480, Options(), 2)
     events = derive(schedule)
     found = sketch(schedule, events, 4)
     for wait in found.waits:
@@ -298,7 +298,7 @@ def test_what_is_sketched_is_in_order_and_overlaps() -> None:
 
 
 def test_batches_fold_too() -> None:
-    schedule = build(dloral_manifest(), 270, 480, Options({}), 1, {"unet": 3, "spynet": 8})
+    schedule = build(dloral_manifest(), 270, 480, Options(), 1, {"unet": 3, "spynet": 8})
     names = {group.name: len(group.steps) for group in fold(schedule)}
     assert names["unet[0..7]"] == 3
     assert names["spynet[0..7]"] == 1
@@ -321,7 +321,7 @@ def test_a_drawing_is_written_whole_or_not_at_all(run: Run, tmp_path: Path) -> N
 
 
 def test_the_drawing_in_the_documents_is_up_to_date() -> None:
-    schedule = build(dloral_manifest(), 128, 128, Options({}), 2)
+    schedule = build(dloral_manifest(), 128, 128, Options(), 2)
     documented = Path(__file__).parents[2] / "docs" / "schedule.svg"
     expected = draw(schedule, derive(schedule), "dloral, 512x512, 2 slots")
     assert documented.read_text(encoding="utf-8") == expected, (

@@ -108,7 +108,7 @@ def test_any_size_is_restored_to_exactly_four_times(restorer: Restorer, height: 
 def test_tiles_of_the_vae_are_blended_over_their_overlap(golden_bundle: Path, clip: list[np.ndarray]) -> None:
     """The decoder's tiles, computed one by one here, weighted by linear ramps: what the pipeline makes."""
     frame = resize_bicubic(clip[0], 128, 208)  # 64 x 104 latents: three tiles of 48 across, two down
-    with Restorer(golden_bundle, vae_tile=48, vae_statistics="tile") as restorer:
+    with Restorer(golden_bundle, tiles={"vae": 48}, statistics="tile") as restorer:
         device, seen = restorer._device._networks, []
         run = device.run
 
@@ -139,7 +139,7 @@ def test_color_variants_differ_and_match_their_purpose(golden_bundle: Path, clip
     target = resize_bicubic(clip[0], 512, 512).astype(float)
     results = {}
     for color in ("adain", "wavelet", "none"):
-        with Restorer(golden_bundle, color=color) as restorer:
+        with Restorer(golden_bundle, choices={"color": color}) as restorer:
             (results[color],) = restorer.restore(clip[:1])
     assert not np.array_equal(results["adain"], results["wavelet"])
     for color in ("adain", "wavelet"):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.errors import BundleError, InputError
-from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Stage, Tensor, Work
+from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Option, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.plan.roofline import NOTE, Machine
@@ -65,18 +65,22 @@ def manifest(**changes: Any) -> Manifest:
     }
     stages = (
         Stage("pre", "pre", {"frame": "frame"}, {"image": "image"}),
-        Stage("encoder", "encoder", {"image": "image"}, {"latent": "latent"}, "vae"),
+        Stage("encoder", "encoder", {"image": "image"}, {"latent": "latent"}, tiling="vae"),
         Stage(
-            "unet", "unet", {"latent": "latent"}, {"result": "result"}, "latent",
-            {"big": "unet", "small": "other"}, "kind",
+            "unet", "unet", {"latent": "latent"}, {"result": "result"}, tiling="latent",
+            variants={"big": "unet", "small": "other"}, option="kind",
         ),
     )  # fmt: skip
-    values = {"networks": nets, "stages": stages, "option_defaults": {"kind": "big"}}
+    values = {
+        "networks": nets,
+        "stages": stages,
+        "options": {"kind": Option("choice", "big", "which", ("big", "small"))},
+    }
     return minimal_manifest(**(values | changes))
 
 
 def test_shapes_of_a_frame_that_is_not_cut() -> None:
-    assert frame_shapes(manifest(), 512, 512, Options({})) == (
+    assert frame_shapes(manifest(), 512, 512, Options()) == (
         StageShape("pre", "pre", 1, {"n": 1, "lr_h": 128, "lr_w": 128, "h": 64, "w": 64}),
         StageShape("encoder", "encoder", 1, {"n": 1, "lr_h": 128, "lr_w": 128, "h": 64, "w": 64}),
         StageShape("unet", "unet", 1, {"n": 1, "lr_h": 128, "lr_w": 128, "h": 64, "w": 64}),
@@ -87,20 +91,26 @@ def test_shapes_of_a_frame_that_is_not_cut() -> None:
     ("size", "options", "pre", "vae", "latent"),
     [
         # padded to multiples of 64: 768 x 1280 and 1088 x 1920
-        ((1280, 720), Options({}), (96, 160), (1, 96, 160), (2, 96, 96)),
-        ((1280, 720), Options({}, vae_statistics="tile"), (96, 160), (2, 96, 96), (2, 96, 96)),
-        ((1280, 720), Options({}, vae_tile=64), (96, 160), (1, 96, 160), (2, 96, 96)),
-        ((1920, 1080), Options({}), (136, 240), (1, 136, 240), (8, 96, 96)),
+        ((1280, 720), Options(), (96, 160), (1, 96, 160), (2, 96, 96)),
+        ((1280, 720), Options(statistics="tile"), (96, 160), (2, 96, 96), (2, 96, 96)),
+        ((1280, 720), Options(tiles={"vae": 64}), (96, 160), (1, 96, 160), (2, 96, 96)),
+        ((1920, 1080), Options(), (136, 240), (1, 136, 240), (8, 96, 96)),
         (
             (1920, 1080),
-            Options({}, vae_tile=136, vae_statistics="tile"),
+            Options(tiles={"vae": 136}, statistics="tile"),
             (136, 240),
             (2, 136, 136),
             (8, 96, 96),
         ),
-        ((1920, 1080), Options({}, tile=64, overlap=0), (136, 240), (1, 136, 240), (12, 64, 64)),
+        (
+            (1920, 1080),
+            Options(tiles={"latent": 64}, overlaps={"latent": 0}),
+            (136, 240),
+            (1, 136, 240),
+            (12, 64, 64),
+        ),
         # 20 x 40 is enlarged to 128 x 256
-        ((160, 80), Options({}), (64, 128), (1, 64, 128), (1, 64, 128)),
+        ((160, 80), Options(), (64, 128), (1, 64, 128), (1, 64, 128)),
     ],
 )
 def test_shapes_of_frames_that_are_cut(
@@ -122,10 +132,10 @@ def test_the_users_choice_decides_the_network() -> None:
 @pytest.mark.parametrize(
     ("size", "options", "said"),
     [
-        ((1281, 720), Options({}), "multiples of 4, e.g. 1280x720"),
-        ((0, 720), Options({}), "multiples of 4"),
-        ((512, 512), Options({}, tile=95), "--tile is 95"),
-        ((20000, 720), Options({}), "lr_w of pre would be 5000; this bundle's networks end at 4096"),
+        ((1281, 720), Options(), "multiples of 4, e.g. 1280x720"),
+        ((0, 720), Options(), "multiples of 4"),
+        ((512, 512), Options(tiles={"latent": 95}), "--tile latent=95: expected a multiple"),
+        ((20000, 720), Options(), "lr_w of pre would be 5000; this bundle's networks end at 4096"),
     ],
 )
 def test_what_the_bundle_cannot_serve_is_refused(size: tuple[int, int], options: Options, said: str) -> None:

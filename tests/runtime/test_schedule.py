@@ -41,7 +41,7 @@ schedules = st.builds(
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_every_event_of_the_real_schedule_is_needed(height: int, width: int, slots: int) -> None:
-    schedule = build(dloral_manifest(), height, width, Options({}), slots)
+    schedule = build(dloral_manifest(), height, width, Options(), slots)
     events = derive(schedule)
     assert hazards(schedule, events) == []
     for event in events:
@@ -92,7 +92,7 @@ def test_any_order_gives_the_same_bytes(schedule: Schedule, seed: int) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_without_an_event_some_order_goes_wrong(slots: int) -> None:
     """The simulated device is as strict as the proof: it notices each event that is missing."""
-    schedule = shrunk(build(dloral_manifest(), 128, 128, Options({}), slots))
+    schedule = shrunk(build(dloral_manifest(), 128, 128, Options(), slots))
     events = derive(schedule)
     clip = frames(3 * slots)
     expected = _results(schedule, events, clip, any_move, 0)
@@ -118,7 +118,7 @@ def _results(schedule: Schedule, events: Sequence[Event], clip: list, policy: Po
 
 
 def test_the_next_frame_is_encoded_while_one_is_decoded() -> None:
-    schedule = build(dloral_manifest(), 270, 480, Options({}), 2)
+    schedule = build(dloral_manifest(), 270, 480, Options(), 2)
     order = Order(schedule, derive(schedule))
     for step in ("upload", "preprocess", "vae_encoder[0]", "spynet[0]"):
         for busy in ("unet[0]", "vae_decoder[0]", "download"):
@@ -127,7 +127,7 @@ def test_the_next_frame_is_encoded_while_one_is_decoded() -> None:
 
 
 def test_only_latent_and_thumb_pass_from_frame_to_frame() -> None:
-    schedule = build(dloral_manifest(), 270, 480, Options({}), 3)
+    schedule = build(dloral_manifest(), 270, 480, Options(), 3)
     assert sorted(name for name, b in schedule.buffers.items() if b.kind == "state") == [
         "latent[n-1]",
         "thumb[n-1]",
@@ -136,7 +136,7 @@ def test_only_latent_and_thumb_pass_from_frame_to_frame() -> None:
 
 def test_memory_adds_up() -> None:
     manifest = dloral_manifest()
-    one, three = (build(manifest, 128, 128, Options({}), slots) for slots in (1, 3))
+    one, three = (build(manifest, 128, 128, Options(), slots) for slots in (1, 3))
     needs = {"unet": 50, "vae_decoder": 70, "vae_encoder": 20}
     small, large = plan(one, needs, {"unet": 7, "text_encoder": 9}), plan(three, needs, {"unet": 7})
     assert small.scratch == {"scratch": 70}, "nothing overlaps with one slot: all share"
@@ -153,8 +153,8 @@ def test_memory_adds_up() -> None:
 
 def test_tiles_of_a_batch_cover_all() -> None:
     manifest = dloral_manifest()
-    schedule = build(manifest, 270, 480, Options({}), 1, {"unet": 3})
-    grid = tile_grid(manifest, "latent", {"n": 1, "h": 136, "w": 240}, Options({}))
+    schedule = build(manifest, 270, 480, Options(), 1, {"unet": 3})
+    grid = tile_grid(manifest, "latent", {"n": 1, "h": 136, "w": 240}, Options())
     assert grid is not None
     assert grid.tiles == 8
     parts = [step.part for step in schedule.steps if step.network == "unet"]
@@ -162,7 +162,7 @@ def test_tiles_of_a_batch_cover_all() -> None:
 
 
 def test_mistakes_in_a_schedule_are_refused() -> None:
-    schedule = build(dloral_manifest(), 128, 128, Options({}), 1)
+    schedule = build(dloral_manifest(), 128, 128, Options(), 1)
     with pytest.raises(ValueError, match="same name"):
         dataclasses.replace(schedule, steps=(*schedule.steps, schedule.steps[0]))
     stray = dataclasses.replace(schedule.steps[2], name="stray", lane="nowhere")
@@ -176,7 +176,7 @@ def test_mistakes_in_a_schedule_are_refused() -> None:
 
 
 def test_what_was_not_written_is_poison() -> None:
-    schedule = shrunk(build(dloral_manifest(), 128, 128, Options({}), 2))
+    schedule = shrunk(build(dloral_manifest(), 128, 128, Options(), 2))
     device = SimulatedDevice(Mixing())
     device.open(schedule, derive(schedule), dict.fromkeys(["prompt"], CONSTANTS["constant"]), None)
     for arrays in device._arrays:

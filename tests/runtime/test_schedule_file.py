@@ -32,7 +32,7 @@ SCHEMA = json.loads((Path(file.__file__).with_name("schedule.schema.json")).read
 
 
 def real(size: tuple[int, int] = (270, 480), slots: int = 2) -> Schedule:
-    return build(dloral_manifest(), *size, Options({}), slots, {"unet": 2})
+    return build(dloral_manifest(), *size, Options(), slots, {"unet": 2})
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -135,7 +135,7 @@ def test_the_command_adds_schedules_to_a_bundle(tmp_path: Path) -> None:
     again = Bundle.open(bundle.path)
     assert {"schedules/1920x1080-s2.json", "schedules/512x512-s2.json"} <= set(again.manifest.files)
     found, events = file.read(bundle.path / "schedules" / "1920x1080-s2.json")
-    expected = build(again.manifest, 270, 480, Options.of({}, None, Options.overlap, None), 2)
+    expected = build(again.manifest, 270, 480, Options(), 2)
     assert found == expected
     assert events == derive(expected)
     before = {path: path.read_bytes() for path in bundle.path.rglob("*") if path.is_file()}

@@ -14,22 +14,50 @@ from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.export.network import NetworkSpec, Precision
 from vsr_trt.export.tensors import refuse_overflow
 from vsr_trt.runtime.bundle.errors import CheckpointError
-from vsr_trt.runtime.bundle.manifest import Stage
+from vsr_trt.runtime.bundle.manifest import Canvas, Input, Option, Stage, Tiling
 
 SCALE = preprocess.SCALE
 FRAME_MULTIPLE = preprocess.FRAME_MULTIPLE
 LATENT_SCALE = vae.PIXELS
 MINIMUM_SIDE = 128  # SpyNet's pyramid needs 64 latents, which are 128 pixels x4 / 8
 
+CANVAS = Canvas((MINIMUM_SIDE, MINIMUM_SIDE), FRAME_MULTIPLE // SCALE, "enlarge")
+"""The networks pad and crop by themselves."""
+TILINGS = {
+    "latent": Tiling(side=96, overlap=32),
+    "vae": Tiling(
+        side=96,
+        overlap=16,
+        window="ramp",
+        square=False,
+        together=False,
+        share=4,
+        exact=True,
+        engine_side=136,
+    ),
+}
+"""As published for flow, retrieval and UNet; the VAE is published whole."""
+OPTIONS = {
+    "color": Option(
+        "choice",
+        "adain",
+        "align colours to the input's: by mean and deviation, by low frequencies, or not",
+        postprocess.VARIANTS,
+    )
+}
+INPUTS = {"frame": Input("frame"), "prompt": Input("file", "prompt.npy")}
+# Lanes: frame n+1 is encoded, and its flow computed, while frame n is denoised and decoded.
 STAGES = (
     Stage(
         name="preprocess",
+        lane="encode",
         network="preprocess",
         reads={"frame": "frame"},
         writes={"image": "image", "thumb": "thumb", "reference": "reference"},
     ),
     Stage(
         name="vae_encoder",
+        lane="encode",
         network="vae_encoder",
         reads={"image": "image"},
         writes={"latent": "latent"},
@@ -37,6 +65,7 @@ STAGES = (
     ),
     Stage(
         name="spynet",
+        lane="encode",
         network="spynet",
         reads={"thumb": "thumb", "previous_thumb": "thumb[n-1]"},
         writes={"flow": "flow"},
@@ -44,6 +73,7 @@ STAGES = (
     ),
     Stage(
         name="cfr",
+        lane="decode",
         network="cfr",
         reads={"latent": "latent", "previous_latent": "latent[n-1]", "flow": "flow"},
         writes={"warped": "warped", "fused": "fused"},
@@ -51,6 +81,7 @@ STAGES = (
     ),
     Stage(
         name="unet",
+        lane="decode",
         network="unet",
         reads={"warped": "warped", "fused": "fused", "prompt": "prompt"},
         writes={"denoised": "denoised"},
@@ -58,6 +89,7 @@ STAGES = (
     ),
     Stage(
         name="vae_decoder",
+        lane="decode",
         network="vae_decoder",
         reads={"latent": "denoised"},
         writes={"image": "decoded"},
@@ -65,6 +97,7 @@ STAGES = (
     ),
     Stage(
         name="postprocess",
+        lane="decode",
         network="postprocess_adain",
         reads={"image": "decoded", "reference": "reference"},
         writes={"result": "result"},

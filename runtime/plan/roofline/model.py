@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vsr_trt.runtime.bundle.errors import BundleError, InputError
-from vsr_trt.runtime.bundle.manifest import Manifest, Network, evaluate
+from vsr_trt.runtime.bundle.manifest import Manifest, Network
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.symbols import evaluate
 from vsr_trt.runtime.plan.roofline.machines import Machine
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes
 
@@ -131,7 +132,7 @@ def operations(manifest: Manifest, width: int, height: int, options: Options | N
 
 def _counted(manifest: Manifest, width: int, height: int, options: Options | None) -> tuple[StageShape, ...]:
     """The frame's stages, all of which have their work counted."""
-    shapes = frame_shapes(manifest, width, height, options or Options({}))
+    shapes = frame_shapes(manifest, width, height, options or Options())
     if uncounted := sorted({s.network for s in shapes if manifest.networks[s.network].work is None}):
         raise BundleError(
             f"the bundle does not say what {', '.join(uncounted)} takes: it was built before that was counted, or "

@@ -25,6 +25,7 @@ from vsr_trt.export import network
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import OutputError, VerificationError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine, Manifest
+from vsr_trt.runtime.bundle.reading import read_manifest
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_overwriting_drops_engines_of_the_old_graphs_and_keeps_the_others(bundle
         engines.append(
             Engine("refine", "tensorrt", "11", "sm_89", ("sm_89",), None, precision, **places)  # type: ignore
         )
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     dataclasses.replace(manifest, engines=tuple(engines), files=hashes(bundle)).write(bundle)
     assert run(bundle, clip, "--overwrite", "--frames", "1") == 0
     after = Bundle.open(bundle, check=True).manifest
@@ -143,11 +144,11 @@ def test_the_manifest_is_valid_at_every_moment(
 
 def test_what_others_wrote_into_the_manifest_meanwhile_is_kept(bundle: Path, clip: Path) -> None:
     def writer(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
-        dataclasses.replace(Manifest.read(bundle), kernels=("prompt.npy",)).write(bundle)
+        dataclasses.replace(read_manifest(bundle), kernels=("prompt.npy",)).write(bundle)
         return half.write(native, target, keep)
 
     calibrate(request(bundle, clip), writer)
-    assert Manifest.read(bundle).kernels == ("prompt.npy",)
+    assert read_manifest(bundle).kernels == ("prompt.npy",)
 
 
 # ---------------------------------------------------------------- failures leave the bundle alone
@@ -230,11 +231,11 @@ def test_a_full_disk_is_refused_before_any_work(
 
 
 def damage_fp16(bundle: Path) -> None:
-    dataclasses.replace(Manifest.read(bundle), precision="fp16").write(bundle)
+    dataclasses.replace(read_manifest(bundle), precision="fp16").write(bundle)
 
 
 def damage_old(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     networks = {
         name: dataclasses.replace(network, always_fp32=None) for name, network in manifest.networks.items()
     }
@@ -242,7 +243,7 @@ def damage_old(bundle: Path) -> None:
 
 
 def damage_all_fp32(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     networks = {
         name: dataclasses.replace(network, always_fp32="so") for name, network in manifest.networks.items()
     }
@@ -299,7 +300,7 @@ def test_numbers_that_are_not_finite_in_fp32_name_their_tensor(bundle: Path, cli
     array[0, 0, 1, 1] = np.nan
     weight.const_value = ir.tensor(array, name="second")
     ir.save(model, bundle / "onnx" / "encode.onnx")
-    dataclasses.replace(Manifest.read(bundle), files=hashes(bundle)).write(bundle)
+    dataclasses.replace(read_manifest(bundle), files=hashes(bundle)).write(bundle)
     with pytest.raises(VsrError, match=r"encode has numbers that are not finite in FP32.*latent"):
         calibrate(request(bundle, clip), half.write)
 

@@ -27,7 +27,8 @@ from vsr_trt.engines.graphs import half
 from vsr_trt.export import torch_device
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import CheckpointError, DeviceError
-from vsr_trt.runtime.bundle.manifest import Engine, Manifest, Profile
+from vsr_trt.runtime.bundle.manifest import Engine, Profile
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine.gpu import Gpu
 
 
@@ -58,7 +59,7 @@ def convert_again(bundle: Path, network: str, keep: Mapping[str, str]) -> None:
     path.unlink()
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     half.write(bundle / "onnx" / f"{network}.onnx", path, keep)
-    dataclasses.replace(Manifest.read(bundle), files=hashes(bundle)).write(bundle)
+    dataclasses.replace(read_manifest(bundle), files=hashes(bundle)).write(bundle)
 
 
 class Doubles:
@@ -128,7 +129,7 @@ def test_each_form_is_compared_with_torch_and_the_device_is_closed(bundle: Path,
 
 
 def test_an_fp16_bundle_is_compared_with_torch_alone(bundle: Path, clip: Path) -> None:
-    manifest = Manifest.read(bundle)
+    manifest = read_manifest(bundle)
     networks = {
         name: dataclasses.replace(
             network, graphs={"native": network.graphs.get("fp16", network.graphs["native"])}
@@ -172,7 +173,7 @@ def test_a_damaged_weight_is_found(bundle: Path) -> None:
     array = onnx.numpy_helper.to_array(weight) * np.float16(1.1)
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     onnx.save(model, path)
-    dataclasses.replace(Manifest.read(bundle), files=hashes(bundle)).write(bundle)
+    dataclasses.replace(read_manifest(bundle), files=hashes(bundle)).write(bundle)
     assert run(bundle) == 9
     assert any(sentence.startswith("encode, fp16 from fp32") for sentence in reported(bundle)["failures"])
 
@@ -221,7 +222,7 @@ def test_what_has_nothing_to_be_compared_with_is_refused(
 ) -> None:
     assert run(write_bundle(tmp_path / "plain"), "--clip", str(clip)) == 4
     assert "vsr-build calibrate" in " ".join(capsys.readouterr().err.split())
-    dataclasses.replace(Manifest.read(bundle), precision="fp16").write(bundle)
+    dataclasses.replace(read_manifest(bundle), precision="fp16").write(bundle)
     assert run(bundle) == 4
     assert "--sd DIR --checkpoint FILE" in " ".join(capsys.readouterr().err.split())
     assert not bundle.with_name("bundle-verify").exists()
@@ -306,7 +307,7 @@ def test_engines_run_on_the_shapes_that_they_take() -> None:
 def test_without_a_gpu_the_report_says_so(bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check.gpu, "detect", lambda: None)
     monkeypatch.setattr(gpu_check.gpu, "why_none", lambda: "no CUDA driver")
-    manifest = dataclasses.replace(Manifest.read(bundle), engines=(engine(),))
+    manifest = dataclasses.replace(read_manifest(bundle), engines=(engine(),))
     found, said = gpu_check.check(Bundle(bundle, manifest), {})
     assert (found, said) == ({}, "not run (no GPU: no CUDA driver)")
 
@@ -328,7 +329,7 @@ def test_an_engine_is_compared_with_the_graph_it_was_made_from(
 
     monkeypatch.setattr(gpu_check, "run_apart", run_apart)
     monkeypatch.setattr(gpu_check.engine_check, "why_not", why_not)
-    manifest = dataclasses.replace(Manifest.read(bundle), engines=(engine(), engine(targets=("sm_120",))))
+    manifest = dataclasses.replace(read_manifest(bundle), engines=(engine(), engine(targets=("sm_120",))))
     found = verify(Bundle(bundle, manifest), read_clip(clip, 1), None)
     (compared,) = found.networks[1].engines
     assert compared.difference.max == pytest.approx(0.1, rel=0.05)
@@ -386,7 +387,7 @@ def test_the_golden_bundle_calibrated_and_verified_with_torch(
 
 
 def test_other_weights_than_the_bundles_are_refused(golden_bundle: Path, tmp_path: Path) -> None:
-    manifest = Manifest.read(golden_bundle)
+    manifest = read_manifest(golden_bundle)
     other = tmp_path / "model.pkl"
     other.write_bytes((GOLDEN / "model.pkl").read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"model\.pkl is not the file that the bundle was made from"):
@@ -402,7 +403,7 @@ def test_other_weights_than_the_bundles_are_refused(golden_bundle: Path, tmp_pat
 
 
 def test_a_clip_of_one_size_too_small_is_enlarged(bundle: Path) -> None:
-    manifest = dataclasses.replace(Manifest.read(bundle), minimum_side=200)
+    manifest = dataclasses.replace(read_manifest(bundle), minimum_side=200)
     manifest.write(bundle)
     clip = read_clip(real_clip("carphone_pristine.mp4"), 1)  # 176x144
     found = verify(Bundle.open(bundle), clip, None)

@@ -12,6 +12,7 @@ from vsr_trt.runtime.bench import measure, stages
 from vsr_trt.runtime.bench.plan import Plan, clip
 from vsr_trt.runtime.bundle.errors import DeviceError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.timeline import Span
 
@@ -156,7 +157,7 @@ def test_the_clip_moves_and_is_always_the_same() -> None:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    return Manifest.read(bundle(tmp_path))
+    return read_manifest(bundle(tmp_path))
 
 
 def test_sizes(manifest: Manifest) -> None:

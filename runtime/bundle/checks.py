@@ -1,0 +1,198 @@
+"""What the types of a manifest do not say: paths stay inside, names refer to something."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Network, Operator, Stage, Work
+from vsr_trt.runtime.bundle.records import MisfitError
+from vsr_trt.runtime.bundle.symbols import dimension, factors
+
+
+def check(manifest: Manifest) -> None:
+    """Checks what types do not: paths stay inside, names refer to something."""
+    referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
+    referenced += [
+        *manifest.kernels,
+        *(path for engine in manifest.engines for path in (engine.file, engine.report)),
+        *([manifest.calibration.file] if manifest.calibration else []),
+        *(manifest.operator.operands.values() if manifest.operator else []),
+        *([manifest.prompt.file] if manifest.prompt else []),
+        *(given.name for given in manifest.inputs.values() if given.source == "file" and given.name),
+    ]
+    for path in [*manifest.files, *referenced]:
+        if not is_inside(path):
+            raise MisfitError(f"the path {path!r} leaves the bundle")
+    for path in referenced:
+        if path not in manifest.files:
+            raise MisfitError(f"{path!r} is used but not among the files")
+    for name, network in manifest.networks.items():
+        _check_network(name, network)
+    for engine in manifest.engines:
+        if engine.network not in manifest.networks:
+            raise MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
+    if manifest.operator is not None:
+        _check_operator(manifest.operator, manifest)
+    _check_numbers(manifest)
+    _check_options(manifest)
+    if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
+        raise MisfitError("two stages have the same name")
+    _check_order(manifest)
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    canvas, window = manifest.canvas, manifest.window
+    for name, value in (
+        ("scale", manifest.scale),
+        ("latent_scale", manifest.latent_scale),
+        ("canvas.multiple", canvas.multiple),
+        ("canvas.least", min(canvas.least)),
+        ("window.frames", window.frames),
+        *((f"loops.{name}.steps", loop.steps) for name, loop in manifest.loops.items()),
+        *((f"tilings.{name}.side", tiling.side) for name, tiling in manifest.tilings.items()),
+        *((f"tilings.{name}.share", tiling.share) for name, tiling in manifest.tilings.items()),
+    ):
+        if value < 1:
+            raise MisfitError(f"{name} is {value}, expected at least 1")
+    for name, value, most in (
+        ("canvas.offset", canvas.offset, canvas.multiple - 1),
+        ("canvas.border", canvas.border or 0, 255),
+        ("window.overlap", window.overlap, window.frames - 1),
+        *((f"tilings.{name}.overlap", t.overlap, t.side // 2) for name, t in manifest.tilings.items()),
+    ):
+        if not 0 <= value <= most:
+            raise MisfitError(f"{name} is {value}, expected 0 to {most}")
+    if canvas.small == "pad" and canvas.border is None and canvas.centred:
+        raise MisfitError("canvas.centred needs a border, which this side adds")
+
+
+def _check_options(manifest: Manifest) -> None:
+    for name, option in manifest.options.items():
+        if option.type == "choice":
+            fits = option.default in option.choices
+        else:
+            kind = int if option.type == "integer" else (int, float)
+            fits = isinstance(option.default, kind) and not isinstance(option.default, bool)
+            fits = fits and (option.least is None or option.default >= option.least)  # type: ignore[operator]
+            fits = fits and (option.most is None or option.default <= option.most)  # type: ignore[operator]
+        if not fits:
+            raise MisfitError(f"option {name}: its default {option.default!r} is none of its values")
+    for name, given in manifest.inputs.items():
+        if (given.source == "frame") != (given.name is None):
+            raise MisfitError(f"input {name}: a file or option needs a name, and the frame has none")
+        if given.source == "option" and (
+            given.name not in manifest.options or manifest.options[given.name].type == "choice"
+        ):
+            raise MisfitError(f"input {name}: {given.name!r} is no option with a number")
+    if sum(given.source == "frame" for given in manifest.inputs.values()) != 1:
+        raise MisfitError("exactly one input is the frame")
+
+
+def _check_order(manifest: Manifest) -> None:
+    """Whether every buffer is written before it is read, loops and clip-long buffers included."""
+    written = set(manifest.inputs)
+    rows = {f"{name}[i]": loop for loop, record in manifest.loops.items() for name in record.rows}
+    for stage in manifest.stages:
+        if stage.loop is not None and stage.loop not in manifest.loops:
+            raise MisfitError(f"stage {stage.name} is of the loop {stage.loop!r}, which there is not")
+        if stage.tiling is not None and stage.tiling not in manifest.tilings:
+            raise MisfitError(f"stage {stage.name} has the tiling {stage.tiling!r}, which there is not")
+        _check_stage(stage, manifest, written | {n for n, loop in rows.items() if loop == stage.loop})
+        written |= set(stage.writes.values())
+    for name, loop in manifest.loops.items():
+        body = [stage for stage in manifest.stages if stage.loop == name]
+        places = [index for index, stage in enumerate(manifest.stages) if stage.loop == name]
+        if not body or places[-1] - places[0] + 1 != len(body):
+            raise MisfitError(f"the stages of loop {name} do not stand together")
+        made = {buffer for stage in body for buffer in stage.writes.values()}
+        read = {buffer for stage in body for buffer in stage.reads.values()}
+        if not set(loop.carries.values()) <= made or not set(loop.carries) <= read - made:
+            raise MisfitError(f"loop {name} carries what its body does not write, or not read")
+        for table in loop.rows:
+            if manifest.inputs.get(table) is None or manifest.inputs[table].source != "file":
+                raise MisfitError(f"loop {name}: {table!r} is no constant from a file")
+    if unknown := sorted(set(manifest.clip) - written):
+        raise MisfitError(f"no stage writes {unknown[0]!r}, which is to live as long as the clip")
+    if manifest.output not in written:
+        raise MisfitError(f"no stage writes the output {manifest.output!r}")
+
+
+def _check_network(name: str, network: Network) -> None:
+    if "native" not in network.graphs:
+        raise MisfitError(f"network {name} has no native graph")
+    for tensor in (*network.inputs, *network.outputs):
+        for size in tensor.shape:
+            try:
+                _, symbol = dimension(size)
+            except ValueError as error:
+                raise MisfitError(f"network {name}, tensor {tensor.name}: {error}") from error
+            if symbol and symbol not in network.bounds:
+                raise MisfitError(f"network {name}: the dimension {symbol!r} has no bounds")
+    if network.work is not None:
+        _check_work(name, network, network.work)
+
+
+def _check_work(name: str, network: Network, work: Work) -> None:
+    for product in (*work.multiply_adds, *work.activations, *work.integer_bytes):
+        try:
+            symbols = {symbol for symbol, _ in factors(product)}
+        except ValueError as error:
+            raise MisfitError(f"network {name}, its work: {error}") from error
+        if unknown := sorted(symbols - set(network.bounds)):
+            raise MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
+
+
+def _check_operator(operator: Operator, manifest: Manifest) -> None:
+    network = manifest.networks.get(operator.network)
+    if network is None:
+        raise MisfitError(f"the operator is of {operator.network!r}, which is no network")
+    inputs = {tensor.name for tensor in network.inputs}
+    outputs = {tensor.name for tensor in network.outputs}
+    for name, known in (
+        (operator.current, inputs),
+        (operator.previous, outputs - {operator.output}),
+        (operator.output, outputs),
+    ):
+        if name not in known:
+            raise MisfitError(
+                f"the operator of {operator.network} stands at {name!r}, expected {sorted(known)}"
+            )
+    if set(operator.operands) != {"M", "P", "bias"}:
+        raise MisfitError(
+            f"the operator has the operands {sorted(operator.operands)}, expected M, P and bias"
+        )
+    if operator.top_k != manifest.top_k:
+        raise MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
+
+
+def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
+    for name in (stage.network, *stage.variants.values()):
+        if name not in manifest.networks:
+            raise MisfitError(f"stage {stage.name} runs {name!r}, which is not among the networks")
+        network = manifest.networks[name]
+        if {tensor.name for tensor in network.inputs} != set(stage.reads):
+            raise MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
+        if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
+            raise MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
+    for buffer in stage.reads.values():
+        name = buffer.removesuffix(PREVIOUS)
+        lives = buffer.endswith(PREVIOUS) and name in manifest.clip
+        if name not in written and not lives:
+            raise MisfitError(f"stage {stage.name} reads {buffer!r} before it is written")
+    if bool(stage.variants) != (stage.option is not None):
+        raise MisfitError(f"stage {stage.name} has variants but no option, or an option but no variants")
+    if stage.option is not None:
+        option = manifest.options.get(stage.option)
+        if option is None or set(option.choices) != set(stage.variants):
+            raise MisfitError(f"stage {stage.name}: the choices of {stage.option!r} are not its variants")
+
+
+def is_inside(path: str) -> bool:
+    """True for a relative path, with forward slashes, that cannot leave the bundle."""
+    pure = PurePosixPath(path)
+    return bool(
+        path
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and not any(character in path for character in ("\\", ":", "\0"))
+    )

@@ -1,0 +1,53 @@
+"""Reading a bundle's manifest, of this schema version or an older one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vsr_trt.runtime.bundle.checks import check
+from vsr_trt.runtime.bundle.errors import BundleError
+from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from vsr_trt.runtime.bundle.records import MisfitError, parse
+
+_OLDEST = 1
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads and checks `bundle.json`; touches no other file.
+
+    Raises:
+        BundleError: no bundle there, another schema version, a field missing, unknown or of another type, a path that
+            leaves the bundle, names that refer to nothing.
+    """
+    path = bundle / MANIFEST_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{bundle} is not a bundle: it has no {MANIFEST_NAME}. "
+            "Make one with: vsr-build bundle --sd DIR --checkpoint FILE --out BUNDLE"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int or not _OLDEST <= version <= SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}, this runtime reads versions {_OLDEST} to {SCHEMA_VERSION}. "
+            "Build the bundle again with this version's vsr-build bundle, or use the runtime it was made for."
+        )
+    try:
+        manifest: Manifest = parse(Manifest, _migrated(data, version), MANIFEST_NAME)
+        check(manifest)
+    except MisfitError as error:
+        raise BundleError(f"{path} is damaged: {error}. Build the bundle again.") from error
+    return manifest
+
+
+def _migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
+    if version < 2:
+        from vsr_trt.runtime.bundle.schema_1 import migrated
+
+        data = migrated(data)
+    return data
