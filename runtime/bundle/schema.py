@@ -31,7 +31,7 @@ def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[name] = _schema_of_dataclass(typing.cast(type, kind), definitions)
         return {"$ref": f"#/$defs/{name}"}
     if origin is tuple:
-        items = {"type": "array", "items": _schema_of(arguments[0], definitions)}
+        items: dict[str, Any] = {"type": "array", "items": _schema_of(arguments[0], definitions)}
         if arguments[-1] is not Ellipsis:
             items |= {"minItems": len(arguments), "maxItems": len(arguments)}
         return items

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -242,20 +242,28 @@ def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
     console.print(table)
 
 
-def _print_bundle(console: Console, bundle: dict[str, object]) -> None:
+def _print_bundle(console: Console, bundle: dict[str, Any]) -> None:
     table = _facts("bundle")
     for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
-        table.add_row(name, escape(printable(str(bundle[name]))))
-    provenance = bundle["provenance"]
-    assert isinstance(provenance, dict)
+        if bundle[name] is not None:
+            table.add_row(name, escape(printable(str(bundle[name]))))
+    for name, tiling in bundle["tilings"].items():
+        exact = ", cut only where asked" if tiling["exact"] else ""
+        table.add_row(f"tiling {name}", f"{tiling['side']} latents, {tiling['overlap']} shared{exact}")
+    for name, option in bundle["options"].items():
+        choices = f" of {', '.join(option['choices'])}" if option["choices"] else ""
+        table.add_row(f"option {name}", escape(f"{option['default']}{choices}: {option['help']}"))
+    if bundle["window"]["frames"] > 1:
+        table.add_row("window", "{frames} frames, {overlap} shared".format(**bundle["window"]))
+    provenance = bundle["provenance"] or {}
     for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):
-        table.add_row(name, escape(str(provenance[name])))
-    table.add_row(
-        "checkpoint", escape(f"{provenance['checkpoint']['name']} {provenance['checkpoint']['sha256']}")
-    )
+        if provenance.get(name):
+            table.add_row(name, escape(str(provenance[name])))
+    if "checkpoint" in provenance:
+        found = provenance["checkpoint"]
+        table.add_row("checkpoint", escape(f"{found['name']} {found['sha256']}"))
     console.print(table)
     networks = bundle["networks"]
-    assert isinstance(networks, dict)
     table = Table(title="networks", title_justify="left")
     for column in ("network", "forms", "nodes", "parameters"):
         justify: Literal["left", "right"] = "left" if column in ("network", "forms") else "right"

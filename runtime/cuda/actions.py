@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ class Actions:
         picture, tiles = (
             self._schedule.buffers[name] for name in (step.reads["picture"], step.writes["tiles"])
         )
-        _, channels, height, width = picture.shape
+        channels, (height, width) = math.prod(picture.shape[1:-2]), picture.shape[-2:]
         size = np.dtype(picture.dtype).itemsize
         tile = (channels, grid.height * factor, grid.width * factor)
         boxes = [
@@ -112,7 +113,7 @@ class Actions:
         assert grid is not None
         kernel = self._kernel(BLENDING)
         picture = self._schedule.buffers[step.writes["picture"]]
-        _, channels, height, width = picture.shape
+        channels, (height, width) = math.prod(picture.shape[1:-2]), picture.shape[-2:]
         rows, columns = _windows(grid, factor)
         name = step.name
         values = {

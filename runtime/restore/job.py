@@ -15,6 +15,7 @@ import numpy as np
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.bundle.options import Settings
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.machine.shell import Hangup
 from vsr_trt.runtime.media.video_sink import VideoSink
@@ -120,6 +121,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
         sink = media.open_sink(
             job.output,
             source,
+            scale=read_manifest(job.bundle).scale,
             codec=job.codec,
             crf=job.crf,
             overwrite=job.overwrite,

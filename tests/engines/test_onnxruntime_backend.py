@@ -97,7 +97,7 @@ def test_a_damaged_graph_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"abc")
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        EngineError, match=r"cannot load .*net\.onnx: .*Build the bundle anew with: python build\.py"
+        EngineError, match=r"cannot load .*net\.onnx: .*Build the bundle anew with: vsr-build"
     ):
         save_optimised(tmp_path / "net.onnx", tmp_path / "out" / "net.onnx")
     assert not list((tmp_path / "out").iterdir())

@@ -17,6 +17,7 @@ from helpers.small_manifest import small
 
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bench import environment
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.cli import bench as cli
 from vsr_trt.runtime.devices.timeline import Span
 
@@ -58,14 +59,19 @@ class Maker:
         self.fail_at: tuple[int, BaseException] | None = None  # a frame's number, over all Restorers
         self.frames = 0
 
-    def __call__(self, bundle: Path, **options: Any) -> Fake:
-        self.made.append(Fake(self, options))
+    def __call__(self, bundle: Path, settings: Settings | None = None, **options: Any) -> Fake:
+        self.made.append(Fake(self, settings or Settings(), options))
         return self.made[-1]
 
 
 class Fake:
-    def __init__(self, maker: Maker, options: dict[str, Any]) -> None:
-        self.maker, self.options = maker, options
+    window = 1
+
+    def __init__(
+        self, maker: Maker, settings: Settings | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        settings, options = settings or Settings(), options or {}
+        self.maker, self.settings, self.options = maker, settings, options
         self.backend, self.slots = maker.backend, options.get("slots", maker.slots)
         self.load_seconds, self.memory = {"unet": 1.5, "all": 2.0}, {"buffers": 2 * 10**9, "pinned": 10**9}
         self.observer = options.get("observer")

@@ -32,6 +32,7 @@ import numpy as np
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.devices.actions import Buffers, Networks
+from vsr_trt.runtime.schedule import tiling
 from vsr_trt.runtime.schedule.canvas import FrameShape
 
 # call that makes a resource -> call that gives it back
@@ -375,6 +376,20 @@ class _Checked:
         if not name.startswith("_"):
             assert hasattr(self._real, name), f"{self._real.__name__} has no {name}"
         super().__setattr__(name, value)
+
+
+def blend(*values: Any) -> None:
+    """What the blend kernel computes, by `runtime.schedule.tiling.Blend`."""
+    tiles, tops, lefts, by_row, by_column, out, rows, columns, channels, tile_h, tile_w, h, w = values
+    values = array_at(tiles, (rows * columns, channels, tile_h, tile_w), np.float32)
+    window = np.outer(array_at(by_row, (tile_h,), np.float32), array_at(by_column, (tile_w,), np.float32))
+    places = [
+        (t, x) for t in array_at(tops, (rows,), np.int32) for x in array_at(lefts, (columns,), np.int32)
+    ]
+    result = tiling.Blend(h, w)
+    for index, (top, left) in enumerate(places):
+        result.add(tiling.Tile(top, left, tile_h, tile_w), values[index][None], window, 1)
+    array_at(out, (1, channels, h, w), np.float32)[...] = result.result()
 
 
 class FakeTensorRT:

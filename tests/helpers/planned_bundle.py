@@ -70,8 +70,8 @@ def make(
         *(graph for network in manifest.networks.values() for graph in network.graphs.values()),
         *(engine.file for engine in records),
         *texts,
-        *filter(None, manifest.inputs.values()),
-        manifest.prompt.file,
+        *(given.name for given in manifest.inputs.values() if given.name),
+        *([manifest.prompt.file] if manifest.prompt else []),
     }
     for name in names:
         path = folder / name

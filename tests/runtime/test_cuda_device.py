@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.fake_gpu import ALLOCATING, RELEASES, SYNCHRONISING, Cheap, FakeDriver, FakeTensorRT, array_at
+from helpers.fake_gpu import (
+    ALLOCATING,
+    RELEASES,
+    SYNCHRONISING,
+    Cheap,
+    FakeDriver,
+    FakeTensorRT,
+    array_at,
+    blend,
+)
 from helpers.processes import GUARD
 from helpers.stages import dloral_manifest
 
@@ -25,7 +34,6 @@ from vsr_trt.runtime.cuda.interop import DeviceArray
 from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Span
-from vsr_trt.runtime.schedule import tiling
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.engine_choice import Choice
 from vsr_trt.runtime.schedule.events import derive
@@ -84,20 +92,6 @@ def bundle(tmp_path: Path) -> Bundle:
     add("kernels/blend.cubin", b"machine code")
     manifest = dataclasses.replace(manifest, files=files, engines=tuple(records), kernels=kernels)
     return Bundle(tmp_path, manifest)
-
-
-def blend(*values: Any) -> None:
-    """What the blend kernel computes, by `runtime.schedule.tiling.Blend`."""
-    tiles, tops, lefts, by_row, by_column, out, rows, columns, channels, tile_h, tile_w, h, w = values
-    values = array_at(tiles, (rows * columns, channels, tile_h, tile_w), np.float32)
-    window = np.outer(array_at(by_row, (tile_h,), np.float32), array_at(by_column, (tile_w,), np.float32))
-    places = [
-        (t, x) for t in array_at(tops, (rows,), np.int32) for x in array_at(lefts, (columns,), np.int32)
-    ]
-    result = tiling.Blend(h, w)
-    for index, (top, left) in enumerate(places):
-        result.add(tiling.Tile(top, left, tile_h, tile_w), values[index][None], window, 1)
-    array_at(out, (1, channels, h, w), np.float32)[...] = result.result()
 
 
 class Gpu:

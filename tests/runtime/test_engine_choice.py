@@ -66,7 +66,7 @@ def test_tiles_come_from_the_engines() -> None:
     other = chosen(engines(manifest, [FULL_HD], tiles), FULL_HD, TILES)
     assert other.form == Form("tiles", "--vae-statistics tile")
     assert other.options.tiles == {"latent": 128, "vae": 64}
-    assert other.options.vae_overlap == 16
+    assert other.options.overlap(manifest, "vae") == 16
 
 
 def test_the_usual_tile_goes_first_and_then_the_fewest_tiles() -> None:
@@ -93,7 +93,7 @@ def test_whole_pictures_go_before_strips() -> None:
     assert taken.engines["vae_decoder"].key == "whole"
     asked = chosen([*strips, *whole], FULL_HD, vae=96)
     assert asked.engines["vae_decoder"].key == asked.engines["vae_encoder"].key == "strips"
-    assert asked.form == Form("strips", "--vae-tile 96")
+    assert asked.form == Form("strips", "--tile vae=96")
     large = chosen([*strips, *whole], FULL_HD, vae=240)
     assert large.engines["vae_decoder"].key == "whole", "its 136x240 latents are no more than that"
     only = chosen([*strips, *(e for e in whole if not e.network.startswith("vae"))], FULL_HD)
@@ -130,7 +130,7 @@ def test_strips_where_whole_pictures_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_wide_overlap_leaves_small_tiles_out() -> None:
     found = engines(BUNDLE.manifest, [FULL_HD], Layout(Options(tiles={"latent": 64})))
-    assert chosen(found, FULL_HD).options.tile == 64
+    assert chosen(found, FULL_HD).options.tiles["latent"] == 64
     with pytest.raises(EngineError, match="96x96 latents"):
         chosen(found, FULL_HD, Options(overlaps={"latent": 40}))
 
@@ -187,7 +187,7 @@ def test_what_is_missing_is_named_with_the_command_that_builds_it() -> None:
     with pytest.raises(EngineError) as refused:
         chosen(engines(BUNDLE.manifest, [HD], backend="tensorrt"), FULL_HD, vae=64)
     assert "preprocess (270x480 pixels), vae_encoder (136x240 latents)" in str(refused.value)
-    assert "--backend tensorrt --target sm_89 --size 1920x1080 --vae-tile 64" in str(refused.value)
+    assert "--backend tensorrt --target sm_89 --size 1920x1080 --tile vae=64" in str(refused.value)
     assert "unet" not in str(refused.value), "its tiles are those of 1280x720"
     with pytest.raises(EngineError, match=r"--size 1920x1080 --vae-statistics tile$"):
         chosen([], FULL_HD, TILES)
@@ -213,7 +213,7 @@ def test_an_engine_that_leaves_inputs_out() -> None:
 
 
 def test_what_cannot_be_is_refused_before() -> None:
-    with pytest.raises(InputError, match="--tile is 100"):
+    with pytest.raises(InputError, match="--tile latent=100"):
         chosen([], SMALL, latent=100)
     with pytest.raises(InputError, match="end at"):
         chosen([], Size(20000, 1080))

@@ -91,7 +91,7 @@ def test_an_engine_that_does_not_load_names_the_mend(bundle: Bundle) -> None:
     damaged = optimised(bundle)
     (bundle.path / damaged.manifest.engines[0].file).write_bytes(b"abc")
     with pytest.raises(
-        DeviceError, match=r"cannot load .*python build\.py engines .* --backend onnxruntime --force"
+        DeviceError, match=r"cannot load .*vsr-build engines .* --backend onnxruntime --force"
     ):
         HostDevice(damaged).load(NETWORK)
 

@@ -89,8 +89,33 @@ _GONE = object()
         (_set("stages/0/variants", {"a": "net"}), "variants but no option"),
         (_set("stages/0/option", "color"), "an option but no variants"),
         (lambda data: data["stages"].append(data["stages"][0]), "two stages have the same name"),
-        (lambda data: data["stages"][0].update(variants={"a": "net"}, option="color"), "default of 'color'"),
+        (
+            lambda data: data["stages"][0].update(variants={"a": "net"}, option="color"),
+            "the choices of 'color' are not its variants",
+        ),
         (_set("latent_scale", 0), "latent_scale is 0"),
+        (_set("canvas/least", [0, 1]), "canvas.least is 0"),
+        (_set("canvas/least", [1]), "canvas.least has 1 values, expected 2"),
+        (_set("canvas/offset", 16), "canvas.offset is 16, expected 0 to 15"),
+        (_set("canvas/border", 256), "canvas.border is 256, expected 0 to 255"),
+        (_set("window/overlap", 1), "window.overlap is 1, expected 0 to 0"),
+        (_set("stages/0/tiling", "latent"), "the tiling 'latent', which there is not"),
+        (_set("stages/0/loop", "again"), "is of the loop 'again', which there is not"),
+        (_set("loops", {"a": {"steps": 2, "carries": {}}}), "the stages of loop a do not stand together"),
+        (_set("clip", ["memory"]), "no stage writes 'memory'"),
+        (_set("inputs/prompt", {"source": "frame"}), "exactly one input is the frame"),
+        (_set("inputs/prompt", {"source": "option", "name": "x"}), "'x' is no option with a number"),
+        (_set("inputs/prompt", {"source": "file"}), "a file or option needs a name"),
+        (_set("options", {"x": {"type": "number", "default": "a", "help": ""}}), "option x: its default 'a'"),
+        (_set("options", {"x": {"type": "choice", "default": "a", "help": ""}}), "option x: its default 'a'"),
+        (
+            _set("options", {"x": {"type": "integer", "default": 3, "help": "", "most": 2}}),
+            "option x: its default 3",
+        ),
+        (
+            _set("tilings", {"t": {"side": 8, "overlap": 5}}),
+            r"tilings.t.overlap is 5, expected 0 to 4",
+        ),
         (_set("operator/network", "nothing"), "the operator is of 'nothing', which is no network"),
         (_set("operator/current", "y"), r"operator of net stands at 'y', expected \['x'\]"),
         (_set("operator/previous", "z"), r"stands at 'z', expected \['y'\]"),
@@ -111,9 +136,9 @@ def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], messa
         read_manifest(write(tmp_path, data))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(BundleError, match=r"schema version .*this runtime reads version 1.*build\.py"):
+    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 2.*vsr-build"):
         read_manifest(write(tmp_path, small() | {"schema_version": version}))
 
 
@@ -138,7 +163,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, whe
     elif where == "graph":
         data["networks"]["net"]["graphs"]["cpu"] = path
     else:
-        data["inputs"]["prompt"] = path
+        data["inputs"]["prompt"]["name"] = path
         if not path:
             return  # an empty file name stands for no file
     assert not is_inside(path)
@@ -189,7 +214,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, where: str) -> None:
     path = tmp_path / where
     if where == "file":
         path.write_text("x")
-    with pytest.raises(BundleError, match=r"is not a bundle.*build\.py bundle"):
+    with pytest.raises(BundleError, match=r"is not a bundle.*vsr-build bundle"):
         Bundle.open(path)
 
 

@@ -103,12 +103,12 @@ def test_memory_of_engines_comes_from_their_reports(run: Run) -> None:
 
 def test_tiles_are_those_of_the_engines(run: Run) -> None:
     told = json.loads(run("--target", "sm_89", "--json", size="1920x1080")[1])
-    assert told["options"]["tile"] == 96
+    assert told["options"]["tiles"] == {"latent": 96}
     assert told["vae"] == {"form": "whole", "why": "the bundle has engines for it", "estimated_memory": None}
     assert sum(step["stage"] == "vae_decoder" and step["action"] == "network" for step in told["steps"]) == 1
     tiles = ("--vae-statistics", "tile", "--vae-tile", "96", "--json")
     cpu = json.loads(run(*tiles, size="1920x1080")[1])
-    assert cpu["options"]["vae_tile"] == 96
+    assert cpu["options"]["tiles"]["vae"] == 96
     assert cpu["vae"]["form"] == "tiles"
     assert sum(step["stage"] == "vae_decoder" and step["action"] == "network" for step in cpu["steps"]) == 6
 
@@ -162,7 +162,7 @@ def test_reports_that_do_not_tell(tmp_path: Path) -> None:
             ["--slots", "1", "--memory", "900MB"],
             "1920x1080",
             r"have it in strips, which is the same picture, because vae_decoder alone works in 900 MB: vsr-build "
-            r"engines \S+ --target sm_89 --size 1920x1080 --vae-tile 120$",
+            r"engines \S+ --target sm_89 --size 1920x1080 --tile vae=120$",
         ),
     ],
 )
@@ -196,8 +196,8 @@ def test_the_gpu_in_the_machine_is_the_default(run: Run, monkeypatch: pytest.Mon
         ([], "513x512", "--size 513x512"),
         ([], "20000x512", "end at 4096"),
         (["--slots", "0"], "512x512", "--slots is 0"),
-        (["--tile", "100"], "512x512", "--tile is 100"),
-        (["--overlap", "49"], "512x512", "--overlap is 49"),
+        (["--tile", "100"], "512x512", "--tile latent=100"),
+        (["--overlap", "49"], "512x512", "--overlap latent=49"),
         (["--target", "gtx"], "512x512", "--target gtx"),
         (["--memory", "much"], "512x512", "--memory much"),
         (["--draw", "schedule.png"], "512x512", r"a name that ends in \.svg"),
@@ -334,7 +334,7 @@ def test_measured_stages_stand_beside_the_model(tmp_path: Path) -> None:
 
     report = {
         "kind": "vsr-trt bench",
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {"size": "512x512"},
         "modes": {"latency": {"observed": {"stages": {"unet": {"summary": {"median": 0.25}}}}}},
     }

@@ -40,6 +40,9 @@ def network(
     return Network(tensors[0], tensors[1], bounds, {"native": "x.onnx"}, 1, 1, always_fp32, work)
 
 
+KIND = Option("choice", "big", "which", ("big", "small"))
+
+
 def manifest(**changes: Any) -> Manifest:
     """Three stages: one on the clip's pixels, one cut as the VAE is, one as the UNet is, with two variants."""
     picture, latent = ("n", 3, "8*h", "8*w"), ("n", 4, "h", "w")
@@ -189,7 +192,7 @@ def test_precision_is_what_bundle_and_machine_have() -> None:
 def test_a_bundle_without_counts_names_the_command_that_mends_it() -> None:
     found = manifest()
     networks = {name: dataclasses.replace(net, work=None) for name, net in found.networks.items()}
-    with pytest.raises(BundleError, match=r"encoder, pre, unet takes.*python build\.py bundle --sd DIR"):
+    with pytest.raises(BundleError, match=r"encoder, pre, unet takes.*vsr-build bundle --sd DIR"):
         roofline.predict(dataclasses.replace(found, networks=networks), MACHINE, 512, 512)
     networks = found.networks | {"other": networks["other"]}  # a variant that is not chosen may lack it
     roofline.predict(dataclasses.replace(found, networks=networks), MACHINE, 512, 512)

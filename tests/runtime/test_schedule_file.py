@@ -115,7 +115,7 @@ def test_a_file_whose_events_leave_a_race_is_refused(tmp_path: Path) -> None:
     events = derive(schedule)
     for missing in events:
         file.write(tmp_path / "s.json", schedule, [event for event in events if event is not missing])
-        with pytest.raises(BundleError, match=r"it has a race: .*build\.py schedule"):
+        with pytest.raises(BundleError, match=r"it has a race: .*vsr-build schedule"):
             file.read(tmp_path / "s.json")
 
 
@@ -127,8 +127,6 @@ def test_what_is_no_schedule_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_the_command_adds_schedules_to_a_bundle(tmp_path: Path) -> None:
-    from vsr_trt import build
-
     bundle = planned_bundle.make(tmp_path / "bundle")
     sizes = ["--size", "1920x1080", "--size", "512x512"]
     assert build_command.main(["schedule", str(bundle.path), *sizes, "--slots", "2"]) == 0

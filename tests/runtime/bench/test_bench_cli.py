@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vsr_trt.runtime.bench import bench, show
 from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError, VsrError
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.cli import bench as cli
 
 SCHEMA = json.loads((Path(bench.__file__).parent / "bench.schema.json").read_text(encoding="utf-8"))
@@ -82,12 +83,16 @@ def test_what_is_measured(report: dict[str, Any]) -> None:
 
 def test_restorers_are_made_as_asked_and_closed(tmp_path: Path) -> None:
     tiles = ("--tile", 64, "--vae-tile", 96, "--overlap", 8, "--engine-cache", tmp_path)
-    _, maker = run(tmp_path, "--slots", 3, *tiles, "--color", "none", "--threads", 2)
-    common = {"backend": "auto", "threads": 2, "tile": 64, "vae_tile": 96, "overlap": 8, "color": "none"}
-    common["engine_cache"] = tmp_path
-    assert [{**fake.options, "observer": None} for fake in maker.made] == [
-        {**common, "slots": slots, "observer": None} for slots in (3, 1, 3, 1)
-    ]
+    _, maker = run(tmp_path, "--slots", 3, *tiles, "--set", "color=none", "--threads", 2)
+    settings = Settings(
+        threads=2,
+        tiles={"": 64, "vae": 96},
+        overlaps={"": 8},
+        choices={"color": "none"},
+        engine_cache=tmp_path,
+    )
+    assert [fake.settings for fake in maker.made] == [settings] * 4
+    assert [fake.options["slots"] for fake in maker.made] == [3, 1, 3, 1]
     # nothing observes where times are taken
     assert [fake.observer is not None for fake in maker.made] == [False, False, True, True]
     assert not any(fake.open for fake in maker.made)
@@ -97,7 +102,7 @@ def test_restorers_are_made_as_asked_and_closed(tmp_path: Path) -> None:
 
 def test_defaults_are_the_restorers(tmp_path: Path) -> None:
     _, maker = run(tmp_path, "--mode", "throughput")
-    assert [set(fake.options) for fake in maker.made] == [{"backend"}, {"backend", "observer"}]
+    assert [set(fake.options) for fake in maker.made] == [set(), {"observer"}]
 
 
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
@@ -284,7 +289,7 @@ def test_help_says_how_it_is_measured(capsys: pytest.CaptureFixture[str]) -> Non
     text = " ".join(capsys.readouterr().out.split())
     for part in (
         "--bundle --size --backend --mode --slots --seconds --warmup --threads --tile --vae-tile --vae-statistics "
-        "--memory --color --json "
+        "--memory --set --json "
         "--trace --overwrite --compare --max-regression"
     ).split():
         assert part in text

@@ -134,10 +134,10 @@ Change_ = Callable[[dict[str, Any]], Any]
     ("change", "message"),
     [
         (lambda d: d.update(kind="cake"), "no report of bench"),
-        (lambda d: d.update(schema_version=2), "schema version 2, and this program reads 1"),
+        (lambda d: d.update(schema_version=1), "schema version 1, and this program reads 2"),
         (lambda d: d.pop("schema_version"), "schema version None"),
         (lambda d: d.pop("modes"), "damaged .*modes"),
-        (lambda d: d["settings"].pop("tile"), "damaged .*tile"),
+        (lambda d: d["settings"].pop("tiles"), "damaged .*tiles"),
         (lambda d: d["modes"]["latency"]["latency"].update(samples=[]), "damaged .*samples"),
         (lambda d: d["modes"]["latency"]["latency"].update(samples=[1, -1]), "damaged .*samples"),
         (lambda d: d["modes"]["latency"]["latency"].update(samples=[1, float("nan")]), "damaged .*samples"),
@@ -183,7 +183,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
         (("--size", "64x24"), "size is 32x24, now 64x24.*with --size 32x24"),
         (("--mode", "latency"), "mode is latency and throughput, now latency.*--mode both"),
         (("--tile", "64"), "--tile is the default, now 64.*without --tile"),
-        (("--color", "none"), "--color is the default, now none"),
+        (("--set", "color=none"), "--set is the default, now color=none"),
     ],
 )
 def test_other_plans_are_refused(

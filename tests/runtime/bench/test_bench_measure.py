@@ -12,6 +12,7 @@ from vsr_trt.runtime.bench import measure, stages
 from vsr_trt.runtime.bench.plan import Plan, clip
 from vsr_trt.runtime.bundle.errors import DeviceError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.timeline import Span
@@ -194,4 +195,4 @@ def test_sizes_refused(manifest: Manifest, text: str, message: str) -> None:
 def test_plans_refused(tmp_path: Path, change: dict, message: str) -> None:
     values = {"slots": 1, "seconds": 1.0, "warmup": 0.0} | change
     with pytest.raises(InputError, match=message):
-        Plan(tmp_path, 4, 4, ("latency",), choices={}, **values).check()
+        Plan(tmp_path, 4, 4, ("latency",), given=Settings(), **values).check()
