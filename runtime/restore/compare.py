@@ -14,8 +14,6 @@ from vsr_trt.runtime.media.png import encode_png
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.media.staging import Staging, write_failure
 
-SCALE = 4
-
 
 def side_by_side(
     before: Path,
@@ -27,11 +25,11 @@ def side_by_side(
     crop: int | None = None,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Writes a PNG: one frame of `before`, enlarged x4, beside the same frame of `after`.
+    """Writes a PNG: one frame of `before`, enlarged to its size, beside the same frame of `after`.
 
     Args:
         before: the input clip.
-        after: what was restored from it, 4 times its size.
+        after: what was restored from it.
         output: a .png.
         index: which frame of `after`, from 0.
         start: the seconds that were skipped of `before`.
@@ -69,11 +67,12 @@ def side_by_side(
 def _pair(before: Path, after: Path, index: int, start: float, crop: int | None) -> np.ndarray:
     """The picture, (H,W,3) uint8."""
     low, high = _frame(before, index, start), _frame(after, index, 0.0)
-    expected = (low.shape[0] * SCALE, low.shape[1] * SCALE, 3)
+    scale = max(1, high.shape[0] // low.shape[0])
+    expected = (low.shape[0] * scale, low.shape[1] * scale, 3)
     if high.shape != expected:
         raise InputError(
-            f"{after} is {high.shape[1]}x{high.shape[0]}, expected {expected[1]}x{expected[0]}: "
-            f"4 times {before}."
+            f"{after} is {high.shape[1]}x{high.shape[0]}, expected a whole multiple of {before}, which is "
+            f"{low.shape[1]}x{low.shape[0]}."
         )
     pair = [_middle(picture, crop) for picture in (resize_bicubic(low, *expected[:2]), high)]
     return np.ascontiguousarray(np.concatenate(pair, axis=1))

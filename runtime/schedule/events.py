@@ -14,7 +14,7 @@ to n+P are all that a path can pass.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -97,57 +97,86 @@ def waits_of(schedule: Schedule, events: Iterable[Event]) -> dict[str, list[Even
 class Order:
     """What comes before what, by lanes and events, over frames.
 
+    A lane runs in order for ever, so what a step comes before in it is everything from some place on; that place
+    is all that has to be known, and events are the only way from one lane into another.
+
     Args:
         schedule: whose lanes run in order, from frame to frame.
         events: between lanes.
     """
 
     def __init__(self, schedule: Schedule, events: Iterable[Event]) -> None:
-        self._next: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        lanes: dict[str, list[str]] = defaultdict(list)
+        self._lane: dict[str, str] = {}
+        self._place: dict[str, int] = {}  # in its lane, in frame 0
+        self._length: dict[str, int] = defaultdict(int)
         for step in schedule.steps:
-            lanes[step.lane].append(step.name)
-        for names in lanes.values():
-            for one, other in zip(names, [*names[1:], names[0]], strict=True):
-                self._next[one].append((other, 0 if other != names[0] else 1))
-        for event in events:
-            self._next[event.before].append((event.after, event.frames))
-        self._reached: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+            self._lane[step.name], self._place[step.name] = step.lane, self._length[step.lane]
+            self._length[step.lane] += 1
+        self._events = [
+            (
+                self._lane[e.before],
+                self._place[e.before],
+                self._lane[e.after],
+                self._at(e.after, e.frames),
+                e.before,
+            )
+            for e in events
+        ]
+        self._reached: dict[str, dict[str, int]] = {}
 
     def holds(self, before: str, after: str, frames: int) -> bool:
         """Whether `before` of frame n is done when `after` of frame n + `frames` begins."""
-        return (after, frames) in self._from(before, frames)
+        if before not in self._reached:
+            self._reached[before] = self._from(before)
+        found = self._reached[before].get(self._lane[after])
+        return found is not None and found <= self._at(after, frames)
 
-    def _from(self, start: str, frames: int) -> frozenset[tuple[str, int]]:
-        key = start, frames
-        if key not in self._reached:
-            seen: set[tuple[str, int]] = set()
-            queue = deque([(start, 0)])
-            while queue:
-                step, frame = queue.popleft()
-                for other, later in self._next[step]:
-                    reached = other, frame + later
-                    if reached[1] <= frames and reached not in seen:
-                        seen.add(reached)
-                        queue.append(reached)
-            self._reached[key] = frozenset(seen)
-        return self._reached[key]
+    def _at(self, step: str, frame: int) -> int:
+        """A step's place in its lane, counted through all frames."""
+        return frame * self._length[self._lane[step]] + self._place[step]
+
+    def _from(self, start: str) -> dict[str, int]:
+        """Lane -> the first place in it that comes after the step of frame 0."""
+        reached = {self._lane[start]: self._place[start] + 1}
+        changed = True
+        while changed:
+            changed = False
+            for source, place, target, later, before in self._events:
+                if before == start:
+                    frame = 0
+                elif source in reached:
+                    frame = max(0, -(-(reached[source] - place) // self._length[source]))
+                else:
+                    continue
+                found = later + frame * self._length[target]
+                if found < reached.get(target, found + 1):
+                    reached[target], changed = found, True
+        return reached
 
 
 def _conflicts(schedule: Schedule) -> Iterator[tuple[str, str, str, int]]:
-    """(buffer, before, after, frames) of all accesses that must be ordered."""
-    accesses: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    """(buffer, before, after, frames) of accesses that must be ordered.
+
+    Of those with the same `after` and with `before` on the same lane only the last: whoever waits for it has waited
+    for the ones before.
+    """
+    lane = {step.name: step.lane for step in schedule.steps}
+    accesses: dict[str, dict[str, bool]] = defaultdict(dict)  # buffer -> step -> whether it writes
     for step in schedule.steps:
         for buffer, written in step.accesses():
-            accesses[buffer].append((step.name, written))
+            accesses[buffer][step.name] = accesses[buffer].get(step.name, False) or written
     for buffer, touched in accesses.items():
         period = schedule.period(buffer)
-        for i, (one, one_writes) in enumerate(touched):
-            for j, (other, other_writes) in enumerate(touched):
-                if one_writes or other_writes:
-                    if i < j and one != other:
-                        yield buffer, one, other, 0
-                    yield buffer, one, other, period
+        last: dict[bool, dict[str, str]] = {True: {}, False: {}}  # writes only, or all -> lane -> step
+        for name, writes in touched.items():
+            for before in last[not writes].values():
+                yield buffer, before, name, 0
+            last[False][lane[name]] = name
+            if writes:
+                last[True][lane[name]] = name
+        for name, writes in touched.items():
+            for before in last[not writes].values():
+                yield buffer, before, name, period
 
 
 def _candidates(schedule: Schedule) -> Iterator[Event]:
