@@ -18,7 +18,7 @@ from vsr_trt.export.families.dloral import cfr, lora
 from vsr_trt.export.families.dloral import checkpoint as checkpoints
 from vsr_trt.export.families.dloral import family as dloral
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
-from vsr_trt.export.network import Exported, Lowering, Precision, export
+from vsr_trt.export.network import Exported, Precision, export
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu import build as gpu_kernel
 from vsr_trt.kernels.gpu.targets import TARGETS
@@ -88,14 +88,11 @@ class Progress:
     note: Callable[[str], None] = lambda text: None
 
 
-def build(
-    request: BundleRequest, lower: Lowering | None = None, progress: Progress | None = None
-) -> Manifest:
+def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
     """Makes the bundle.
 
     Args:
         request: what to make it from.
-        lower: makes the CPU form of a graph (see `engines.graphs.cpu`).
         progress: told how far the work is.
 
     Returns:
@@ -132,7 +129,7 @@ def build(
         names = model.network_names
         for index, name in enumerate(names):
             progress.network(name, index, len(names))
-            exported.append(export(model.spec(name), onnx_folder, request.precision, lower, progress.phase))
+            exported.append(export(model.spec(name), onnx_folder, request.precision, progress.phase))
             progress.done(exported[-1])
             if exported[-1].uncounted is not None:
                 progress.note(f"{name} has no count of its work: {exported[-1].uncounted}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vsr_trt.engines.graphs import precision as fp16
 from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, count_parameters
+from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.engines.graphs.work import measure
 from vsr_trt.export.quiet import only_errors
 from vsr_trt.runtime.bundle.errors import ExportError
@@ -115,29 +116,13 @@ class Exported:
     uncounted: str | None = None
 
 
-class Lowered(Protocol):
-    """A form for the CPU: its name in the manifest, its file, and bytes that it works in for a pixel of the input."""
-
-    @property
-    def form(self) -> str: ...  # noqa: D102
-
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-
-    @property
-    def scratch(self) -> float: ...  # noqa: D102
-
-
-Lowering = Callable[[Path, bool], Sequence[Lowered]]
-"""Writes the CPU forms beside a native graph, sharing its weights, in strips too if asked; none where it is best."""
-
-
 def export(
     spec: NetworkSpec,
     folder: Path,
     precision: Precision,
-    lower: Lowering | None = None,
     phase: Callable[[str], None] = lambda name: None,
+    *,
+    cpu: bool = True,
 ) -> Exported:
     """Writes `<folder>/<name>.onnx` (weights in `<name>.onnx.data`) and checks it.
 
@@ -149,8 +134,8 @@ def export(
         folder: an existing directory.
         precision: `fp16` stores weights and computes in FP16, but for the islands that
             `engines.graphs.precision` names; inputs and outputs stay as the spec says.
-        lower: makes the form for the CPU.
-        phase: told the name of each phase as it starts.
+        phase: is passed the name of each phase as it starts.
+        cpu: write the form for the CPU, too.
 
     Raises:
         ExportError: the graph is refused, or its results differ from torch's.
@@ -173,7 +158,7 @@ def export(
     work, uncounted = _work(native, spec)
     graphs = {"native": native}
     scratch: dict[str, Polynomial] = {}
-    if lower is not None:
+    if cpu:
         phase("lower")
         for lowered in lower(native, spec.in_strips):
             graphs[lowered.form] = lowered.path

@@ -5,6 +5,7 @@ Nothing is measured here: each step is a command that a user could type, and its
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.demo import crop_clip, real_clip
 from vsr_trt.recipes.synthetic.random import write_model
 from vsr_trt.runtime.bundle.errors import DeviceError, OutputError
+from vsr_trt.runtime.cli.values import output_folder
 
 SIZES = ("512x512", "1280x720", "1920x1080")
 SLOTS = 3
@@ -285,3 +288,29 @@ def make_room(out: Path) -> None:
         out.mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"the folder {out} cannot be made: {error.strerror or error}.") from error
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `gpu-acceptance` to the build side's commands."""
+    accept = commands.add_parser(
+        "gpu-acceptance",
+        help="on a machine with a GPU: build, verify and measure full-size engines, and write one report",
+        description="Full-size networks with random weights: engines for the GPU in this machine, the tests that "
+        "need one, verification, and benchmarks at three sizes. Goes on where a step fails, and exits with 9 then. "
+        "Needs 25 GB of disk while it runs.",
+    )
+    accept.add_argument(
+        "--out", type=output_folder, default=Path("gpu-acceptance-out"), help="folder (default: %(default)s)"
+    )
+    accept.add_argument(
+        "--backend",
+        choices=("tensorrt-rtx", "tensorrt"),
+        default="tensorrt-rtx",
+        help="(default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs `gpu-acceptance`; returns its exit code."""
+    backend = options.backend.replace("-", "_")
+    return gpu_acceptance(SCRIPT, options.out, backend, Console(stderr=True))

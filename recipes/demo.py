@@ -5,6 +5,7 @@ Each command is a process of its own, so that what it reports of time and memory
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shutil
@@ -19,11 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.synthetic.by_hand import write_demo
 from vsr_trt.recipes.synthetic.random import write_model
 from vsr_trt.runtime.bundle.errors import InputError, VsrError
+from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.machine import shell
 
+_MOST_FRAMES = 1000  # of a demonstration
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
 _START = 6.5  # seconds; a street with fine detail
 _SIDE = 128  # of the pictures that full-size networks restore
@@ -235,3 +239,53 @@ def _run(arguments: Sequence[object], capture: bool = False) -> Any:
         error.exit_code = process.returncode
         raise error
     return json.loads(output) if capture else None
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `demo` and `full-size` to the build side's commands."""
+    demo = commands.add_parser("demo", help="the whole way on a real clip, with a tiny model set by hand")
+    demo.add_argument(
+        "--out", type=output_folder, default=Path("demo-out"), help="folder (default: demo-out)"
+    )
+    demo.add_argument("--frames", type=int, default=3, help="frames to restore (default: 3)")
+    full = commands.add_parser(
+        "full-size", help="build and run full-size networks with random weights, and measure them"
+    )
+    full.add_argument(
+        "--out", type=output_folder, default=Path("full-size-out"), help="folder (default: full-size-out)"
+    )
+    full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
+    full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    full.add_argument(
+        "--torch-frames",
+        type=int,
+        default=4,
+        help="frames of the comparison with torch and ONNX Runtime; 0 for none in torch (default: 4)",
+    )
+    full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Runs `demo`; returns its exit code."""
+    if not 1 <= options.frames <= _MOST_FRAMES:
+        raise InputError(f"--frames is {options.frames}; expected 1 to {_MOST_FRAMES}.")
+    return demo(SCRIPT, options.out, options.frames, Console())
+
+
+def run_full_size(options: argparse.Namespace) -> int:
+    """Runs `full-size`; returns its exit code."""
+    for name, value, least in (("frames", options.frames, 2), ("torch-frames", options.torch_frames, 0)):
+        if value == 1 or not least <= value <= _MOST_FRAMES:
+            none = "" if least else "0, or "
+            raise InputError(
+                f"--{name} is {value}; expected {none}2 to {_MOST_FRAMES}, for the first is warm-up."
+            )
+    return full_size(
+        SCRIPT,
+        options.out,
+        options.frames,
+        options.torch_frames,
+        options.precision,
+        options.keep,
+        Console(),
+    )

@@ -12,7 +12,6 @@ from helpers.golden import GOLDEN, PROMPT, read_png
 from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
 from helpers.once import shared
 
-from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.export.bundle import BundleRequest, build
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
@@ -57,7 +56,7 @@ def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _build(out: Path, precision: str) -> None:
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision)
-    build(request, lower)
+    build(request)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from helpers.golden import GOLDEN, PROMPT, psnr
 
-from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.export.eager import Eager
 from vsr_trt.export.families.dloral import cfr, checkpoint, lora, spynet, unet
 from vsr_trt.export.families.dloral.postprocess import adain
@@ -279,7 +278,7 @@ def test_consistency_stage_agrees_with_torch(
     network = base.empty_unet()
     lora.merge_into(network, loaded, lora.adapter_weights("consistency"))
     unet.fold_timestep(network)
-    exported = export(unet.spec(network, base.config("vae")["scaling_factor"]), tmp_path, "fp32", lower)
+    exported = export(unet.spec(network, base.config("vae")["scaling_factor"]), tmp_path, "fp32")
 
     inputs: list[torch.Tensor] = []
     consistency = TorchChain("consistency")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from vsr_trt.engines import additions
 from vsr_trt.engines.accuracy.calibration import (
     FILE,
     Calibrated,
-    Conversion,
     as_json,
     half_graph,
     with_halves,
@@ -22,6 +21,7 @@ from vsr_trt.engines.accuracy.calibration import (
 from vsr_trt.engines.accuracy.metrics import difference
 from vsr_trt.engines.accuracy.ranges import Measured, above, measure
 from vsr_trt.engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
+from vsr_trt.engines.graphs import half
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
 from vsr_trt.runtime.bundle.errors import BundleError, InputError, VerificationError
 from vsr_trt.runtime.bundle.manifest import Calibration
@@ -30,10 +30,6 @@ from vsr_trt.runtime.onnxruntime.cpu import HostDevice
 FRAMES = 4
 LIMIT = 0.25
 MAX_ERROR = 5e-2  # of the largest value, as the export allows FP16
-
-
-Writer = Callable[[Path, Path, Mapping[str, str]], Conversion]
-"""(FP32 graph, file to write, what stays in FP32 with the reasons): see `engines.graphs.half.write`."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +87,12 @@ def convertible(bundle: Bundle) -> list[str]:
 
 def calibrate(
     request: Request,
-    writer: Writer,
     phase: Callable[[str], None] = lambda text: None,
 ) -> list[Calibrated]:
     """Measures, converts, checks and adds the FP16 graphs; on any error the bundle is as it was.
 
     Args:
         request: what to do.
-        writer: makes an FP16 graph.
         phase: told what is done now.
 
     Raises:
@@ -117,7 +111,7 @@ def calibrate(
         done = []
         for name in networks:
             # what is not needed any more gives its memory back
-            done.append(_convert(bundle, name, calls.pop(name), folder, request.limit, writer, phase))
+            done.append(_convert(bundle, name, calls.pop(name), folder, request.limit, phase))
         phase("writing the manifest")
         text = json.dumps(as_json(request.clip, request.limit, done), indent=1, allow_nan=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -158,7 +152,6 @@ def _convert(
     calls: Sequence[Call],
     folder: Path,
     limit: float,
-    writer: Writer,
     phase: Callable[[str], None],
 ) -> Calibrated:
     native = bundle.file(bundle.manifest.networks[name].graphs["native"])
@@ -168,11 +161,11 @@ def _convert(
     _refuse_infinite(name, "FP32", single)
     phase(f"{name}: converting")
     path = folder / half_graph(name)
-    conversion = writer(native, path, above(single.ranges, limit))
+    conversion = half.write(native, path, above(single.ranges, limit))
     phase(f"{name}: checking")
-    half = measure(path, feeds)
-    _refuse_infinite(name, "FP16", half)
-    error = difference(half.outputs, single.outputs)
+    lowered = measure(path, feeds)
+    _refuse_infinite(name, "FP16", lowered)
+    error = difference(lowered.outputs, single.outputs)
     if not error.max <= MAX_ERROR:
         raise VerificationError(
             f"{name} in FP16 differs from FP32 by {error.max:.2e} of the largest value on this clip, allowed are "

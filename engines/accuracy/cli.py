@@ -20,9 +20,7 @@ from vsr_trt.runtime.bundle.errors import InputError, VerificationError
 from vsr_trt.runtime.cli.values import output_folder
 
 if TYPE_CHECKING:
-    from vsr_trt.engines.accuracy.calibrate import Writer
     from vsr_trt.engines.accuracy.calibration import Calibrated
-    from vsr_trt.engines.accuracy.verify import OpenTorch
 
 _THRESHOLDS = "docs/precision.md says what is compared, and has the thresholds. Exit code 9: one was passed."
 
@@ -91,8 +89,8 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     add("--json", action="store_true", help="print the report as JSON on standard output")
 
 
-def calibrate(options: argparse.Namespace, writer: Writer) -> int:
-    """Runs `calibrate`; `writer` makes FP16 graphs (`engines.graphs.half.write`). Returns the exit code."""
+def calibrate(options: argparse.Namespace) -> int:
+    """Runs `calibrate`; returns the exit code."""
     from vsr_trt.engines.accuracy import calibrate as work
     from vsr_trt.engines.accuracy.calibration import network_json
     from vsr_trt.engines.accuracy.recording import check_frames, read_clip
@@ -103,7 +101,7 @@ def calibrate(options: argparse.Namespace, writer: Writer) -> int:
     clip = read_clip(options.clip, options.frames, options.start)
     request = work.Request(options.bundle, clip, options.limit, options.overwrite)
     with console.status("reading the bundle…") as status:
-        done = work.calibrate(request, writer, lambda text: status.update(f"{escape(text)}…"))
+        done = work.calibrate(request, lambda text: status.update(f"{escape(text)}…"))
     _print_calibrated(console, options.bundle, done, clip.count)
     if options.json:
         networks = {entry.network: network_json(entry) for entry in done}
@@ -138,8 +136,8 @@ def _print_calibrated(console: Console, bundle: Path, done: Sequence[Calibrated]
     )
 
 
-def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
-    """Runs `verify`; `open_torch` makes the torch modules run. Returns the exit code.
+def verify(options: argparse.Namespace) -> int:
+    """Runs `verify`; returns the exit code.
 
     Raises:
         VerificationError: a threshold was passed; tables and files are there all the same.
@@ -163,9 +161,11 @@ def verify(options: argparse.Namespace, open_torch: OpenTorch) -> int:
         else read_clip(options.clip, options.frames)
     )
     with console.status("reading the weights…") as status:
-        torch = (
-            open_torch(bundle.manifest, options.sd, options.checkpoint) if options.sd is not None else None
-        )
+        torch = None
+        if options.sd is not None:
+            from vsr_trt.export import torch_device
+
+            torch = torch_device.open_device(bundle.manifest, options.sd, options.checkpoint)
         found = work.verify(bundle, clip, torch, lambda text: status.update(f"{escape(text)}…"))
         status.update("writing the report…")
         report.write(found, folder)

@@ -9,12 +9,12 @@ import argparse
 import contextlib
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.alternatives import COMPILED, IN_TORCH, LEAST, PLAIN, RUNTIME, TORCH, WAYS
 from vsr_trt.runtime.bundle.errors import CheckpointError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _STDOUT = "-"
 _IN_TORCH = " and ".join(IN_TORCH)
-OpenTorch = Callable[[argparse.Namespace, int, int], "Way"]
-"""Opens the model in torch as the options of `time` say, for frames of a height and a width."""
 
 _WAYS = f"""\
 the ways, and how kind the comparison is to each:
@@ -113,8 +111,8 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="T", help="of the CPU (default: as each library decides)")
 
 
-def time_way(options: argparse.Namespace, open_torch: OpenTorch) -> int:
-    """Runs `time`; `open_torch` opens the model in torch. Returns the exit code.
+def time_way(options: argparse.Namespace) -> int:
+    """Runs `time`; returns the exit code.
 
     Raises:
         VsrError: what the way refuses.
@@ -126,7 +124,7 @@ def time_way(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     opening: Open
     if options.way in IN_TORCH:
         _need(options, "sd", "checkpoint")
-        opening = functools.partial(open_torch, options)
+        opening = functools.partial(_open_torch, options)
     else:
         _need(options, "bundle")
         opened = ways.Runtime if options.way == RUNTIME else ways.Plain
@@ -143,8 +141,24 @@ def time_way(options: argparse.Namespace, open_torch: OpenTorch) -> int:
     return 0
 
 
-def alternatives(options: argparse.Namespace, script: Path) -> int:
-    """Runs `alternatives`; `script` is build.py. Returns the exit code.
+def _open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
+    """The model in torch, for frames of that size."""
+    import torch
+
+    from vsr_trt.export.bundle import DEFAULT_PROMPT
+    from vsr_trt.export.eager import Compiled, Eager
+    from vsr_trt.export.families.dloral.family import MINIMUM_SIDE
+    from vsr_trt.recipes.alternatives.ways import refuse_small
+
+    refuse_small(options.way, MINIMUM_SIDE, height, width)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = Compiled if options.way == COMPILED else Eager
+    return model(options.sd, options.checkpoint, DEFAULT_PROMPT)
+
+
+def alternatives(options: argparse.Namespace) -> int:
+    """Runs `alternatives`; returns the exit code.
 
     Raises:
         VsrError: the runtime failed, or something that was given is refused.
@@ -152,7 +166,7 @@ def alternatives(options: argparse.Namespace, script: Path) -> int:
     from vsr_trt.recipes.alternatives import comparison, show
 
     order = comparison.Order(
-        script=script,
+        script=SCRIPT,
         bundle=options.bundle,
         clip=options.clip,
         frames=options.frames,

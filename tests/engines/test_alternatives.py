@@ -337,7 +337,8 @@ def test_time_tells_compiling_apart(capsys: Any, monkeypatch: pytest.MonkeyPatch
         return Fake(log, now)
 
     arguments = [str(part) for part in ("time", "torch-compile", "--clip", CLIP, *WEIGHTS)]
-    assert cli.time_way(build.parser().parse_args(arguments), open_torch) == 0
+    monkeypatch.setattr(cli, "_open_torch", open_torch)
+    assert cli.time_way(build.parser().parse_args(arguments)) == 0
     assert log == ["torch-compile 128x128", *["frame"] * 4, "closed"]
     printed = capsys.readouterr()
     report = json.loads(printed.out)

@@ -18,7 +18,7 @@ import torch
 from helpers.golden import GOLDEN, PROMPT
 
 from vsr_trt import kernels
-from vsr_trt.engines.graphs.cpu import Lowered, lower
+from vsr_trt.engines.graphs.cpu import Lowered
 from vsr_trt.export import bundle as bundles
 from vsr_trt.export import network
 from vsr_trt.export.bundle import BundleRequest, build
@@ -161,7 +161,7 @@ def test_fp16_stores_heavy_weights_in_half(golden_bundle: Path, golden_bundle_fp
 @pytest.mark.parametrize("k", [1, 30])
 def test_top_k_reaches_the_graph(tmp_path: Path, k: int) -> None:
     weights = checkpoint.load(GOLDEN / "model.pkl").cfr
-    exported = network.export(cfr.spec(weights, k), tmp_path, "fp32", lower)
+    exported = network.export(cfr.spec(weights, k), tmp_path, "fp32")
     rng = np.random.default_rng(0)
     latent, previous = (rng.standard_normal((1, 4, 32, 32)).astype(np.float32) for _ in range(2))
     feeds = {"latent": latent, "previous_latent": previous, "flow": np.zeros((1, 2, 32, 32), np.float32)}
@@ -218,14 +218,16 @@ def test_a_build_that_fails_leaves_the_old_bundle_and_nothing_else(
     monkeypatch.setattr(bundles, "export", fail)
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, overwrite=True)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
-        build(request, lower)
+        build(request)
     if isinstance(error, OSError):
         assert "disk is full" in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert [path.name for path in out.iterdir()] == ["bundle.json"]
 
 
-def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
+def test_an_export_that_disagrees_with_torch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = cfr.spec(checkpoint.load(GOLDEN / "model.pkl").cfr, None)
 
     def spoil(native: Path, in_strips: bool) -> list[Lowered]:
@@ -239,8 +241,9 @@ def test_an_export_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
         onnx.save(model, spoiled)
         return [Lowered("cpu", spoiled, 0.0)]
 
+    monkeypatch.setattr(network, "lower", spoil)
     with pytest.raises(network.ExportError, match=r"cfr\.cpu\.onnx differs from torch"):
-        network.export(spec, tmp_path, "fp32", spoil)
+        network.export(spec, tmp_path, "fp32")
 
 
 # -- GPU kernels ---------------------------------------------------------------------------------------
@@ -323,7 +326,7 @@ def test_kernels_asked_for_without_triton_are_refused_before_anything_else(
 ) -> None:
     monkeypatch.setattr(bundles.gpu_kernel, "is_available", lambda: False)
     with pytest.raises(ExportError, match="cannot be compiled without Triton"):
-        build(request(tmp_path, kernels=True), lower)
+        build(request(tmp_path, kernels=True))
     assert not list(tmp_path.iterdir())
 
 

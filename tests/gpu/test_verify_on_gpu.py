@@ -12,7 +12,6 @@ from helpers.tiny_bundle import hashes, write_bundle, write_clip
 from vsr_trt.engines.accuracy.calibrate import Request, calibrate
 from vsr_trt.engines.accuracy.recording import read_clip
 from vsr_trt.engines.accuracy.verify import verify
-from vsr_trt.engines.graphs import half
 from vsr_trt.engines.tensorrt.builder import Order, compile_network
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -36,7 +35,7 @@ def test_an_engine_agrees_with_onnx_runtime(
     if library.targets and found.capability not in library.targets:
         pytest.skip(f"not run: {library.title} does not build for {found}")
     bundle, clip = write_bundle(tmp_path / "bundle"), read_clip(write_clip(tmp_path / "clip"), 2)
-    calibrate(Request(bundle, clip), half.write)
+    calibrate(Request(bundle, clip))
     manifest = read_manifest(bundle)
     graph = manifest.networks["encode"].graph(precision, "fp32")
     assert graph is not None

@@ -20,6 +20,7 @@ from vsr_trt.engines import additions
 from vsr_trt.engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
 from vsr_trt.engines.accuracy.recording import read_clip
 from vsr_trt.engines.graphs import half
+from vsr_trt.engines.graphs.half import write as write_half
 from vsr_trt.engines.graphs.precision import Conversion, convert
 from vsr_trt.export import network
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -142,12 +143,15 @@ def test_the_manifest_is_valid_at_every_moment(
     Bundle.open(bundle, check=True)
 
 
-def test_what_others_wrote_into_the_manifest_meanwhile_is_kept(bundle: Path, clip: Path) -> None:
+def test_what_others_wrote_into_the_manifest_meanwhile_is_kept(
+    bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def writer(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
         dataclasses.replace(read_manifest(bundle), kernels=("prompt.npy",)).write(bundle)
-        return half.write(native, target, keep)
+        return write_half(native, target, keep)
 
-    calibrate(request(bundle, clip), writer)
+    monkeypatch.setattr(half, "write", writer)
+    calibrate(request(bundle, clip))
     assert read_manifest(bundle).kernels == ("prompt.npy",)
 
 
@@ -156,16 +160,16 @@ def test_what_others_wrote_into_the_manifest_meanwhile_is_kept(bundle: Path, cli
 
 def ignoring(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
     """Keeps nothing in FP32."""
-    return half.write(native, target, {})
+    return write_half(native, target, {})
 
 
 def full(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
-    half.write(native, target, keep)
+    write_half(native, target, keep)
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def interrupted(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
-    half.write(native, target, keep)
+    write_half(native, target, keep)
     raise KeyboardInterrupt
 
 
@@ -190,11 +194,17 @@ def wrong(native: Path, target: Path, keep: Mapping[str, str]) -> Conversion:
     ],
 )
 def test_a_failure_while_converting(
-    bundle: Path, clip: Path, writer: Callable[..., Conversion], error: type[BaseException], words: str
+    bundle: Path,
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writer: Callable[..., Conversion],
+    error: type[BaseException],
+    words: str,
 ) -> None:
     before = tree(bundle)
+    monkeypatch.setattr(half, "write", writer)
     with pytest.raises(error, match=words):
-        calibrate(request(bundle, clip), writer)
+        calibrate(request(bundle, clip))
     assert tree(bundle) == before
 
 
@@ -215,7 +225,7 @@ def test_a_failure_while_files_are_moved(
 
     monkeypatch.setattr(Manifest, "write", failing)
     with pytest.raises(OutputError, match="nothing was added"):
-        calibrate(request(bundle, clip, overwrite=overwrite), half.write)
+        calibrate(request(bundle, clip, overwrite=overwrite))
     assert tree(bundle) == before
 
 
@@ -224,7 +234,7 @@ def test_a_full_disk_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(additions.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10))
     with pytest.raises(OutputError, match="the disk is full"):
-        calibrate(request(bundle, clip), half.write)
+        calibrate(request(bundle, clip))
 
 
 # ---------------------------------------------------------------- refusals
@@ -302,7 +312,7 @@ def test_numbers_that_are_not_finite_in_fp32_name_their_tensor(bundle: Path, cli
     ir.save(model, bundle / "onnx" / "encode.onnx")
     dataclasses.replace(read_manifest(bundle), files=hashes(bundle)).write(bundle)
     with pytest.raises(VsrError, match=r"encode has numbers that are not finite in FP32.*latent"):
-        calibrate(request(bundle, clip), half.write)
+        calibrate(request(bundle, clip))
 
 
 def test_errors_allowed_are_those_of_the_export() -> None:

@@ -41,7 +41,7 @@ def clip(tmp_path: Path) -> Path:
 def bundle(tmp_path: Path, clip: Path) -> Path:
     """Calibrated."""
     path = write_bundle(tmp_path / "bundle")
-    calibrate(Request(path, read_clip(clip, 1)), half.write)
+    calibrate(Request(path, read_clip(clip, 1)))
     return path
 
 

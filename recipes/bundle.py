@@ -1,0 +1,189 @@
+"""The command that makes a bundle from weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.cli import terminal
+from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.machine.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from vsr_trt.export.bundle import BundleRequest
+    from vsr_trt.export.network import Exported
+    from vsr_trt.runtime.bundle.manifest import Manifest
+
+_MOST_POSITIONS = 2**31 - 1  # that an attention may look at
+_EXAMPLES = """\
+examples:
+  vsr-build bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
+  vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
+  vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `bundle` to the build side's commands."""
+    command = commands.add_parser(
+        "bundle",
+        help="make a bundle from weights",
+        description="Merges the LoRA adapters, exports every network to ONNX, compares each with torch at two "
+        "sizes, and writes a bundle. The directory appears whole or not at all.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
+    add(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
+    )
+    add("--out", type=output_folder, required=True, metavar="BUNDLE", help="the bundle's directory")
+    add(
+        "--stage",
+        choices=("both", "consistency"),
+        default="both",
+        help="all six adapters, or the three trained for consistency (default: both)",
+    )
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=W",
+        help="weight of one adapter, e.g. default_encoder_quality=0.5; may be given several times",
+    )
+    add("--prompt", metavar="TEXT", help="text that conditions the restoration (default: a neutral one)")
+    add("--top-k", type=int, metavar="K", help="positions the cross-frame attention retrieves (default: all)")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the heavy networks (default: fp32)")
+    add(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        help="compile the GPU kernels for every target (default: where Triton is installed)",
+    )
+    add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
+    add("--json", action="store_true", help="print the table as JSON on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from vsr_trt.export import bundle
+
+    if options.top_k is not None and not 1 <= options.top_k <= _MOST_POSITIONS:
+        raise InputError(
+            f"--top-k is {options.top_k}; expected 1 to {_MOST_POSITIONS}, or no --top-k for all positions."
+        )
+    request = bundle.BundleRequest(
+        sd=options.sd,
+        checkpoint=options.checkpoint,
+        out=options.out,
+        stage=options.stage,
+        adapters=_adapters(options.adapter),
+        prompt=bundle.DEFAULT_PROMPT if options.prompt is None else options.prompt,
+        top_k=options.top_k,
+        precision=options.precision,
+        kernels=options.kernels,
+        overwrite=options.overwrite,
+    )
+    manifest, exported, seconds = build_bundle(request, Console(stderr=True))
+    if options.json:
+        print(json.dumps(_as_json(options.out, manifest, exported, seconds), indent=1))  # noqa: T201
+    return 0
+
+
+def _adapters(pairs: Sequence[str]) -> dict[str, float]:
+    weights = {}
+    for pair in pairs:
+        name, equals, weight = pair.partition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or weights[name] != weights[name] or abs(weights[name]) == float("inf"):
+            raise InputError(f"--adapter {pair}: expected NAME=W, e.g. default_encoder_quality=0.5.")
+    return weights
+
+
+def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, list[Exported], float]:
+    """Makes a bundle, with progress and a table on the console; returns the seconds that it took, too."""
+    from rich.table import Table
+
+    from vsr_trt.export import bundle
+
+    started = time.perf_counter()
+    exported: list[Exported] = []
+    current = ["", 0, 0]
+    with console.status("reading the weights…") as status:
+
+        def network(name: str, index: int, count: int) -> None:
+            current[:] = [name, index + 1, count]
+            phase("load")
+
+        def phase(name: str) -> None:
+            elapsed = time.perf_counter() - started
+            status.update(f"{current[1]}/{current[2]} {current[0]}: {name} [dim]({elapsed:.0f} s)")
+
+        def done(result: Exported) -> None:
+            exported.append(result)
+            console.print(f"  {result.name}: {result.seconds:.1f} s", highlight=False)
+
+        def note(text: str) -> None:
+            console.print(f"[yellow]note:[/] {escape(text)}", highlight=False)
+
+        manifest = bundle.build(request, bundle.Progress(network, phase, done, note))
+    table = Table(title=escape(terminal.printable(str(request.out))), title_justify="left")
+    for column in ("network", "nodes", "parameters", "bytes", "error", "seconds"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for result in exported:
+        record = result.record
+        table.add_row(
+            result.name,
+            str(record.nodes),
+            f"{record.parameters:,}",
+            f"{result.bytes:,}",
+            f"{result.worst:.1e}",
+            f"{result.seconds:.1f}",
+        )
+    console.print(table)
+    peak = peak_bytes()
+    memory = f", {peak / 1e9:.1f} GB of memory at most" if peak else ""
+    total = sum(entry.bytes for entry in manifest.files.values())
+    seconds = time.perf_counter() - started
+    console.print(
+        f"[bold]{escape(str(request.out))}[/]: {total / 1e9:.2f} GB in {seconds:.0f} s{memory}. "
+        "Error: the largest difference from torch, in units of the largest value (u8 outputs: in levels).",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return manifest, exported, seconds
+
+
+def _as_json(
+    out: Path, manifest: Manifest, exported: Sequence[Exported], seconds: float
+) -> dict[str, object]:
+    return {
+        "bundle": str(out),
+        "seconds": seconds,
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "peak_memory": peak_bytes(),
+        "merged_sha256": manifest.provenance.merged_sha256 if manifest.provenance else None,
+        "stripped_prefixes": manifest.provenance.stripped_prefixes if manifest.provenance else {},
+        "networks": [
+            {
+                "name": result.name,
+                "nodes": result.record.nodes,
+                "parameters": result.record.parameters,
+                "bytes": result.bytes,
+                "worst_error": result.worst,
+                "seconds": result.seconds,
+            }
+            for result in exported
+        ],
+    }
