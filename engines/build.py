@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from vsr_trt.engines import additions
 from vsr_trt.engines import report as reports
 from vsr_trt.engines.cache import Cache, Entry
-from vsr_trt.engines.jobs import Job, Pool, Result
+from vsr_trt.engines.jobs import BuildJob, Pool, Result
 from vsr_trt.engines.plan import FORCED, Item
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.engines.worker import Phase
@@ -67,7 +67,7 @@ def build_engines(
 
     Args:
         bundle: opened; its directory is written to.
-        items: from `engines.plan.plan`.
+        items: from `engines.plan.list_engines`.
         backend: that compiles.
         cache: shared with other builds.
         jobs: processes at once.
@@ -145,7 +145,7 @@ class _Run:
         return others
 
     def _build(self, items: Sequence[Item]) -> None:
-        def watch(job: Job, phase: Phase) -> None:
+        def watch(job: BuildJob, phase: Phase) -> None:
             self._progress.phase(job.tag, phase)
 
         pool = Pool(self._backend, self._jobs, self._memory, watch)
@@ -154,7 +154,7 @@ class _Run:
             for item in items:
                 folder = workspace / item.key
                 folder.mkdir()
-                prepared.append(Job(item.order, folder / item.file, item.memory, item))
+                prepared.append(BuildJob(item.order, folder / item.file, item.memory, item))
             with contextlib.closing(pool.run(prepared)) as results:
                 for result in results:
                     self._take(result)

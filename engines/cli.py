@@ -218,15 +218,15 @@ def _engines(options: argparse.Namespace) -> int:
     flags = tuple(name for name, given in ((STRIP, options.strip), (COMPATIBLE, options.compatible)) if given)
     if backend == "onnxruntime":
         _refuse_onnxruntime(options, bundle.manifest.precision)
-        items = onnxruntime_builds.plan(
-            bundle, plan.Request((), (), networks=tuple(options.network), force=options.force), cache
+        items = onnxruntime_builds.list_graphs(
+            bundle, plan.EngineRequest((), (), networks=tuple(options.network), force=options.force), cache
         )
     else:
         library = load(backend)
         sizes = [part for text in options.size for part in text.split(",")]
         if not sizes and not options.dynamic:
             sizes = [DEFAULT_SIZE]
-        request = plan.Request(
+        request = plan.EngineRequest(
             targets=tuple(parse(options.target, library)),
             sizes=tuple(shapes.parse_size(text, bundle.manifest) for text in sizes),
             layout=shapes.Layout(
@@ -247,7 +247,7 @@ def _engines(options: argparse.Namespace) -> int:
         )
         plan.refuse_mixed(flags)
         with console.status("reading the graphs…"):
-            items = plan.plan(bundle, request, library, cache)
+            items = plan.list_engines(bundle, request, library, cache)
     if options.dry_run:
         print_plan(console, items)
         if options.json:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.engines import worker
-from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.runtime.bundle.errors import EngineError, VsrError
 from vsr_trt.runtime.machine import shell
@@ -25,7 +25,7 @@ _GRACE = 1.0  # seconds that a process has to end
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """One build.
 
     Attributes:
@@ -35,7 +35,7 @@ class Job:
         tag: of the caller.
     """
 
-    order: Order
+    order: BuildOrder
     out: Path
     memory: int
     tag: Any = None
@@ -45,20 +45,20 @@ class Job:
 class Result:
     """A build that ended: `done`, or the error that it ended with."""
 
-    job: Job
+    job: BuildJob
     done: worker.Done | None
     error: VsrError | None
 
 
 @dataclass
 class _Running:
-    job: Job
+    job: BuildJob
     process: Any
     pipe: multiprocessing.connection.Connection
     complaints: list[str] = field(default_factory=list)
 
 
-Watch = Callable[[Job, worker.Phase], None]
+Watch = Callable[[BuildJob, worker.Phase], None]
 
 
 class Pool:
@@ -77,7 +77,7 @@ class Pool:
         self._backend, self._limit, self._memory, self._watch = backend, limit, memory, watch
         self._running: list[_Running] = []
 
-    def run(self, jobs: Iterable[Job]) -> Generator[Result, None, None]:
+    def run(self, jobs: Iterable[BuildJob]) -> Generator[Result, None, None]:
         """Builds them, the order of results being that of their ends. Closing the iterator stops the rest."""
         waiting = deque(sorted(jobs, key=lambda job: -job.memory))  # the long ones first
         try:
@@ -88,7 +88,7 @@ class Pool:
         finally:
             self._stop_all()
 
-    def _next(self, waiting: deque[Job]) -> Job | None:
+    def _next(self, waiting: deque[BuildJob]) -> BuildJob | None:
         """The first that fits beside those that run."""
         taken = sum(running.job.memory for running in self._running)
         if len(self._running) >= self._limit:
@@ -99,7 +99,7 @@ class Pool:
                 return job
         return None
 
-    def _start(self, job: Job) -> _Running:
+    def _start(self, job: BuildJob) -> _Running:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         arguments = (self._backend, job.order, job.out, theirs)

@@ -17,8 +17,8 @@ import onnx.external_data_helper
 
 from vsr_trt.engines.cache import SCHEMA_VERSION, Cache, differences, key_of
 from vsr_trt.engines.tensorrt import shapes
-from vsr_trt.engines.tensorrt.builder import Order
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.builder import BuildOrder
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.engines.tensorrt.targets import PORTABLE, Target
 from vsr_trt.kernels import DOMAIN, OPERATORS
@@ -48,7 +48,7 @@ def memory_estimate(weights: int) -> int:
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """What `build.py engines` was asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Item:
         why: in words.
     """
 
-    order: Order
+    order: BuildOrder
     target: Target
     precision: Precision
     shape: str
@@ -110,7 +110,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Graph:
+class SourceGraph:
     """An ONNX file as the compiler will see it.
 
     Attributes:
@@ -134,7 +134,9 @@ class Graph:
     without: Operator | None = None
 
 
-def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> list[Item]:
+def list_engines(
+    bundle: Bundle, request: EngineRequest, library: CompilerLibrary, cache: Cache
+) -> list[Item]:
     """Lists the engines, in the order of targets and networks.
 
     Raises:
@@ -159,7 +161,7 @@ def plan(bundle: Bundle, request: Request, library: Library, cache: Cache) -> li
     return items
 
 
-def _check_flags(request: Request, library: Library) -> None:
+def _check_flags(request: EngineRequest, library: CompilerLibrary) -> None:
     if request.flags and not library.needs_gpu:
         flag = request.flags[0]
         raise EngineError(
@@ -172,7 +174,9 @@ def _check_flags(request: Request, library: Library) -> None:
         )
 
 
-def _check_turing(bundle: Bundle, request: Request, library: Library, target: Target, name: str) -> None:
+def _check_turing(
+    bundle: Bundle, request: EngineRequest, library: CompilerLibrary, target: Target, name: str
+) -> None:
     heavy = bundle.manifest.networks[name].always_fp32 is None
     if (
         library.backend == "tensorrt_rtx"
@@ -186,7 +190,7 @@ def _check_turing(bundle: Bundle, request: Request, library: Library, target: Ta
         )
 
 
-def _leave_out_operator(bundle: Bundle, graphs: dict[str, Graph]) -> None:
+def _leave_out_operator(bundle: Bundle, graphs: dict[str, SourceGraph]) -> None:
     operator = bundle.manifest.operator
     if operator is None:
         raise EngineError(
@@ -201,7 +205,7 @@ def _leave_out_operator(bundle: Bundle, graphs: dict[str, Graph]) -> None:
         )
 
 
-def networks_of(bundle: Bundle, request: Request) -> tuple[str, ...]:
+def networks_of(bundle: Bundle, request: EngineRequest) -> tuple[str, ...]:
     """The networks that a request names, all that stages run if it names none.
 
     Raises:
@@ -214,7 +218,7 @@ def networks_of(bundle: Bundle, request: Request) -> tuple[str, ...]:
     return tuple(name for name in known if not request.networks or name in request.networks)
 
 
-def _graph(bundle: Bundle, name: str, precision: Precision) -> Graph:
+def _graph(bundle: Bundle, name: str, precision: Precision) -> SourceGraph:
     manifest = bundle.manifest
     file = manifest.networks[name].graph(precision, manifest.precision)
     if file is None:
@@ -231,7 +235,7 @@ def _graph(bundle: Bundle, name: str, precision: Precision) -> Graph:
     return inspect(bundle, file)
 
 
-def inspect(bundle: Bundle, file: str) -> Graph:
+def inspect(bundle: Bundle, file: str) -> SourceGraph:
     """Reads a graph, without its weights, and makes sure that both are as they were written.
 
     Raises:
@@ -251,7 +255,7 @@ def inspect(bundle: Bundle, file: str) -> Graph:
     size = sum(bundle.manifest.files[name].bytes for name in (file, *((folder / d).as_posix() for d in data)))
     types = {operator: dtype for dtype, operator in OPERATORS.items()}
     calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in types]
-    return Graph(
+    return SourceGraph(
         path=path,
         sha256=digest,
         data_sha256=data,
@@ -288,12 +292,12 @@ def _same(bundle: Bundle, name: str) -> str:
 
 def _item(
     bundle: Bundle,
-    request: Request,
-    library: Library,
+    request: EngineRequest,
+    library: CompilerLibrary,
     cache: Cache,
     target: Target,
     name: str,
-    graph: Graph,
+    graph: SourceGraph,
     ranges: Mapping[str, shapes.Range],
     profile: dict[str, Profile],
 ) -> Item:
@@ -338,7 +342,7 @@ def _item(
         parts["strips"] = strips
     folder = f"engines/{library.backend}-{target.name}"
     stem = ".".join([name, precision, shape, *flags])
-    order = Order(
+    order = BuildOrder(
         network=name,
         graph=graph.path,
         capabilities=target.capabilities,
@@ -371,7 +375,7 @@ def _item(
     )
 
 
-def _timing_file(library: Library, target: Target, cache: Cache) -> Path | None:
+def _timing_file(library: CompilerLibrary, target: Target, cache: Cache) -> Path | None:
     """What was measured on one card says nothing about another."""
     here = gpu.detect()
     if not library.needs_gpu or here is None:
@@ -387,7 +391,7 @@ def _kernels(target: str, operators: tuple[tuple[DType, bool], ...]) -> list[str
     return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
-def _plugin(library: Library, target: Target) -> str | None:
+def _plugin(library: CompilerLibrary, target: Target) -> str | None:
     """The target whose kernel becomes a plugin: TensorRT only, where Triton can compile it."""
     if library.backend != "tensorrt" or not can_compile_kernels():
         return None
@@ -420,7 +424,7 @@ def refuse_mixed(flags: tuple[str, ...]) -> None:
     """
     if STRIP in flags and COMPATIBLE in flags:
         raise InputError(
-            "--strip and --compatible exclude each other: a stripped plan is refitted by its own version."
+            "--strip and --compatible exclude each other: a stripped list_engines is refitted by its own version."
         )
 
 

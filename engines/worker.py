@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vsr_trt.engines.onnxruntime.plan import optimise
 from vsr_trt.engines.tensorrt import library
-from vsr_trt.engines.tensorrt.builder import Facts, Listener, Order, compile_network
+from vsr_trt.engines.tensorrt.builder import BuildOrder, Facts, Listener, compile_network
 from vsr_trt.runtime.bundle.errors import EngineError, VsrError
 from vsr_trt.runtime.machine.memory import peak_bytes
 
@@ -54,7 +54,7 @@ class Done:
 Message = Phase | Complaint | Failed | Done
 
 
-def main(backend: library.Backend, order: Order, out: Path, pipe: Connection) -> None:
+def main(backend: library.Backend, order: BuildOrder, out: Path, pipe: Connection) -> None:
     """Entry of the process: compiles `order` into `out`; everything that happens goes into the pipe."""
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
     with contextlib.suppress(ValueError):

@@ -16,7 +16,7 @@ from vsr_trt.runtime.bundle.errors import BundleError, CheckpointError
 from vsr_trt.runtime.bundle.manifest import Manifest, Source, sha256
 
 
-class TorchDevice:
+class TorchNetworks:
     """Runs networks in torch, in FP32 on the CPU, as a device of `runtime.devices.in_order`.
 
     Args:
@@ -54,7 +54,7 @@ class TorchDevice:
         self._modules.clear()
 
 
-def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchDevice:
+def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchNetworks:
     """Opens the weights that a bundle was made from.
 
     Raises:
@@ -78,7 +78,7 @@ def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchDevice:
             )
         _refuse_others(path, sources[name])
     model = dloral.DLoRAL(base, checkpoints.load(checkpoint), provenance.adapters, manifest.top_k)
-    return TorchDevice(manifest, model)
+    return TorchNetworks(manifest, model)
 
 
 def _refuse_others(path: Path, source: Source) -> None:

@@ -32,7 +32,7 @@ from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine.memory import peak_bytes, resident_bytes
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule import tiling
 from vsr_trt.runtime.schedule.build import tile_grid
 from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE
@@ -176,7 +176,7 @@ def measure(
         data = _picture(manifest, stage, sizes)
     else:
         data = np.load(folder / f"{encoder.name}.npy") / np.float32(_SCALING)
-    device = HostDevice(bundle, threads)
+    device = CpuNetworks(bundle, threads)
     device.load(stage.network, form == "strips")
     base, seconds = resident_bytes(), []
     for _ in range(runs):
@@ -218,7 +218,7 @@ def _picture(manifest: Manifest, stage: Stage, sizes: dict[str, int]) -> np.ndar
 
 
 def _through(
-    device: HostDevice,
+    device: CpuNetworks,
     manifest: Manifest,
     stage: Stage,
     data: np.ndarray,

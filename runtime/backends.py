@@ -10,20 +10,20 @@ from vsr_trt.runtime.bundle.errors import EngineError, InputError
 from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.devices.protocol import Device
-from vsr_trt.runtime.devices.threads import HostLanes
+from vsr_trt.runtime.devices.threads import ThreadedDevice
 from vsr_trt.runtime.machine import gpu
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
-from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks
 from vsr_trt.runtime.onnxruntime.providers import PROVIDERS
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Available, Form
 
 ENGINES = start.BACKENDS
 """Those that run a bundle's engines on a GPU."""
-BACKENDS = ("auto", HostDevice.name, *ENGINES, *PROVIDERS)
+BACKENDS = ("auto", CpuNetworks.name, *ENGINES, *PROVIDERS)
 
 
-def choose(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:
+def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:
     """The backend that a request stands for, and why.
 
     Args:
@@ -39,16 +39,16 @@ def choose(backend: str, bundle: Bundle | None = None) -> tuple[str, str]:
         return backend, "as asked"
     here = gpu.detect()
     if here is None:
-        return HostDevice.name, f"there is no GPU ({gpu.why_none()})"
+        return CpuNetworks.name, f"there is no GPU ({gpu.why_none()})"
     if bundle is None:
-        return HostDevice.name, f"unless a bundle has engines for {here}"
+        return CpuNetworks.name, f"unless a bundle has engines for {here}"
     for name in ENGINES:
         try:
             start.usable(bundle, name, here)
         except EngineError:
             continue
         return name, f"the bundle has engines for {here}"
-    return HostDevice.name, f"the bundle has no engines that run on {here}"
+    return CpuNetworks.name, f"the bundle has no engines that run on {here}"
 
 
 def open_device(
@@ -84,19 +84,19 @@ def open_device(
             device_results=device_results,
             memory=settings.memory,
         )
-    networks: HostDevice | ProviderDevice
+    networks: CpuNetworks | ProviderNetworks
     if backend in PROVIDERS:
-        networks = ProviderDevice(bundle, backend, settings.threads, cache)
+        networks = ProviderNetworks(bundle, backend, settings.threads, cache)
     elif cache is not None:
         raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
     else:
-        networks = HostDevice(bundle, settings.threads)
+        networks = CpuNetworks(bundle, settings.threads)
     seconds: dict[str, float] = {}
 
     def load(in_strips: bool) -> None:
         for network in options.networks(bundle.manifest):
             started = time.perf_counter()
-            if isinstance(networks, HostDevice):
+            if isinstance(networks, CpuNetworks):
                 networks.load(network, in_strips)
             else:
                 networks.load(network)
@@ -106,7 +106,9 @@ def open_device(
         if backend in PROVIDERS:
             tiled = options.statistics == "tile"
             return Form("tiles" if tiled else "whole", "a provider has no strips")
-        form = forms.choose(bundle, height, width, options, Available.of(settings.memory), settings.slots)
+        form = forms.choose_form(
+            bundle, height, width, options, Available.of(settings.memory), settings.slots
+        )
         load(form.name == "strips")
         return form
 
@@ -115,4 +117,4 @@ def open_device(
     except BaseException:
         networks.close()
         raise
-    return HostLanes(networks, networks.cancel, seconds, arrange)
+    return ThreadedDevice(networks, networks.cancel, seconds, arrange)

@@ -19,7 +19,7 @@ from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.processor import cpu_target
-from vsr_trt.runtime.onnxruntime.cpu import available_cores, choose
+from vsr_trt.runtime.onnxruntime.cpu import available_cores, optimised_graph
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
@@ -68,7 +68,7 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     """Looks at the installation and, if asked, at every byte of a bundle."""
     found = Diagnosis(system=_system())
     found.packages = {name: _version(name) for name in (*_NEEDED, *_OTHER)}
-    found.backend, found.backend_reason = backends.choose("auto")
+    found.backend, found.backend_reason = backends.choose_backend("auto")
     if found.packages["onnxruntime"] and found.packages["onnxruntime-gpu"]:
         found.problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
@@ -79,7 +79,7 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     if bundle is not None:
         try:
             opened = Bundle.open(bundle)
-            found.backend, found.backend_reason = backends.choose("auto", opened)
+            found.backend, found.backend_reason = backends.choose_backend("auto", opened)
             found.bundle = _describe(opened)
             found.engines = judge_engines(opened)
             found.vae = _vae(opened)
@@ -94,7 +94,7 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
     available, found = Available.of(None), {}
     for width, height in _USUAL:
-        form = forms.choose(
+        form = forms.choose_form(
             bundle, *FrameShape.of_result(bundle.manifest, width, height).given, Options(), available
         )
         found[f"{width}x{height}"] = forms.as_json(form)
@@ -113,7 +113,7 @@ def _why_not(bundle: Bundle, engine: Engine, here: gpu.Gpu | None) -> str | None
         return engine_check.why_not(bundle, engine, here, installed)
     if installed is None:
         return "ONNX Runtime is not installed; install it with: pip install 'vsr-trt[cpu]'"
-    found = choose([engine], engine.network, cpu_target(), installed, bundle.manifest.precision)
+    found = optimised_graph([engine], engine.network, cpu_target(), installed, bundle.manifest.precision)
     return None if found.engine is not None else found.passed_over[0]
 
 

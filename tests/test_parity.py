@@ -24,12 +24,12 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.media.resample import resize_bicubic
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.tiling import offsets, window
 
 
-class Recorder(HostDevice):
+class Recorder(CpuNetworks):
     """The host device, keeping what each network returned last."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -174,7 +174,7 @@ def restored_latents(
     opened = Bundle.open(bundle)
     captured: list[np.ndarray] = []
 
-    class Capture(HostDevice):
+    class Capture(CpuNetworks):
         def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if network == "vae_decoder":
                 captured.append(inputs["latent"].copy())

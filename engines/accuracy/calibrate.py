@@ -25,7 +25,7 @@ from vsr_trt.engines.graphs import half
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
 from vsr_trt.runtime.bundle.errors import BundleError, InputError, VerificationError
 from vsr_trt.runtime.bundle.manifest import Calibration
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 FRAMES = 4
 LIMIT = 0.25
@@ -33,7 +33,7 @@ MAX_ERROR = 5e-2  # of the largest value, as the export allows FP16
 
 
 @dataclass(frozen=True)
-class Request:
+class CalibrationRequest:
     """What to calibrate, and with what.
 
     Attributes:
@@ -86,7 +86,7 @@ def convertible(bundle: Bundle) -> list[str]:
 
 
 def calibrate(
-    request: Request,
+    request: CalibrationRequest,
     phase: Callable[[str], None] = lambda text: None,
 ) -> list[Calibrated]:
     """Measures, converts, checks and adds the FP16 graphs; on any error the bundle is as it was.
@@ -134,7 +134,7 @@ def _weights(bundle: Bundle, network: str) -> int:
 
 def _record(bundle: Bundle, clip: Clip, phase: Callable[[str], None]) -> dict[str, list[Call]]:
     phase("loading the networks")
-    recorder = Recorder(HostDevice(bundle))
+    recorder = Recorder(CpuNetworks(bundle))
     count = 0
 
     def step() -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from vsr_trt.engines.accuracy import gate
 
 if TYPE_CHECKING:
-    from vsr_trt.engines.accuracy.verify import Report
+    from vsr_trt.engines.accuracy.verify import VerifyReport
 
 _COLOURS = {"fp16 from fp32": "#0072b2", "fp16 from torch": "#d55e00", "fp32 from torch": "#009e73"}
 _LEAST = 1e-8  # errors below this are drawn here
 
 
-def draw(report: Report) -> bytes:
+def draw(report: VerifyReport) -> bytes:
     """A PNG: for each network a dot for the 99.9 % error and a line up to the largest one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def draw(report: Report) -> bytes:
     return buffer.getvalue()
 
 
-def _title(report: Report) -> str:
+def _title(report: VerifyReport) -> str:
     verdict = "passed" if not report.failures else f"not passed ({len(report.failures)})"
     lines = [f"{report.bundle.name}, {report.clip.count} of {report.clip.path.name}: {verdict}"]
     for entry in report.chain:
@@ -45,7 +45,7 @@ def _title(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _draw_errors(axes: Any, report: Report) -> None:
+def _draw_errors(axes: Any, report: VerifyReport) -> None:
     kinds = [kind for kind in _COLOURS if any(kind in network.differences for network in report.networks)]
     for index, kind in enumerate(kinds):
         offset = (index - (len(kinds) - 1) / 2) * 0.22
@@ -101,7 +101,7 @@ def _shown(value: float) -> float:
     return min(max(value, _LEAST), 10.0)
 
 
-def _draw_shares(axes: Any, report: Report) -> None:
+def _draw_shares(axes: Any, report: VerifyReport) -> None:
     for row, network in enumerate(report.networks):
         widest = network.widest_half
         if widest is None:

@@ -99,7 +99,7 @@ def calibrate(options: argparse.Namespace) -> int:
     check_frames(options.frames)
     work.check(options.bundle, options.limit, options.overwrite)
     clip = read_clip(options.clip, options.frames, options.start)
-    request = work.Request(options.bundle, clip, options.limit, options.overwrite)
+    request = work.CalibrationRequest(options.bundle, clip, options.limit, options.overwrite)
     with console.status("reading the bundle…") as status:
         done = work.calibrate(request, lambda text: status.update(f"{escape(text)}…"))
     _print_calibrated(console, options.bundle, done, clip.count)

@@ -49,7 +49,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Graph:
+class InstrumentedGraph:
     """A network's graph, its local functions written out and every value typed.
 
     Attributes:
@@ -68,7 +68,7 @@ def node_name(node: ir.Node) -> str:
     return node.name or str(node.outputs[0].name)
 
 
-def prepare(path: Path) -> Graph:
+def prepare(path: Path) -> InstrumentedGraph:
     """Reads a graph whose inputs and outputs are not FP16, as those of every network here are."""
     model = ir.load(path)
     calls = {node.outputs[0].name: node_name(node) for node in model.graph if _is_call(model, node)}
@@ -81,7 +81,7 @@ def prepare(path: Path) -> Graph:
         if node.outputs[0].name in calls:  # a function's results keep the names that the call gave them
             for value in _inside(node, outside):
                 node_of[str(value.name)] = calls[node.outputs[0].name]
-    return Graph(model, path.parent, node_of)
+    return InstrumentedGraph(model, path.parent, node_of)
 
 
 def _is_call(model: ir.Model, node: ir.Node) -> bool:
@@ -101,7 +101,7 @@ def _inside(last: ir.Node, outside: set[str]) -> Iterator[ir.Value]:
             pending.append(producer)
 
 
-def add_ranges(graph: Graph) -> list[Probe]:
+def add_ranges(graph: InstrumentedGraph) -> list[Probe]:
     """Adds the scalars of every float tensor to the graph's outputs; weights are not measured.
 
     Returns:
@@ -153,7 +153,7 @@ def _insert(graph: ir.Graph, place: ir.Node | None, node: ir.Node) -> ir.Node:
     return node
 
 
-def emulate_halves(graph: Graph) -> None:
+def emulate_halves(graph: InstrumentedGraph) -> None:
     """Gives every FP16 tensor the type FP32 and values rounded to FP16; see the module. After `add_ranges`."""
     nodes = graph.model.graph
     for value in [value for value in nodes.initializers.values() if value.dtype == HALF]:

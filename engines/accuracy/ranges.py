@@ -113,7 +113,9 @@ class _Peak:
         self.finite &= math.isfinite(total) and math.isfinite(most) and math.isfinite(least)
 
 
-def open_session(graph: instrument.Graph, threads: int | None = None, *, in_graph_order: bool = False) -> Any:
+def open_session(
+    graph: instrument.InstrumentedGraph, threads: int | None = None, *, in_graph_order: bool = False
+) -> Any:
     """Emulates the graph's FP16 and loads it into ONNX Runtime, weights read from their file.
 
     Args:

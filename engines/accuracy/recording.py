@@ -21,7 +21,7 @@ from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks
 from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.media.resample import resize_bicubic
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule.canvas import FrameShape
 
 _MOST_FRAMES = 10_000
@@ -122,7 +122,7 @@ class Recorder:
         self._device.close()
 
 
-class HalfDevice:
+class HalfNetworks:
     """Runs a bundle's FP16 graphs on the CPU, rounding to FP16 where a GPU would (see `engines.accuracy.instrument`).
 
     Networks that are FP32 in every bundle run as they do in the runtime.
@@ -132,7 +132,7 @@ class HalfDevice:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle, self._threads = bundle, threads
-        self._host = HostDevice(bundle, threads)
+        self._host = CpuNetworks(bundle, threads)
         self._sessions: dict[str, Any] = {}
 
     def load(self, network: str) -> None:

@@ -21,7 +21,7 @@ from vsr_trt.runtime.media.staging import write_failure
 
 if TYPE_CHECKING:
     from vsr_trt.engines.accuracy.ranges import Range
-    from vsr_trt.engines.accuracy.verify import Report
+    from vsr_trt.engines.accuracy.verify import VerifyReport
 
 JSON, PNG = "verify.json", "verify.png"
 _SHOWN = 10  # tensors on the console; the JSON has all
@@ -45,7 +45,7 @@ def refuse_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{folder / taken[0]} exists; choose another --report or add --overwrite.")
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: VerifyReport) -> dict[str, Any]:
     """The report for programs. Numbers that JSON lacks (an infinite error or PSNR) are null."""
     return {
         "bundle": str(report.bundle),
@@ -96,7 +96,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write(report: Report, folder: Path) -> None:
+def write(report: VerifyReport, folder: Path) -> None:
     """Writes `verify.json` and `verify.png`, each whole or not at all.
 
     Raises:
@@ -116,7 +116,7 @@ def write(report: Report, folder: Path) -> None:
             raise write_failure(error, folder / name) from error
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Console, report: VerifyReport) -> None:
     """The tables on the console."""
     _print_differences(console, report)
     _print_ranges(console, report)
@@ -137,7 +137,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print("[green]every threshold was kept[/]")
 
 
-def _print_differences(console: Console, report: Report) -> None:
+def _print_differences(console: Console, report: VerifyReport) -> None:
     table = Table(title=escape(f"{report.bundle}, {report.clip.count}"), title_justify="left")
     table.add_column("network", no_wrap=True)
     table.add_column("compared", no_wrap=True)
@@ -161,7 +161,7 @@ def _print_differences(console: Console, report: Report) -> None:
     console.print("Errors are in units of the reference's largest value.", highlight=False)
 
 
-def _print_ranges(console: Console, report: Report) -> None:
+def _print_ranges(console: Console, report: VerifyReport) -> None:
     found: list[tuple[Range, str]] = []
     for network in report.networks:
         ranges = network.ranges.get("fp16") or network.ranges.get("fp32") or ()

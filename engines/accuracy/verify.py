@@ -16,7 +16,7 @@ from vsr_trt.engines.accuracy.ranges import Measured, Range, measure
 from vsr_trt.engines.accuracy.recording import (
     Calls,
     Clip,
-    HalfDevice,
+    HalfNetworks,
     Recorder,
     file_source,
     read_clip,
@@ -28,7 +28,7 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.devices.actions import Buffers, Networks
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 FRAMES = 4
 Form = Literal["fp16", "fp32", "torch"]
@@ -82,7 +82,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """The whole comparison.
 
     Attributes:
@@ -160,7 +160,9 @@ def calibration_clip(bundle: Bundle, frames: int) -> Clip:
     return read_clip(path, frames, start)
 
 
-def verify(bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = lambda text: None) -> Report:
+def verify(
+    bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = lambda text: None
+) -> VerifyReport:
     """Compares everything that `forms` finds.
 
     One form is in memory at a time: the FP32 networks run once, and what went in is kept for the others.
@@ -177,7 +179,7 @@ def verify(bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = la
     """
     found = forms(bundle, torch is not None)
     reference: Form = "fp32" if "fp32" in found else "fp16"
-    recorder = Recorder(HostDevice(bundle) if reference == "fp32" else HalfDevice(bundle))
+    recorder = Recorder(CpuNetworks(bundle) if reference == "fp32" else HalfNetworks(bundle))
     results = {reference: run_chain(bundle, recorder, clip.frames, _counter(phase, reference, clip))}
     calls = recorder.calls
     names = stage_networks(bundle)
@@ -195,7 +197,7 @@ def verify(bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = la
             outputs[name].setdefault(form, list(measured.outputs))
     if reference == "fp32" and "fp16" in found:
         counter = _counter(phase, "fp16", clip)
-        results["fp16"] = run_chain(bundle, HalfDevice(bundle), clip.frames, counter)
+        results["fp16"] = run_chain(bundle, HalfNetworks(bundle), clip.frames, counter)
     if torch is not None:
         for name in names:
             phase(f"torch: {name}")
@@ -222,7 +224,7 @@ def verify(bundle: Bundle, clip: Clip, torch: Networks | None, phase: Phase = la
         Chain(f"{one} from {other}", tuple(map(psnr, results[one], results[other])))
         for one, other in _pairs(results)
     )
-    return Report(
+    return VerifyReport(
         bundle.path,
         clip,
         networks,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.engines.cache import SCHEMA_VERSION, Cache, key_of
-from vsr_trt.engines.plan import Item, Request, inspect, memory_estimate, networks_of, state_of
-from vsr_trt.engines.tensorrt.builder import Facts, Order
+from vsr_trt.engines.plan import EngineRequest, Item, inspect, memory_estimate, networks_of, state_of
+from vsr_trt.engines.tensorrt.builder import BuildOrder, Facts
 from vsr_trt.engines.tensorrt.targets import Target
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import STRIPS
 
 
-def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
+def list_graphs(bundle: Bundle, request: EngineRequest, cache: Cache) -> list[Item]:
     """Lists the graphs to be optimised: the CPU's form of each network, in the bundle's own precision."""
     import onnxruntime
 
@@ -50,7 +50,7 @@ def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
         state, why = state_of(bundle, cache, parts, f"{folder}/{stem}.onnx", request.force)
         items.append(
             Item(
-                order=Order(name, graph.path, (), {}, flags=flags),
+                order=BuildOrder(name, graph.path, (), {}, flags=flags),
                 target=target,
                 precision=manifest.precision,
                 shape="any",
@@ -68,7 +68,7 @@ def plan(bundle: Bundle, request: Request, cache: Cache) -> list[Item]:
     return items
 
 
-def optimise(order: Order, out: Path) -> Facts:
+def optimise(order: BuildOrder, out: Path) -> Facts:
     """Optimises one graph into `out`.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vsr_trt.engines.graphs.strips import cut_into_strips
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.runtime.bundle.errors import DISK_FULL, EngineError, OutputError
@@ -25,7 +25,7 @@ from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Operator, Profile
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """What is to be compiled, how, and for what.
 
     Attributes:
@@ -92,7 +92,9 @@ class Listener:
     error: Callable[[str], None] = lambda text: None
 
 
-def compile_network(library: Library, order: Order, out: Path, listener: Listener | None = None) -> Facts:
+def compile_network(
+    library: CompilerLibrary, order: BuildOrder, out: Path, listener: Listener | None = None
+) -> Facts:
     """Compiles one network and writes its plan to `out`.
 
     Raises:
@@ -145,7 +147,7 @@ def compile_network(library: Library, order: Order, out: Path, listener: Listene
     )
 
 
-def _parse(parser: Any, order: Order) -> bool:
+def _parse(parser: Any, order: BuildOrder) -> bool:
     if order.strips > 1:
         model = ir.load(order.graph)
         cut_into_strips(model, order.strips, ordered=True)
@@ -155,7 +157,7 @@ def _parse(parser: Any, order: Order) -> bool:
     return parser.parse(leave_out(order.graph, order.without).SerializeToString(), str(order.graph))
 
 
-def _config(library: Library, builder: Any, network: Any, order: Order) -> Any:
+def _config(library: CompilerLibrary, builder: Any, network: Any, order: BuildOrder) -> Any:
     module, config = library.module, builder.create_builder_config()
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
@@ -211,7 +213,13 @@ def _monitor(module: Any, listener: Listener) -> Any:
 
 
 def _write(
-    library: Library, builder: Any, network: Any, config: Any, out: Path, log: BuildLog, order: Order
+    library: CompilerLibrary,
+    builder: Any,
+    network: Any,
+    config: Any,
+    out: Path,
+    log: BuildLog,
+    order: BuildOrder,
 ) -> int:
     """Builds, and writes the plan as it comes: a plan of 2 GB is not kept in memory besides."""
     try:
@@ -311,7 +319,7 @@ def _save_timings(config: Any, path: Path, log: BuildLog) -> None:
         log.warnings.append(f"the timing cache {path} was not written: {error}")
 
 
-def _too_large(order: Order) -> EngineError:
+def _too_large(order: BuildOrder) -> EngineError:
     assert order.workspace is not None
     shapes = ", ".join(f"{name} {profile.max}" for name, profile in order.profiles.items())
     return EngineError(

@@ -28,7 +28,7 @@ _FAMILIES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Library:
+class CompilerLibrary:
     """One of the two modules.
 
     Attributes:
@@ -79,7 +79,7 @@ class Library:
 
 
 @cache
-def load(backend: Backend) -> Library:
+def load(backend: Backend) -> CompilerLibrary:
     """Imports the module.
 
     Raises:
@@ -95,7 +95,7 @@ def load(backend: Backend) -> Library:
             f"{TITLES[backend]} cannot be loaded ({_short(error)}). Install it with: "
             f"pip install 'vsr-trt[{EXTRAS[backend]}]'"
         ) from error
-    return Library(backend, module, version)
+    return CompilerLibrary(backend, module, version)
 
 
 def refuse_two_versions(backend: Backend, installed: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vsr_trt.engines import report as build_report
 from vsr_trt.engines.plan import inspect
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -15,7 +15,7 @@ from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import WARP, Engine
 
 
-def refit(library: Library, bundle: Bundle, engine: Engine) -> bytes:
+def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
     """The whole plan. Needs a GPU that the plan is for.
 
     Args:

@@ -140,7 +140,7 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
     if stage.tiling is not None and layout.cuts(manifest, stage.tiling):
         record, tile = manifest.tilings[stage.tiling], layout.side(manifest, stage.tiling)
         longest = tile_range(manifest, stage.tiling)[1]
-        piece = tiling.plan(whole["h"], whole["w"], tile, 0, square=record.square, longest=longest)[0]
+        piece = tiling.tiles_of(whole["h"], whole["w"], tile, 0, square=record.square, longest=longest)[0]
         whole |= {"h": piece.height, "w": piece.width}
         if not record.exact and layout.batch > 1:
             batch = (1, layout.batch, layout.batch)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
 from vsr_trt.runtime.bundle.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
@@ -35,7 +35,7 @@ class Target:
     driver: str | None = None
 
 
-def parse(names: Sequence[str], library: Library) -> list[Target]:
+def parse(names: Sequence[str], library: CompilerLibrary) -> list[Target]:
     """Reads `--target`: names separated by commas, or given several times; without any, `portable` where
     that needs no GPU, and the GPU in the machine otherwise.
 
@@ -48,7 +48,7 @@ def parse(names: Sequence[str], library: Library) -> list[Target]:
     return list(dict.fromkeys(_parse(name, library) for name in given))
 
 
-def _parse(name: str, library: Library) -> Target:
+def _parse(name: str, library: CompilerLibrary) -> Target:
     if name == THIS_GPU:
         return _this_gpu(library)
     if name == PORTABLE:
@@ -73,7 +73,7 @@ def _parse(name: str, library: Library) -> Target:
     )
 
 
-def _portable(library: Library) -> Target:
+def _portable(library: CompilerLibrary) -> Target:
     if not library.targets:  # TensorRT: tuned on this GPU, for Ampere and newer ones
         here = _this_gpu(library)
         if capability_number(here.name) < OLDEST_PORTABLE:
@@ -85,7 +85,7 @@ def _portable(library: Library) -> Target:
     return Target(PORTABLE, tuple(name for name in library.targets if name not in _NOT_PORTABLE))
 
 
-def _this_gpu(library: Library) -> Target:
+def _this_gpu(library: CompilerLibrary) -> Target:
     here = gpu.detect()
     if here is None:
         instead = ", ".join(library.targets)

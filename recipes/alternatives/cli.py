@@ -165,7 +165,7 @@ def alternatives(options: argparse.Namespace) -> int:
     """
     from vsr_trt.recipes.alternatives import comparison, show
 
-    order = comparison.Order(
+    order = comparison.ComparisonRequest(
         script=SCRIPT,
         bundle=options.bundle,
         clip=options.clip,

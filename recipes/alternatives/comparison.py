@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Order:
+class ComparisonRequest:
     """What to compare.
 
     Attributes:
@@ -88,7 +88,7 @@ class Watcher(Protocol):
         """It ended."""
 
 
-def compare(order: Order, watcher: Watcher) -> dict[str, Any]:
+def compare(order: ComparisonRequest, watcher: Watcher) -> dict[str, Any]:
     """Runs the ways one after another, so that none takes time or memory from another.
 
     A way other than the runtime that cannot run on this machine is recorded as such. After each, the machine's
@@ -129,7 +129,7 @@ def compare(order: Order, watcher: Watcher) -> dict[str, Any]:
     }
 
 
-def _measured(order: Order, way: str, watcher: Watcher) -> Record:
+def _measured(order: ComparisonRequest, way: str, watcher: Watcher) -> Record:
     prefix = f"{way}: "  # of lines that tell how far it is; a library may say something as well
 
     def hear(line: str) -> None:
@@ -152,7 +152,7 @@ def _measured(order: Order, way: str, watcher: Watcher) -> Record:
     return {"way": way, "not_run": ended.reason}
 
 
-def _matrix_rate(order: Order) -> float | None:
+def _matrix_rate(order: ComparisonRequest) -> float | None:
     """The machine's, now, on as many threads as the ways have; None where it cannot be measured."""
     threads = {} if order.threads is None else dict.fromkeys(_THREADS, str(order.threads))
     ended = child.run([sys.executable, "-c", _RATE], threads, lambda line: None)

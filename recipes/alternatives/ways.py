@@ -20,7 +20,7 @@ from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.in_order import Clock, Pipeline
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.media import Source
-from vsr_trt.runtime.onnxruntime.cpu import Calls, HostDevice, open_session, thread_count
+from vsr_trt.runtime.onnxruntime.cpu import Calls, CpuNetworks, open_session, thread_count
 from vsr_trt.runtime.restore.restorer import Restorer
 
 
@@ -51,7 +51,7 @@ class Runtime:
 
     def __init__(self, bundle: Path, threads: int | None, height: int, width: int) -> None:
         self.threads: int | None = thread_count(threads)
-        self._restorer = Restorer(bundle, backend=HostDevice.name, threads=threads)
+        self._restorer = Restorer(bundle, backend=CpuNetworks.name, threads=threads)
         self.versions = {"onnxruntime": _onnxruntime().__version__}
         self._restorer.prepare(height, width)
 

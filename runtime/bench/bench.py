@@ -13,7 +13,7 @@ from vsr_trt.runtime.bench import environment, measure, stages
 from vsr_trt.runtime.bench.cautions import cautions
 from vsr_trt.runtime.bench.nvml import Probe
 from vsr_trt.runtime.bench.plan import CHOICES, Mode, Plan, clip
-from vsr_trt.runtime.bench.report import ModeResult, Observed, Report
+from vsr_trt.runtime.bench.report import BenchReport, ModeResult, Observed
 from vsr_trt.runtime.bench.statistics import Series
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
@@ -40,7 +40,7 @@ def run(
     watcher: Watcher,
     opened: Callable[[Mode, measure.Subject], None] = lambda mode, subject: None,
     clock: measure.Seconds = time.perf_counter,
-) -> Report:
+) -> BenchReport:
     """Measures each mode without an observer, then each once more, for a quarter of the time, with one.
 
     Args:
@@ -72,7 +72,7 @@ def run(
         "warmup": plan.warmup,
         **{name: getattr(plan.given, name) for name in CHOICES},
     }
-    return Report(
+    return BenchReport(
         created=created,
         settings=settings,
         backend=bench.backend,

@@ -11,7 +11,7 @@ from typing import Any
 
 from vsr_trt.runtime.bench.measure import Subject
 from vsr_trt.runtime.bench.plan import Mode, Plan
-from vsr_trt.runtime.bench.report import KIND, SCHEMA_VERSION, Change, Comparison, Report
+from vsr_trt.runtime.bench.report import KIND, SCHEMA_VERSION, BenchReport, Change, Comparison
 from vsr_trt.runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
 from vsr_trt.runtime.bundle.errors import InputError
 
@@ -197,7 +197,7 @@ def facts(data: Mapping[str, Any]) -> dict[str, str]:
     return named
 
 
-def compare(earlier: Earlier, report: Report, allowed: float) -> Comparison:
+def compare(earlier: Earlier, report: BenchReport, allowed: float) -> Comparison:
     """Compares each mode's number.
 
     Args:
@@ -212,7 +212,7 @@ def compare(earlier: Earlier, report: Report, allowed: float) -> Comparison:
     )
 
 
-def _changes(earlier: Earlier, report: Report, allowed: float) -> Iterator[Change]:
+def _changes(earlier: Earlier, report: BenchReport, allowed: float) -> Iterator[Change]:
     for name, mode in report.modes.items():
         before = earlier.samples[name]
         if name == "latency":
@@ -238,7 +238,7 @@ def _change(
     return Change(metric, before, after, percent, low, high, verdict, verdict == "worse" and lost > allowed)
 
 
-def _notes(earlier: Earlier, report: Report, now: Mapping[str, str]) -> Iterator[str]:
+def _notes(earlier: Earlier, report: BenchReport, now: Mapping[str, str]) -> Iterator[str]:
     for name in dict.fromkeys((*earlier.facts, *now)):
         before, after = earlier.facts.get(name, "none"), now.get(name, "none")
         if before != after:

@@ -114,7 +114,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All of it. `spans` are not part of the JSON: they make the trace.
 
     Attributes:

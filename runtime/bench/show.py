@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from vsr_trt.runtime.bench.environment import GpuRecord
-from vsr_trt.runtime.bench.report import Change, Comparison, ModeResult, Report
+from vsr_trt.runtime.bench.report import BenchReport, Change, Comparison, ModeResult
 from vsr_trt.runtime.bench.statistics import Series
 
 _REFRESH_SECONDS = 0.25
@@ -62,7 +62,7 @@ def measuring(console: Console, seconds: float) -> Iterator[Measuring]:
         yield shown
 
 
-def report(console: Console, found: Report) -> None:
+def report(console: Console, found: BenchReport) -> None:
     """The tables, and why they may mislead."""
     _machine(console, found)
     for name, mode in found.modes.items():
@@ -75,7 +75,7 @@ def report(console: Console, found: Report) -> None:
         comparison(console, found.comparison)
 
 
-def _machine(console: Console, found: Report) -> None:
+def _machine(console: Console, found: BenchReport) -> None:
     machine = found.environment
     table = Table(title="measured on", title_justify="left", show_header=False)
     table.add_column(overflow="fold")

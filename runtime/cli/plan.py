@@ -23,7 +23,7 @@ from vsr_trt.runtime.media.staging import Staging
 from vsr_trt.runtime.plan import plan as planning
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.plan import show as plan_show
-from vsr_trt.runtime.plan.plan import Plan, Request
+from vsr_trt.runtime.plan.plan import Plan, PlanRequest
 from vsr_trt.runtime.schedule.drawing import draw
 from vsr_trt.runtime.schedule.events import hazards
 from vsr_trt.runtime.schedule.forms import Available
@@ -140,10 +140,12 @@ def _predictions(
     return (roofline.predict(bundle.manifest, machines[0], *size, plan.options, measured=measured),)
 
 
-def _request(options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None, limit: int | None) -> Request:
+def _request(
+    options: argparse.Namespace, bundle: Bundle, here: gpu.Gpu | None, limit: int | None
+) -> PlanRequest:
     width, height = parse_size(options.size, bundle.manifest)
     target = options.target or (here.capability if here is not None else None)
-    return Request(
+    return PlanRequest(
         width=width,
         height=height,
         slots=options.slots,

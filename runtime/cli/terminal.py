@@ -30,7 +30,7 @@ from vsr_trt.runtime.doctor import Diagnosis, EngineVerdict
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.media import SourceInfo
 from vsr_trt.runtime.media.staging import discard_unfinished
-from vsr_trt.runtime.restore.job import Report, Watcher
+from vsr_trt.runtime.restore.job import RestoreReport, Watcher
 from vsr_trt.runtime.schedule.forms import Form
 
 _LOG_SECONDS = 10.0
@@ -162,7 +162,7 @@ def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watc
         yield Watcher(opened, loaded, arranged, noted, frame)
 
 
-def print_report(console: Console, report: Report, printed: Collection[str] = ()) -> None:
+def print_report(console: Console, report: RestoreReport, printed: Collection[str] = ()) -> None:
     """The table of stages, the notes that were not `printed` before, and what was made."""
     table = Table(title="time for a frame, median", title_justify="left")
     table.add_column("stage")

@@ -31,7 +31,7 @@ from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.protocol import StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer
 from vsr_trt.runtime.schedule import memory
-from vsr_trt.runtime.schedule.engine_choice import Choice
+from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.graph import Schedule, Step
@@ -42,7 +42,7 @@ _PATIENCE = 20.0  # seconds that work under way is waited for before its memory 
 _POLL = 20e-6  # seconds between looks at a frame that is waited for
 _WARM_FRAMES = 1  # of each slot, before its segments are captured: engines make ready in their first runs
 
-Choose = Callable[[int, int, Options], Choice]
+Choose = Callable[[int, int, Options], EngineChoice]
 """The engines for frames of a height and width, and the tiles that they take."""
 
 
@@ -119,7 +119,7 @@ class CudaDevice:
         self._cache = RuntimeCache(cache) if cache is not None else None
         self._context: Context | None = Context(driver)
         self._owned = Owned(driver)
-        self._choice: Choice | None = None
+        self._choice: EngineChoice | None = None
         self.form: Form | None = None
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
         self.load_seconds: dict[str, float] = {}
@@ -289,7 +289,7 @@ class CudaDevice:
         self._frame, self._result = upload.writes["target"], download.reads["source"]
         self._load()
         needs = {name: found.scratch for name, (_, found) in self._engines.items()}
-        planned = memory.plan(schedule, needs, {})
+        planned = memory.add_up(schedule, needs, {})
         self._check_memory(planned)
         addresses = allocate(schedule, planned.scratch, self._owned)
         self._allocated = addresses.bytes

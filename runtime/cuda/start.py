@@ -17,7 +17,7 @@ from vsr_trt.runtime.cuda.engines import library
 from vsr_trt.runtime.cuda.kernels import ATTENTION, find
 from vsr_trt.runtime.machine.gpu import Gpu, detect, why_none
 from vsr_trt.runtime.onnxruntime.providers import cache_folder
-from vsr_trt.runtime.schedule.engine_choice import Choice, build_command, choose
+from vsr_trt.runtime.schedule.engine_choice import EngineChoice, build_command, choose_engines
 
 BACKENDS = ("tensorrt_rtx", "tensorrt")
 
@@ -54,10 +54,10 @@ def open_device(
         )
     engines = usable(bundle, backend, gpu)
 
-    def pick(height: int, width: int, options: Options) -> Choice:
+    def pick(height: int, width: int, options: Options) -> EngineChoice:
         scale = bundle.manifest.scale
         size = width * scale, height * scale
-        return choose(bundle, engines, gpu.capability, size, options, memory or gpu.memory)
+        return choose_engines(bundle, engines, gpu.capability, size, options, memory or gpu.memory)
 
     kept = cache or cache_folder().parent / "tensorrt-rtx"
     name = f"{gpu.name.replace(' ', '-')}-{installed_version(backend)}-{gpu.driver}.kernels"

@@ -22,7 +22,7 @@ from vsr_trt.runtime.schedule.memory import slot_arrays
 _LOOK = 0.1  # seconds between attempts to cancel what is under way
 
 
-class HostLanes:
+class ThreadedDevice:
     """Executes a schedule on threads, one a lane.
 
     Args:

@@ -30,21 +30,21 @@ _loading = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What `choose` found: the engine to take, or None, and why each other one of the network is not it."""
+class OptimisedGraph:
+    """What `optimised_graph` found: the engine to take, or None, and why each other one of the network is not it."""
 
     engine: Engine | None
     passed_over: tuple[str, ...]
 
 
-def choose(
+def optimised_graph(
     engines: Iterable[Engine],
     network: str,
     target: str,
     version: str,
     precision: str,
     in_strips: bool = False,
-) -> Choice:
+) -> OptimisedGraph:
     """The optimised graph of a network that may be run here.
 
     Args:
@@ -69,10 +69,10 @@ def choose(
             reasons.append(f"{engine.file} is {engine.precision}, the bundle is {precision}")
         elif taken is None:
             taken = engine
-    return Choice(taken, tuple(reasons))
+    return OptimisedGraph(taken, tuple(reasons))
 
 
-class HostDevice:
+class CpuNetworks:
     """Loads a bundle's networks into ONNX Runtime and runs them on the CPU.
 
     Where the bundle has a graph that was optimised for this CPU and this ONNX Runtime, that one is loaded as
@@ -161,7 +161,9 @@ class HostDevice:
 
     def _engine(self, network: str, in_strips: bool) -> Engine | None:
         manifest, version = self._bundle.manifest, self._library.__version__
-        choice = choose(manifest.engines, network, cpu_target(), version, manifest.precision, in_strips)
+        choice = optimised_graph(
+            manifest.engines, network, cpu_target(), version, manifest.precision, in_strips
+        )
         for reason in choice.passed_over:
             _log.info("%s: %s", network, reason)
         _log.info("%s: takes %s", network, choice.engine.file if choice.engine else "the network's graph")

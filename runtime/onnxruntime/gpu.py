@@ -34,7 +34,7 @@ class _Loaded:
     session: Any
 
 
-class ProviderDevice:
+class ProviderNetworks:
     """Runs a bundle's native graphs, in FP16 where the bundle has them so, through a provider.
 
     Compilers do best with one shape, and all frames and tiles of a clip have the same: a network is loaded

@@ -18,11 +18,11 @@ from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.engine_choice import (
     PORTABLE,
-    Choice,
+    EngineChoice,
     Needs,
     build_command,
     built_for,
-    choose,
+    choose_engines,
     needs,
     usual_tile,
 )
@@ -34,7 +34,7 @@ from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What is to be planned.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
         tilings: of the bundle.
     """
 
-    request: Request
+    request: PlanRequest
     options: Options
     schedule: Schedule
     events: tuple[Event, ...]
@@ -107,7 +107,7 @@ class Plan:
         return more if more > 1 else int(self.one.device <= available)
 
 
-def make(bundle: Bundle, request: Request) -> Plan:
+def make(bundle: Bundle, request: PlanRequest) -> Plan:
     """Plans.
 
     Raises:
@@ -127,11 +127,11 @@ def make(bundle: Bundle, request: Request) -> Plan:
         unknown = f"the reports of its engines of {', '.join(found.untold)} do not tell all of it"
     frame = FrameShape.of_result(manifest, request.width, request.height).given
     schedules = {s: build(manifest, *frame, choice.options, s, choice.batches) for s in {1, 2, request.slots}}
-    one, two = (memory.plan(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
+    one, two = (memory.add_up(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
     schedule = schedules[request.slots]
     form = choice.form
     if request.target is None:
-        form = forms.choose(bundle, *frame, choice.options, request.available, request.slots)
+        form = forms.choose_form(bundle, *frame, choice.options, request.available, request.slots)
     assert form is not None
     taken, events = choice.options, derive(schedule)
     return Plan(
@@ -139,7 +139,7 @@ def make(bundle: Bundle, request: Request) -> Plan:
     )
 
 
-def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
+def _choose(bundle: Bundle, request: PlanRequest) -> tuple[EngineChoice, str | None]:
     """The engines of one library that serve the request; without, the tiles that they would have, and why."""
     target, options = request.target, request.options
     form = (
@@ -158,10 +158,10 @@ def _choose(bundle: Bundle, request: Request) -> tuple[Choice, str | None]:
             own = [engine for engine in engines if engine.backend == backend]
             try:
                 memory = request.available.bytes
-                return choose(bundle, own, target, size, options, memory), None
+                return choose_engines(bundle, own, target, size, options, memory), None
             except EngineError as error:
                 reason = reason or str(error)
-    return Choice(dataclasses.replace(options, tiles={**usual, **options.tiles}), {}, {}, form), reason
+    return EngineChoice(dataclasses.replace(options, tiles={**usual, **options.tiles}), {}, {}, form), reason
 
 
 def refuse_what_does_not_fit(bundle: Bundle, plan: Plan, available: int, whose: str) -> None:

@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass
-class Report:
+class RestoreReport:
     """What was done. Times in seconds, sizes in pixels or bytes.
 
     `stages` holds the median of each stage of the networks, and of reading and writing, for a frame;
@@ -87,7 +87,7 @@ class Report:
 class TruncatedError(TruncatedInputError):
     """A damaged input, with the report of what could be restored."""
 
-    def __init__(self, message: str, report: Report) -> None:
+    def __init__(self, message: str, report: RestoreReport) -> None:
         super().__init__(message, partial=report.output)
         self.report = report
 
@@ -104,7 +104,7 @@ class Watcher:
     frame: Callable[[int], None] = lambda done: None
 
 
-def restore(job: Job, watcher: Watcher | None = None) -> Report:
+def restore(job: Job, watcher: Watcher | None = None) -> RestoreReport:
     """Restores the input into the output, which appears whole or not at all.
 
     Where it cannot go on, or the command line's terminal is lost, the frames that were finished are kept under another
@@ -128,7 +128,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
             fps=media.DEFAULT_FPS if job.fps is None else job.fps,
         )
         with sink:
-            report = Report(str(job.output), "")
+            report = RestoreReport(str(job.output), "")
             try:
                 _load_and_run(job, source, sink, report, watcher)
             except Hangup as hangup:
@@ -149,7 +149,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> Report:
     return report
 
 
-def _keep(sink: media.Sink, report: Report) -> str | None:
+def _keep(sink: media.Sink, report: RestoreReport) -> str | None:
     """Keeps the frames that were finished under another name; a sentence about it, None if there are none."""
     if not report.frames:
         return None
@@ -165,7 +165,9 @@ def _keep(sink: media.Sink, report: Report) -> str | None:
     return f"{what} kept as {kept}."
 
 
-def _load_and_run(job: Job, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher) -> None:
+def _load_and_run(
+    job: Job, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
+) -> None:
     started = time.perf_counter()
     with Restorer(job.bundle, job.settings) as restorer:
         report.backend = restorer.backend
@@ -193,7 +195,7 @@ def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media
 
 
 def _run(
-    restorer: Restorer, source: media.Source, sink: media.Sink, report: Report, watcher: Watcher
+    restorer: Restorer, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
 ) -> None:
     """Takes every frame through the restorer, and finishes the file. Frames are read and written beside the work."""
     started = time.perf_counter()

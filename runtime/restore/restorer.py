@@ -83,7 +83,7 @@ class Restorer:
         settings = replace(settings or Settings(), **changes)
         opened = Bundle.open(bundle, check=settings.check)
         self.manifest = opened.manifest
-        self.backend = backends.choose(settings.backend, opened)[0]
+        self.backend = backends.choose_backend(settings.backend, opened)[0]
         check_slots(settings.slots)
         check_threads(settings.threads)
         self.slots = settings.slots

@@ -11,7 +11,7 @@ from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.graph import Buffer, Grid, Lane, Schedule, Step
-from vsr_trt.runtime.schedule.tiling import plan
+from vsr_trt.runtime.schedule.tiling import tiles_of
 
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
 FRAME, RESULT = "staged frame", "staged result"
@@ -34,7 +34,7 @@ def tile_grid(manifest: Manifest, tiling: str, sizes: Sizes, options: Options) -
     if not options.cuts(manifest, tiling):
         return None  # whole; strips, where they are needed, are inside of the networks
     record, overlap = manifest.tilings[tiling], options.overlap(manifest, tiling)
-    tiles = plan(
+    tiles = tiles_of(
         *(sizes["h"], sizes["w"], options.tile(manifest, tiling), overlap),
         square=record.square,
         longest=tile_range(manifest, tiling)[1],

@@ -24,7 +24,7 @@ PORTABLE = "portable"
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """What restores a picture.
 
     Attributes:
@@ -68,14 +68,14 @@ def _is_for(engine: Engine, target: str) -> bool:
     return target in engine.targets
 
 
-def choose(
+def choose_engines(
     bundle: Bundle,
     engines: Sequence[Engine],
     target: str,
     size: tuple[int, int],
     options: Options,
     memory: int | None = None,
-) -> Choice:
+) -> EngineChoice:
     """The engines for a restored picture, and the tiles that they take.
 
     Of tiles, the usual size is best, because a larger tile sees more and gives another picture; of those of an exact
@@ -135,7 +135,7 @@ def _all(
     options: Options,
     in_strips: bool,
     asked: Options,
-) -> Choice:
+) -> EngineChoice:
     """An engine for every stage.
 
     Raises:
@@ -154,16 +154,16 @@ def _all(
             batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
     if missing:
         raise EngineError(_missing(bundle, missing, engines, target, size, asked))
-    return Choice(options, found, batches)
+    return EngineChoice(options, found, batches)
 
 
-def device_bytes(bundle: Bundle, choice: Choice) -> int:
+def device_bytes(bundle: Bundle, choice: EngineChoice) -> int:
     """What engines need at least: all weights, and what the hungriest works in."""
     found = needs(bundle, choice.engines)
     return sum(found.weights.values()) + max(found.scratch.values(), default=0)
 
 
-def _form(options: Options, choice: Choice, why: str) -> Form:
+def _form(options: Options, choice: EngineChoice, why: str) -> Form:
     if options.statistics == "tile":
         return Form("tiles", "--vae-statistics tile")
     in_strips = any(STRIPS in engine.flags for engine in choice.engines.values())

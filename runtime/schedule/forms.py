@@ -69,7 +69,7 @@ class Available:
         return f"{'--memory allows' if self.limit else 'free are'} {amount(self.bytes or 0)}"
 
 
-def choose(
+def choose_form(
     bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int = 1
 ) -> Form:
     """How frames (height, width, 3) go through the VAE on the CPU.
@@ -140,7 +140,7 @@ def estimate(
             scratch[stage.name] = int(evaluate(network.scratch[form], sizes))
     if not scratch:
         return None
-    buffers = memory.plan(build(manifest, height, width, options, slots), {}, {})
+    buffers = memory.add_up(build(manifest, height, width, options, slots), {}, {})
     return (
         _OWN
         + weights(manifest, options.networks(manifest))

@@ -39,7 +39,7 @@ class MemoryPlan:
         return self.slot * self.slots + self.shared + sum(self.scratch.values()) + sum(self.weights.values())
 
 
-def plan(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str, int]) -> MemoryPlan:
+def add_up(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str, int]) -> MemoryPlan:
     """Adds up a schedule's buffers.
 
     Args:

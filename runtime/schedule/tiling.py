@@ -41,7 +41,7 @@ def offsets(length: int, tile: int, overlap: int) -> list[int]:
     return [*starts, length - tile]
 
 
-def plan(
+def tiles_of(
     height: int, width: int, tile: int, overlap: int, square: bool, longest: int | None = None
 ) -> list[Tile]:
     """The tiles of a latent, in reading order; a single one if its area is at most tile * tile.

@@ -24,13 +24,13 @@ from vsr_trt import build
 from vsr_trt.export import eager
 from vsr_trt.recipes import demo as showcase
 from vsr_trt.recipes.alternatives import WAYS, child, cli, comparison, show, ways
-from vsr_trt.recipes.alternatives.comparison import Order
+from vsr_trt.recipes.alternatives.comparison import ComparisonRequest
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.in_order import Pipeline
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 ROOT = Path(__file__).parents[2]
 CLIP = GOLDEN / "in"
@@ -111,7 +111,7 @@ def compare(
 
     def run(plan: dict[str, Any], bundle: Path = golden_bundle, **more: Any) -> dict[str, Any]:
         monkeypatch.setenv("PLAN", json.dumps(plan))
-        order = Order(script, bundle, CLIP, 3, tuple(plan), Path("SD"), Path("CKPT"), **more)
+        order = ComparisonRequest(script, bundle, CLIP, 3, tuple(plan), Path("SD"), Path("CKPT"), **more)
         return comparison.compare(order, listener)
 
     run.log = log  # type: ignore[attr-defined]
@@ -353,7 +353,7 @@ def test_the_plain_loop_gives_the_pipelines_picture(golden_bundle: Path) -> None
     """On a textured frame. On flat pictures ONNX Runtime's own group normalisation loses digits, and levels differ."""
     frame = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     opened = Bundle.open(golden_bundle)
-    device = HostDevice(opened)
+    device = CpuNetworks(opened)
     expected, _ = Pipeline(opened.manifest, device, Options(), opened.constants()).run(frame)
     plain = ways.Plain(golden_bundle, 2, 128, 128)
     got, seconds = plain.run(frame)

@@ -13,9 +13,9 @@ from vsr_trt import build as build_script
 from vsr_trt.engines import plan
 from vsr_trt.engines import report as build_report
 from vsr_trt.engines.cache import Cache
-from vsr_trt.engines.jobs import Job, Pool
+from vsr_trt.engines.jobs import BuildJob, Pool
 from vsr_trt.engines.tensorrt import shapes
-from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.runtime.bundle import engine_check
@@ -205,13 +205,13 @@ def test_little_memory_builds_strips_by_itself(
 ) -> None:
     bundle = Bundle.open(golden_bundle_fp16)
     for memory, flags in ((100_000_000_000, ()), (100_000_000, ("strips",))):
-        request = plan.Request(
+        request = plan.EngineRequest(
             targets=tuple(parse(["sm_89"], load("tensorrt_rtx"))),
             sizes=(shapes.Size(1920, 1080),),
             layout=shapes.Layout(memory=memory),
             networks=("vae_decoder",),
         )
-        (item,) = plan.plan(bundle, request, load("tensorrt_rtx"), cache)
+        (item,) = plan.list_engines(bundle, request, load("tensorrt_rtx"), cache)
         assert item.order.flags == flags
         assert ("strips" in item.parts) == bool(flags)
 
@@ -258,7 +258,7 @@ def test_the_compilers_outputs_are_those_of_the_graph(built: Path, tmp_path: Pat
     """A static engine's outputs have sizes, all of them, where the graph fixes them."""
     report = build_report.read_all(built)["tensorrt_rtx-sm_89/vae_decoder.fp16.n1-64x64"]
     assert [size for size in report["outputs"]["image"] if size != -1] != []
-    order = Order("unet", built / "onnx" / "unet.onnx", ("sm_89",), {}, attentions=())
+    order = BuildOrder("unet", built / "onnx" / "unet.onnx", ("sm_89",), {}, attentions=())
     pool = Pool("tensorrt_rtx", 1, 1)
-    (result,) = pool.run([Job(order, tmp_path / "plan", 1)])
+    (result,) = pool.run([BuildJob(order, tmp_path / "plan", 1)])
     assert result.done is None  # no profile for its inputs

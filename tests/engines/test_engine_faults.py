@@ -19,8 +19,8 @@ from helpers.building import MEMORY, ROOT, build, command, copy_of, rtx, run, sm
 
 from vsr_trt.engines.build import Progress
 from vsr_trt.engines.cache import Cache
-from vsr_trt.engines.jobs import Job, Pool, Result
-from vsr_trt.engines.tensorrt.builder import Order
+from vsr_trt.engines.jobs import BuildJob, Pool, Result
+from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.worker import Phase
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError, OutputError
@@ -31,13 +31,13 @@ pytestmark = rtx
 SHAPE = Profile((4, 4), (4, 4), (4, 4))
 
 
-def order(graph: Path, **changed: object) -> Order:
+def order(graph: Path, **changed: object) -> BuildOrder:
     values = {"network": "small", "graph": graph, "capabilities": ("sm_89",), "profiles": {"x": SHAPE}}
-    return Order(**(values | changed))  # type: ignore[arg-type]
+    return BuildOrder(**(values | changed))  # type: ignore[arg-type]
 
 
-def compile_one(order: Order, out: Path) -> Result:
-    (result,) = Pool("tensorrt_rtx", 1, MEMORY).run([Job(order, out, 1)])
+def compile_one(order: BuildOrder, out: Path) -> Result:
+    (result,) = Pool("tensorrt_rtx", 1, MEMORY).run([BuildJob(order, out, 1)])
     return result
 
 
@@ -260,13 +260,13 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(golden_bundle_fp16: Path
 
 
 def test_a_compiler_that_dies_is_named_with_its_signal(tmp_path: Path) -> None:
-    def kill(job: Job, phase: Phase) -> None:
+    def kill(job: BuildJob, phase: Phase) -> None:
         for child in multiprocessing.active_children():
             assert child.pid is not None
             os.kill(child.pid, signal.SIGSEGV)
 
     pool = Pool("tensorrt_rtx", 1, MEMORY, kill)
-    (result,) = pool.run([Job(order(small_graph(tmp_path / "g.onnx", weights=4)), tmp_path / "plan", 1)])
+    (result,) = pool.run([BuildJob(order(small_graph(tmp_path / "g.onnx", weights=4)), tmp_path / "plan", 1)])
     assert isinstance(result.error, EngineError)
     assert "the compiler died while it built small (signal SIGSEGV)" in str(result.error)
 
@@ -410,7 +410,7 @@ def test_builds_run_within_the_memory_and_number_that_are_given(tmp_path: Path) 
     graph = small_graph(tmp_path / "g.onnx")
     most = 0
 
-    def watch(job: Job, phase: Phase) -> None:
+    def watch(job: BuildJob, phase: Phase) -> None:
         nonlocal most
         most = max(
             most, sum(child.name.startswith("SpawnProcess") for child in multiprocessing.active_children())
@@ -418,7 +418,7 @@ def test_builds_run_within_the_memory_and_number_that_are_given(tmp_path: Path) 
 
     for limit, memory, expected in ((1, 100, 1), (3, 10, 1), (2, 100, 2)):
         most = 0
-        jobs = [Job(order(graph), tmp_path / str(index), 10) for index in range(4)]
+        jobs = [BuildJob(order(graph), tmp_path / str(index), 10) for index in range(4)]
         results = list(Pool("tensorrt_rtx", limit, memory, watch).run(jobs))
         assert all(result.error is None for result in results)
         assert most == expected
@@ -426,7 +426,7 @@ def test_builds_run_within_the_memory_and_number_that_are_given(tmp_path: Path) 
 
 def test_a_build_larger_than_the_memory_still_runs_alone(tmp_path: Path) -> None:
     pool = Pool("tensorrt_rtx", 2, 1)
-    (result,) = pool.run([Job(order(small_graph(tmp_path / "g.onnx")), tmp_path / "plan", 10**15)])
+    (result,) = pool.run([BuildJob(order(small_graph(tmp_path / "g.onnx")), tmp_path / "plan", 10**15)])
     assert result.error is None
 
 

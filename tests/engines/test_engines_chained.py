@@ -28,12 +28,12 @@ from vsr_trt.runtime.cuda import engines as loaded_engines
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine.gpu import Gpu
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 
 
-class Networks(HostDevice):
+class Networks(CpuNetworks):
     """The bundle's networks, and cfr without its attention where `latent` is not given."""
 
     def run(self, network: str, inputs: Buffers) -> Buffers:

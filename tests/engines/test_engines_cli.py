@@ -14,7 +14,7 @@ from vsr_trt.engines import cache as caches
 from vsr_trt.engines import doctor
 from vsr_trt.engines.cache import Cache
 from vsr_trt.engines.display import estimate_seconds
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
@@ -93,7 +93,7 @@ def test_doctor_says_what_can_be_built(
     monkeypatch.setattr(gpu, "detect", lambda: None)
     monkeypatch.setattr(gpu, "why_none", lambda: "no CUDA driver")
 
-    def load(backend: str) -> Library:
+    def load(backend: str) -> CompilerLibrary:
         raise EngineError(f"{backend} is not there")
 
     monkeypatch.setattr(doctor, "load", load)
@@ -114,7 +114,7 @@ def test_doctor_offers_this_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPat
     class Module:
         pass
 
-    monkeypatch.setattr(doctor, "load", lambda backend: Library(backend, Module(), "1"))  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor, "load", lambda backend: CompilerLibrary(backend, Module(), "1"))  # type: ignore[arg-type]
     found = doctor.examine(None)
     assert found.gpu.startswith("NVIDIA L4 (sm_89), 26 GB")
     assert all("this-gpu" in compiler.targets for compiler in found.compilers[:2])

@@ -19,7 +19,7 @@ from vsr_trt.engines.build import Built
 from vsr_trt.engines.cache import Cache
 from vsr_trt.engines.display import print_plan
 from vsr_trt.engines.tensorrt import shapes
-from vsr_trt.engines.tensorrt.library import Library, load
+from vsr_trt.engines.tensorrt.library import CompilerLibrary, load
 from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.engines.tensorrt.targets import Target
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -130,8 +130,10 @@ def test_a_dry_run_tells_them_apart(bundle: Path, cache: Cache, both: tuple[Buil
 
     opened, library = Bundle.open(bundle), load("tensorrt_rtx")
     target = Target("sm_86", ("sm_86",))
-    request = plan.Request((target,), (shapes.Size(512, 512),), networks=("cfr", "unet"), operator="kernel")
-    items = plan.plan(opened, request, library, cache)
+    request = plan.EngineRequest(
+        (target,), (shapes.Size(512, 512),), networks=("cfr", "unet"), operator="kernel"
+    )
+    items = plan.list_engines(opened, request, library, cache)
     assert [(item.order.network, item.order.flags) for item in items] == [("cfr", (WARP,)), ("unet", ())]
     console = Console(record=True, width=80)
     print_plan(console, items)
@@ -151,17 +153,17 @@ def test_tensorrt_gets_no_plugin_where_there_is_nothing_for_it(
     bundle: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "detect", lambda: Gpu("NVIDIA L4", "sm_89", 24 << 30, "13.0"))
-    library = Library("tensorrt", object(), "11.0.0.1")  # type: ignore[arg-type]
+    library = CompilerLibrary("tensorrt", object(), "11.0.0.1")  # type: ignore[arg-type]
     target = Target("sm_89", ("sm_89",), "NVIDIA L4", "13.0")
     found = {}
     for operator in ("inside", "kernel"):
-        request = plan.Request(
+        request = plan.EngineRequest(
             (target,),
             (shapes.Size(512, 512),),
             networks=("cfr",),
             operator=operator,  # type: ignore[arg-type]
         )
-        (found[operator],) = plan.plan(Bundle.open(bundle), request, library, cache)
+        (found[operator],) = plan.list_engines(Bundle.open(bundle), request, library, cache)
     assert found["inside"].order.plugin == "sm_89"
     assert found["kernel"].order.plugin is None
     assert found["kernel"].parts["plugin"] is None

@@ -140,7 +140,7 @@ def test_every_tile_that_the_runtime_cuts_has_its_shape(
     factor = max(1.0, 128 / min(width, height))
     frame = [max(128, round(side * factor)) if factor > 1 else side for side in (height, width)]
     latents = [-(-4 * side // 64) * 8 for side in frame]
-    for piece in tiling.plan(*latents, tile, tile // 3, square=True, longest=192):
+    for piece in tiling.tiles_of(*latents, tile, tile // 3, square=True, longest=192):
         for side, value in (("h", piece.height), ("w", piece.width)):
             low, _, high = ranges[side]
             assert low <= value <= high

@@ -22,7 +22,7 @@ from vsr_trt.engines.graphs.channels_last import replace_convolutions
 from vsr_trt.engines.graphs.strips import STRIPS, cut_into_strips, largest, largest_kept
 from vsr_trt.recipes import vae_forms
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -212,7 +212,7 @@ def test_the_bundles_vae_in_strips(golden_bundle: Path, network: str, h: int, w:
     x = np.random.default_rng(h).standard_normal(shape).astype(np.float32)
     x[..., : shape[3] // 3] *= 0.1
     results = []
-    device = HostDevice(bundle)
+    device = CpuNetworks(bundle)
     for in_strips in (False, True):
         device.load(network, in_strips)
         (result,) = device.run(network, {tensor.name: x}).values()

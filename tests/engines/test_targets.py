@@ -9,7 +9,7 @@ import pytest
 
 from vsr_trt.engines.tensorrt import library as libraries
 from vsr_trt.engines.tensorrt import targets
-from vsr_trt.engines.tensorrt.library import Library
+from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.targets import Target
 from vsr_trt.runtime.bundle.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
@@ -26,15 +26,15 @@ def module(**members: object) -> ModuleType:
     return made
 
 
-def rtx() -> Library:
+def rtx() -> CompilerLibrary:
     names = ("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120")
-    return Library(
+    return CompilerLibrary(
         "tensorrt_rtx", module(ComputeCapability=SimpleNamespace(__members__=dict.fromkeys(names))), "1.7"
     )
 
 
-def tensorrt() -> Library:
-    return Library("tensorrt", module(), "11.4")
+def tensorrt() -> CompilerLibrary:
+    return CompilerLibrary("tensorrt", module(), "11.4")
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_the_installed_library_has_its_targets() -> None:
 def test_flags_are_asked_of_the_module() -> None:
     one, two = SimpleNamespace(STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=3), SimpleNamespace()
     flags = [
-        Library("tensorrt", module(NetworkDefinitionCreationFlag=kind), "x").network_flags()
+        CompilerLibrary("tensorrt", module(NetworkDefinitionCreationFlag=kind), "x").network_flags()
         for kind in (one, two)
     ]
     assert flags == [0b1010, 0]

@@ -12,7 +12,7 @@ from vsr_trt.engines import plan
 from vsr_trt.engines.build import Built, build_engines
 from vsr_trt.engines.cache import Cache
 from vsr_trt.engines.tensorrt import shapes
-from vsr_trt.engines.tensorrt.library import Library, load
+from vsr_trt.engines.tensorrt.library import CompilerLibrary, load
 from vsr_trt.engines.tensorrt.refit import refit
 from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.runtime import doctor
@@ -22,7 +22,7 @@ from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
+def library() -> CompilerLibrary:
     try:
         return load("tensorrt")
     except EngineError as error:
@@ -34,15 +34,15 @@ def bundle(golden_bundle_fp16: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(golden_bundle_fp16, tmp_path / "bundle"))
 
 
-def build(library: Library, bundle: Path, cache: Cache, **changed: object) -> list[Built]:
+def build(library: CompilerLibrary, bundle: Path, cache: Cache, **changed: object) -> list[Built]:
     opened = Bundle.open(bundle)
     values: dict[str, object] = {"targets": tuple(parse([], library)), "sizes": (shapes.Size(512, 512),)}
-    request = plan.Request(**(values | changed))  # type: ignore[arg-type]
-    items = plan.plan(opened, request, library, cache)
+    request = plan.EngineRequest(**(values | changed))  # type: ignore[arg-type]
+    items = plan.list_engines(opened, request, library, cache)
     return build_engines(opened, items, library.backend, cache, 1, 1 << 34)
 
 
-def run(library: Library, content: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(library: CompilerLibrary, content: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs a plan with torch's memory; the plugin's kernel is inside, and nothing of it is imported."""
     import torch
 
@@ -74,7 +74,7 @@ def inputs_of(one: Built) -> dict[str, np.ndarray]:
 
 
 def test_every_network_builds_runs_here_and_fills_the_timing_cache(
-    library: Library, bundle: Path, tmp_path: Path
+    library: CompilerLibrary, bundle: Path, tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path / "cache")
     built = build(library, bundle, cache)
@@ -86,7 +86,7 @@ def test_every_network_builds_runs_here_and_fills_the_timing_cache(
 
 @pytest.mark.parametrize("network", ["unet", "vae_decoder", "cfr"])
 def test_an_engine_gives_what_onnxruntime_gives(
-    library: Library, bundle: Path, tmp_path: Path, network: str
+    library: CompilerLibrary, bundle: Path, tmp_path: Path, network: str
 ) -> None:
     import onnxruntime
 
@@ -100,7 +100,7 @@ def test_an_engine_gives_what_onnxruntime_gives(
 
 
 def test_a_stripped_plan_is_small_and_refits_to_the_same_results(
-    library: Library, bundle: Path, tmp_path: Path
+    library: CompilerLibrary, bundle: Path, tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path / "cache")
     (whole,) = build(library, bundle, cache, networks=("unet",))
@@ -114,7 +114,7 @@ def test_a_stripped_plan_is_small_and_refits_to_the_same_results(
     assert np.abs(got - expected).max() <= 2e-2 * np.abs(expected).max()
 
 
-def test_version_compatible_plans(library: Library, bundle: Path, tmp_path: Path) -> None:
+def test_version_compatible_plans(library: CompilerLibrary, bundle: Path, tmp_path: Path) -> None:
     (one,) = build(library, bundle, Cache(tmp_path / "cache"), networks=("preprocess",), flags=(COMPATIBLE,))
     assert one.engine.flags == (COMPATIBLE,)
 

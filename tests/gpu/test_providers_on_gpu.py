@@ -12,8 +12,8 @@ from helpers.golden import psnr
 from helpers.small_bundle import NETWORK, make, picture
 
 from vsr_trt.runtime import Restorer
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
-from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks
 from vsr_trt.runtime.onnxruntime.providers import CUDA, PROVIDERS, TENSORRT, is_available
 
 # TensorRT multiplies FP32 in TF32, of 10 bits, and ONNX Runtime has no option against it.
@@ -29,7 +29,7 @@ def backend(request: Any) -> str:
 
 def test_a_small_network_gives_what_it_gives_on_the_cpu(backend: str, tmp_path: Path) -> None:
     bundle = make(tmp_path / "bundle")
-    host, device = HostDevice(bundle), ProviderDevice(bundle, backend, cache=tmp_path / "cache")
+    host, device = CpuNetworks(bundle), ProviderNetworks(bundle, backend, cache=tmp_path / "cache")
     for one in (host, device):
         one.load(NETWORK)
     for size in ((32, 40), (48, 40), (32, 40)):
@@ -45,7 +45,7 @@ def test_other_weights_of_the_same_graph_are_not_taken_from_the_cache(backend: s
     results = []
     for name, sign in (("one", 1), ("other", -1)):
         bundle = make(tmp_path / name, sign=sign)
-        device = ProviderDevice(bundle, backend, cache=tmp_path / "cache")
+        device = ProviderNetworks(bundle, backend, cache=tmp_path / "cache")
         device.load(NETWORK)
         results.append(device.run(NETWORK, picture())["y"])
         device.close()

@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 from helpers.tiny_bundle import hashes, write_bundle, write_clip
 
-from vsr_trt.engines.accuracy.calibrate import Request, calibrate
+from vsr_trt.engines.accuracy.calibrate import CalibrationRequest, calibrate
 from vsr_trt.engines.accuracy.recording import read_clip
 from vsr_trt.engines.accuracy.verify import verify
-from vsr_trt.engines.tensorrt.builder import Order, compile_network
+from vsr_trt.engines.tensorrt.builder import BuildOrder, compile_network
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
@@ -35,14 +35,14 @@ def test_an_engine_agrees_with_onnx_runtime(
     if library.targets and found.capability not in library.targets:
         pytest.skip(f"not run: {library.title} does not build for {found}")
     bundle, clip = write_bundle(tmp_path / "bundle"), read_clip(write_clip(tmp_path / "clip"), 2)
-    calibrate(Request(bundle, clip))
+    calibrate(CalibrationRequest(bundle, clip))
     manifest = read_manifest(bundle)
     graph = manifest.networks["encode"].graph(precision, "fp32")
     assert graph is not None
     profiles = {"image": Profile((1, 3, 8, 8), (1, 3, 16, 16), (1, 3, 32, 32))}
     (bundle / "engines").mkdir()
     plan = bundle / "engines" / "encode.engine"
-    compile_network(library, Order("encode", bundle / graph, (found.capability,), profiles), plan)
+    compile_network(library, BuildOrder("encode", bundle / graph, (found.capability,), profiles), plan)
     engine = Engine(
         network="encode",
         backend=backend,

@@ -43,7 +43,7 @@ def picture(
 
     factor: pixels of the picture for one latent, each way.
     """
-    plan = tiling.plan(height, width, tile, overlap, square)
+    plan = tiling.tiles_of(height, width, tile, overlap, square)
     sides = (plan[0].height * factor, plan[0].width * factor)
     tiles = rng.standard_normal((len(plan), channels, *sides), dtype=np.float32)
     blend = tiling.Blend(height * factor, width * factor)

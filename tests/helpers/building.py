@@ -61,12 +61,12 @@ def build(
 ) -> list[Built]:
     """What `build.py engines` does."""
     opened, library = Bundle.open(bundle), load("tensorrt_rtx")
-    request = plan.Request(
+    request = plan.EngineRequest(
         targets=tuple(parse(target, library)),
         sizes=tuple(shapes.parse_size(text, opened.manifest) for text in sizes),
         **changed,  # type: ignore[arg-type]
     )
-    items = plan.plan(opened, request, library, cache)
+    items = plan.list_engines(opened, request, library, cache)
     return build_engines(opened, items, library.backend, cache, 2, MEMORY, progress)
 
 

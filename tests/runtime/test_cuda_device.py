@@ -35,7 +35,7 @@ from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Span
 from vsr_trt.runtime.schedule.build import build
-from vsr_trt.runtime.schedule.engine_choice import Choice
+from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import derive
 
 PROMPT = {"prompt": np.random.default_rng(0).standard_normal((77, 32)).astype(np.float32)}
@@ -126,10 +126,10 @@ class Gpu:
 
 
 def choose(bundle: Bundle) -> Any:
-    def pick(height: int, width: int, options: Options) -> Choice:
+    def pick(height: int, width: int, options: Options) -> EngineChoice:
         needed = set(options.networks(bundle.manifest))
         records = {record.network: record for record in bundle.manifest.engines if record.network in needed}
-        return Choice(options, records, {})
+        return EngineChoice(options, records, {})
 
     return pick
 
@@ -358,11 +358,11 @@ def test_too_little_memory_is_told_before_any_is_taken(bundle: Bundle) -> None:
 
 
 def test_what_is_planned_is_what_is_allocated(bundle: Bundle) -> None:
-    from vsr_trt.runtime.schedule.memory import plan
+    from vsr_trt.runtime.schedule.memory import add_up
 
     gpu = Gpu(bundle, LARGE, 3)
     gpu.open()
-    told = plan(gpu.schedule, dict.fromkeys(bundle.manifest.networks, 1000), {})
+    told = add_up(gpu.schedule, dict.fromkeys(bundle.manifest.networks, 1000), {})
     allocated = sum(arguments[0] for name, arguments in gpu.driver.calls if name == "cuMemAlloc")
     pinned = sum(arguments[0] for name, arguments in gpu.driver.calls if name == "cuMemHostAlloc")
     assert pinned == told.pinned

@@ -63,20 +63,20 @@ def test_an_engine_without_the_attention_needs_its_kernel(monkeypatch: pytest.Mo
 def test_auto_takes_engines_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "detect", lambda: None)
     monkeypatch.setattr(gpu, "why_none", lambda: "no CUDA driver")
-    assert backends.choose("auto") == ("onnxruntime-cpu", "there is no GPU (no CUDA driver)")
+    assert backends.choose_backend("auto") == ("onnxruntime-cpu", "there is no GPU (no CUDA driver)")
     monkeypatch.setattr(gpu, "detect", lambda: HERE)
     monkeypatch.setattr("vsr_trt.runtime.cuda.start.usable", lambda b, name, g: usable(b, name, g, runs))
-    assert backends.choose("auto")[0] == "onnxruntime-cpu"
-    assert backends.choose("auto", bundle(engine("a"))) == (
+    assert backends.choose_backend("auto")[0] == "onnxruntime-cpu"
+    assert backends.choose_backend("auto", bundle(engine("a"))) == (
         "tensorrt_rtx",
         "the bundle has engines for RTX 4090 (sm_89)",
     )
-    assert backends.choose("auto", bundle(engine("b", "tensorrt")))[0] == "tensorrt"
-    assert backends.choose("auto", bundle(engine("old"))) == (
+    assert backends.choose_backend("auto", bundle(engine("b", "tensorrt")))[0] == "tensorrt"
+    assert backends.choose_backend("auto", bundle(engine("old"))) == (
         "onnxruntime-cpu",
         "the bundle has no engines that run on RTX 4090 (sm_89)",
     )
-    assert backends.choose("tensorrt", None) == ("tensorrt", "as asked")
+    assert backends.choose_backend("tensorrt", None) == ("tensorrt", "as asked")
 
 
 def test_without_a_gpu_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

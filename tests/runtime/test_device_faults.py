@@ -19,7 +19,7 @@ from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.protocol import Device, Ticket
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.simulated import Faults, SimulatedDevice, any_move
-from vsr_trt.runtime.devices.threads import HostLanes
+from vsr_trt.runtime.devices.threads import ThreadedDevice
 from vsr_trt.runtime.devices.timeline import Span
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.events import derive
@@ -130,7 +130,7 @@ class Slow(Mixing):
 def test_threads_give_the_same_bytes(slots: int) -> None:
     rng = np.random.default_rng(0)
     schedule, clip = real(slots), frames(12)
-    device = HostLanes(Slow(lambda network: time.sleep(rng.random() / 500)))
+    device = ThreadedDevice(Slow(lambda network: time.sleep(rng.random() / 500)))
     assert push_all(opened(device, schedule), clip) == (expected(schedule, clip), None)
     device.close()
 
@@ -138,7 +138,7 @@ def test_threads_give_the_same_bytes(slots: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_threads_give_the_same_bytes_for_any_pipeline(seed: int) -> None:
     schedule, clip = random_schedule(seed, 1 + seed % 3, 3, 7), frames(9)
-    device = HostLanes(Mixing())
+    device = ThreadedDevice(Mixing())
     device.open(schedule, derive(schedule), CONSTANTS, None)
     runner = Runner(device, schedule.slots)
     results = [result.tobytes() for frame in clip for result in runner.push(frame)]
@@ -156,7 +156,7 @@ def test_a_thread_that_fails_tells_frame_and_stage(slots: int) -> None:
         if calls.count("unet") == 5 and network == "unet":
             raise DeviceError("unet is out of order.")
 
-    device = HostLanes(Slow(fail))
+    device = ThreadedDevice(Slow(fail))
     results, error = push_all(opened(device, schedule), clip)
     assert error is not None
     assert (error.frame, error.stage) == (4, "unet")
@@ -176,7 +176,7 @@ def test_a_thread_that_hangs_is_timed_out_and_ends_when_cancelled() -> None:
             hanging.set()
             cancelled.append(go_on.wait(GUARD))
 
-    class Waiting(HostLanes):
+    class Waiting(ThreadedDevice):
         def wait(self, ticket: Ticket, timeout: float | None) -> None:
             assert hanging.wait(GUARD), "the clock is started once it hangs, however slow the machine is"
             super().wait(ticket, timeout)
@@ -205,7 +205,7 @@ def test_lanes_really_overlap() -> None:
             if network == "vae_decoder" and slots > 1 and (frame := next(decodings)) < 5:
                 encoded[frame + 1].wait(GUARD)
 
-        device = HostLanes(Slow(meet))
+        device = ThreadedDevice(Slow(meet))
         device.open(schedule, derive(schedule), PROMPT, spans.append)
         runner = Runner(device, slots)
         for frame in frames(6):

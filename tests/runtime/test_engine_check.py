@@ -169,7 +169,7 @@ def test_doctor_misses_onnx_runtime_only_where_it_would_be_taken(monkeypatch: py
     )
     assert any("onnxruntime is not installed" in problem for problem in doctor.diagnose(None).problems)
     monkeypatch.setattr(
-        "vsr_trt.runtime.backends.choose", lambda *given: ("tensorrt_rtx", "the bundle has engines")
+        "vsr_trt.runtime.backends.choose_backend", lambda *given: ("tensorrt_rtx", "the bundle has engines")
     )
     assert not any("not installed" in problem for problem in doctor.diagnose(None).problems)
 

@@ -18,7 +18,7 @@ from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options, Statistics
 from vsr_trt.runtime.schedule.build import build
-from vsr_trt.runtime.schedule.engine_choice import Choice, Needs, built_for, choose, needs
+from vsr_trt.runtime.schedule.engine_choice import EngineChoice, Needs, built_for, choose_engines, needs
 from vsr_trt.runtime.schedule.forms import Form
 
 HD, FULL_HD, SMALL = Size(1280, 720), Size(1920, 1080), Size(512, 512)
@@ -26,9 +26,9 @@ TILES = Options(statistics="tile")
 BUNDLE = Bundle(Path("B"), dloral_manifest())
 
 
-def chosen(found: list[Engine], size: Size, options: Options | None = None, **tiles: int) -> Choice:
+def chosen(found: list[Engine], size: Size, options: Options | None = None, **tiles: int) -> EngineChoice:
     asked = dataclasses.replace(options or Options(), tiles=tiles)
-    return choose(BUNDLE, found, "sm_89", (size.width, size.height), asked)
+    return choose_engines(BUNDLE, found, "sm_89", (size.width, size.height), asked)
 
 
 @given(
@@ -116,13 +116,13 @@ def test_strips_where_whole_pictures_do_not_fit(tmp_path: Path) -> None:
         (bundle.path / engine.report).write_text('{"activations": 5000, "weights": 1000}')
     size = (FULL_HD.width, FULL_HD.height)
     weights = 7 * 1000
-    fits = choose(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 5000)
+    fits = choose_engines(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 5000)
     assert fits.form == Form("whole", "the bundle has engines for it")
     # all other networks work in less than the VAE's halves
     for engine in whole:
         if not engine.network.startswith("vae"):
             (bundle.path / engine.report).write_text('{"activations": 6, "weights": 1000}')
-    short = choose(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 4999)
+    short = choose_engines(bundle, [*whole, *strips], "sm_89", size, Options(), memory=weights + 4999)
     assert short.form is not None
     assert short.form.name == "strips"
     assert "12.0 kB" in short.form.why

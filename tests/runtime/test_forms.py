@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def choose(bundle: Bundle, width: int, height: int, available: Available = FREE, **options) -> Form:
-    return forms.choose(bundle, height // 4, width // 4, Options(**options), available)
+    return forms.choose_form(bundle, height // 4, width // 4, Options(**options), available)
 
 
 def test_the_size_decides(bundle: Bundle) -> None:

@@ -18,7 +18,7 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.machine.processor import cpu_target
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice, choose
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks, optimised_graph
 
 VERSION = onnxruntime.__version__
 
@@ -44,7 +44,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def test_the_engine_is_loaded_as_it_is(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = HostDevice(bundle)
+    plain = CpuNetworks(bundle)
     plain.load(NETWORK)
     with_engine = optimised(bundle)
     asked = []
@@ -55,7 +55,7 @@ def test_the_engine_is_loaded_as_it_is(
         return make_session(path, options, **named)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
-    device = HostDevice(with_engine)
+    device = CpuNetworks(with_engine)
     with caplog.at_level(logging.INFO, "vsr_trt.runtime.onnxruntime.cpu"):
         device.load(NETWORK)
     file = f"engines/onnxruntime-{cpu_target()}/net.onnx"
@@ -79,7 +79,7 @@ def test_an_engine_of_another_kind_is_passed_over_and_the_log_says_why(
     other = optimised(bundle, **changes)
     for file in (bundle.path / other.manifest.engines[0].file,):
         file.write_bytes(b"it would not load")
-    device = HostDevice(other)
+    device = CpuNetworks(other)
     with caplog.at_level(logging.INFO, "vsr_trt.runtime.onnxruntime.cpu"):
         device.load(NETWORK)
     assert caplog.messages[0].endswith(reason)
@@ -93,7 +93,7 @@ def test_an_engine_that_does_not_load_names_the_mend(bundle: Bundle) -> None:
     with pytest.raises(
         DeviceError, match=r"cannot load .*vsr-build engines .* --backend onnxruntime --force"
     ):
-        HostDevice(damaged).load(NETWORK)
+        CpuNetworks(damaged).load(NETWORK)
 
 
 def test_the_choice_depends_on_all_of_it() -> None:
@@ -107,10 +107,10 @@ def test_the_choice_depends_on_all_of_it() -> None:
         dataclasses.replace(mine, network="unet"),
         dataclasses.replace(mine, backend="tensorrt", target="sm_89"),
     ]
-    found = choose([*wrong, *foreign, mine], NETWORK, "cpu-avx2", "1.32.0", "fp32")
+    found = optimised_graph([*wrong, *foreign, mine], NETWORK, "cpu-avx2", "1.32.0", "fp32")
     assert found.engine is mine
     assert [reason.split()[0] for reason in found.passed_over] == [one.file for one in wrong]
-    none = choose([*wrong, *foreign], NETWORK, "cpu-avx2", "1.32.0", "fp32")
+    none = optimised_graph([*wrong, *foreign], NETWORK, "cpu-avx2", "1.32.0", "fp32")
     assert none.engine is None
     assert len(none.passed_over) == 3  # a GPU's engine is not worth a word on the CPU
 

@@ -22,12 +22,12 @@ from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move, longest_first, newest_first
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.restore.restorer import Restorer
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.constants import constants
-from vsr_trt.runtime.schedule.engine_choice import Choice
+from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import derive, hazards
 
 SMALL, LARGE = (40, 60), (100, 148)  # smaller than the canvas; cut into tiles under all three tilings
@@ -47,7 +47,7 @@ def by_hand(
     bundle: Bundle, frames: list[np.ndarray], tone: str = "plain", strength: float = 0.5
 ) -> list[np.ndarray]:
     """What the family computes, written out for frames that are not cut into tiles."""
-    networks = HostDevice(bundle)
+    networks = CpuNetworks(bundle)
 
     def run(name: str, **feeds: np.ndarray) -> list[np.ndarray]:
         networks.load(name)
@@ -182,7 +182,7 @@ def test_the_schedule_has_no_race(bundle: Bundle, size: tuple[int, int], slots: 
 @pytest.mark.parametrize("policy", [any_move, longest_first, newest_first])
 def test_hostile_orders_give_the_same_bytes(bundle: Bundle, policy: Any) -> None:
     frames = clip(LARGE, 7)
-    networks = HostDevice(bundle, threads=1)
+    networks = CpuNetworks(bundle, threads=1)
     for name in bundle.manifest.networks:
         networks.load(name)
     with Restorer(bundle.path, threads=1) as restorer:
@@ -199,7 +199,7 @@ def test_the_cuda_device_gives_the_same_bytes(tmp_path: Path, size: tuple[int, i
     engines._shared.clear()
     engines._libraries.clear()
     bundle = other_family.with_engines(other_family.write(tmp_path / "bundle"))
-    frames, networks = clip(size, 7), HostDevice(bundle, threads=1)
+    frames, networks = clip(size, 7), CpuNetworks(bundle, threads=1)
     for name in bundle.manifest.networks:
         networks.load(name)
     driver = FakeDriver(kernels={"blend_tiles": blend})
@@ -211,7 +211,7 @@ def test_the_cuda_device_gives_the_same_bytes(tmp_path: Path, size: tuple[int, i
         trt,
         Driver(driver),
         "sm_89",
-        lambda h, w, options: Choice(options, records, {}),
+        lambda h, w, options: EngineChoice(options, records, {}),
     )
     device.arrange(*FrameShape.of(bundle.manifest, *size).given, Options())
     found = through(device, bundle, size, slots, frames)

@@ -22,7 +22,7 @@ from vsr_trt.runtime.cli.values import parse_memory
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 from vsr_trt.runtime.plan import plan as planning
-from vsr_trt.runtime.plan.plan import Request
+from vsr_trt.runtime.plan.plan import PlanRequest
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.drawing import draw
@@ -138,7 +138,7 @@ def test_without_engines_it_says_so_and_how_to_build_them(run: Run) -> None:
 def test_reports_that_do_not_tell(tmp_path: Path) -> None:
     records = engines(dloral_manifest(), [SMALL])
     bundle = make(tmp_path / "b", records, {"unet": {"weights": 5, "activations": None}})
-    plan = planning.make(bundle, Request(512, 512, 1, "sm_89", Options()))
+    plan = planning.make(bundle, PlanRequest(512, 512, 1, "sm_89", Options()))
     assert plan.unknown == "the reports of its engines of unet do not tell all of it"
     assert plan.memory.weights["unet"] == 5
 
@@ -228,9 +228,9 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])
 def test_slots_are_counted_as_they_would_be_built(tmp_path: Path, slots: int) -> None:
     bundle = make(tmp_path / "b", engines(dloral_manifest(), [FULL_HD]))
-    plan = planning.make(bundle, Request(1920, 1080, 2, "sm_89", Options()))
+    plan = planning.make(bundle, PlanRequest(1920, 1080, 2, "sm_89", Options()))
     schedule = build(bundle.manifest, 270, 480, plan.options, slots)
-    assert plan.with_slots(slots) == memory.plan(schedule, plan.needs.scratch, plan.needs.weights)
+    assert plan.with_slots(slots) == memory.add_up(schedule, plan.needs.scratch, plan.needs.weights)
     exact = plan.with_slots(slots).device
     assert plan.largest_slots(exact) == slots
     assert plan.largest_slots(exact - 1) == slots - 1

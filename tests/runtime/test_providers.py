@@ -23,8 +23,8 @@ from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.bundle.manifest import Bound, Network, Tensor
 from vsr_trt.runtime.cli.main import main
 from vsr_trt.runtime.onnxruntime import providers
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
-from vsr_trt.runtime.onnxruntime.gpu import ProviderDevice, cache_key, free_dimensions
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks, cache_key, free_dimensions
 from vsr_trt.runtime.onnxruntime.providers import (
     CUDA,
     PROVIDERS,
@@ -151,7 +151,7 @@ def test_a_network_is_compiled_for_one_shape_at_a_time(
     bundle: Bundle, tmp_path: Path, on_cpu: list[Any], capsys: Any
 ) -> None:
     cache = tmp_path / "cache"
-    host, device = HostDevice(bundle), ProviderDevice(bundle, CUDA, threads=1, cache=cache)
+    host, device = CpuNetworks(bundle), ProviderNetworks(bundle, CUDA, threads=1, cache=cache)
     assert capsys.readouterr().out == ""
     host.load(NETWORK)
     on_cpu.clear()
@@ -181,7 +181,7 @@ def test_the_graph_in_fp16_is_taken_where_there_is_one(
     graphs = record.graphs | {"fp16": "onnx/net.fp16.onnx"}
     for always_fp32, expected in ((None, "net.fp16.onnx"), ("a reason", "net.onnx")):
         changed = dataclasses.replace(record, graphs=graphs, always_fp32=always_fp32)
-        device = ProviderDevice(
+        device = ProviderNetworks(
             with_files(bundle.path, networks={NETWORK: changed}), CUDA, cache=tmp_path / "c"
         )
         device.load(NETWORK)
@@ -193,7 +193,7 @@ def test_tensorrt_leaves_the_rest_to_cuda_and_that_to_the_cpu(
     bundle: Bundle, tmp_path: Path, on_cpu: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROVIDERS, TENSORRT, Provider("CPUExecutionProvider", "pip install something"))
-    device = ProviderDevice(bundle, TENSORRT, cache=tmp_path)
+    device = ProviderNetworks(bundle, TENSORRT, cache=tmp_path)
     device.load(NETWORK)
     device.run(NETWORK, picture())
     (tensorrt, options), (cuda, rest), cpu = on_cpu[-1][1]
@@ -209,7 +209,7 @@ def test_a_provider_that_onnx_runtime_goes_on_without_is_refused(
     available = onnxruntime.get_available_providers()
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*available, "CUDAExecutionProvider"])
     monkeypatch.setitem(PROVIDERS, CUDA, Provider("CUDAExecutionProvider", "pip install something"))
-    device = ProviderDevice(bundle, CUDA, cache=tmp_path)
+    device = ProviderNetworks(bundle, CUDA, cache=tmp_path)
     device.load(NETWORK)
     with pytest.raises(
         DeviceError, match=r"CUDAExecutionProvider could not be started.*pip install something"
@@ -219,7 +219,7 @@ def test_a_provider_that_onnx_runtime_goes_on_without_is_refused(
 
 def test_a_cache_that_cannot_be_made_is_told(bundle: Bundle, tmp_path: Path, on_cpu: list[Any]) -> None:
     (tmp_path / "file").write_text("")
-    device = ProviderDevice(bundle, CUDA, cache=tmp_path / "file")
+    device = ProviderNetworks(bundle, CUDA, cache=tmp_path / "file")
     device.load(NETWORK)
     with pytest.raises(OutputError, match=r"cannot be made: Not a directory.*--engine-cache"):
         device.run(NETWORK, picture())

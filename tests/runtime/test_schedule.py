@@ -26,7 +26,7 @@ from vsr_trt.runtime.devices.simulated import (
 from vsr_trt.runtime.schedule.build import build, tile_grid
 from vsr_trt.runtime.schedule.events import Event, Order, derive, hazards, slot_reuse
 from vsr_trt.runtime.schedule.graph import Schedule
-from vsr_trt.runtime.schedule.memory import plan
+from vsr_trt.runtime.schedule.memory import add_up
 
 SIZES = [(128, 128), (270, 480), (300, 200)]
 schedules = st.builds(
@@ -138,7 +138,7 @@ def test_memory_adds_up() -> None:
     manifest = dloral_manifest()
     one, three = (build(manifest, 128, 128, Options(), slots) for slots in (1, 3))
     needs = {"unet": 50, "vae_decoder": 70, "vae_encoder": 20}
-    small, large = plan(one, needs, {"unet": 7, "text_encoder": 9}), plan(three, needs, {"unet": 7})
+    small, large = add_up(one, needs, {"unet": 7, "text_encoder": 9}), add_up(three, needs, {"unet": 7})
     assert small.scratch == {"scratch": 70}, "nothing overlaps with one slot: all share"
     assert large.scratch == {"scratch of encode": 20, "scratch of decode": 70}
     assert small.weights == {"unet": 7}, "only what a stage runs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.small_bundle import NETWORK, make, picture
 
-from vsr_trt.runtime.onnxruntime.cpu import HostDevice
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the process's memory is read from /proc")
 
@@ -33,23 +33,23 @@ def page_faults() -> int:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Iterator[HostDevice]:
-    device = HostDevice(make(tmp_path / "bundle"), threads=1)
+def device(tmp_path: Path) -> Iterator[CpuNetworks]:
+    device = CpuNetworks(make(tmp_path / "bundle"), threads=1)
     device.load(NETWORK)
     yield device
     device.close()
 
 
-def test_runs_after_the_first_ask_the_system_for_no_memory(device: HostDevice) -> None:
+def test_runs_after_the_first_ask_the_system_for_no_memory(device: CpuNetworks) -> None:
     device.run(NETWORK, LARGE)
     before = page_faults()
     device.run(NETWORK, LARGE)
     assert (page_faults() - before) * 4096 < PLANE, "the results alone are handed out anew"
 
 
-def test_networks_work_in_the_same_memory(device: HostDevice, tmp_path: Path) -> None:
+def test_networks_work_in_the_same_memory(device: CpuNetworks, tmp_path: Path) -> None:
     device.run(NETWORK, LARGE)
-    other = HostDevice(make(tmp_path / "other", sign=-1), threads=1)
+    other = CpuNetworks(make(tmp_path / "other", sign=-1), threads=1)
     other.load(NETWORK)
     before = resident()
     other.run(NETWORK, LARGE)
@@ -57,14 +57,14 @@ def test_networks_work_in_the_same_memory(device: HostDevice, tmp_path: Path) ->
     other.close()
 
 
-def test_what_another_size_needed_is_given_back(device: HostDevice) -> None:
+def test_what_another_size_needed_is_given_back(device: CpuNetworks) -> None:
     device.run(NETWORK, LARGE)
     before = resident()
     device.run(NETWORK, SMALL)
     assert before - resident() > PLANE
 
 
-def test_closing_gives_everything_back(device: HostDevice) -> None:
+def test_closing_gives_everything_back(device: CpuNetworks) -> None:
     device.run(NETWORK, SMALL)
     before = resident()
     device.run(NETWORK, LARGE)

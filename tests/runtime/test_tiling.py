@@ -1,4 +1,4 @@
-"""Tiling: every latent is covered, seams vanish, and the plan is the published one."""
+"""Tiling: every latent is covered, seams vanish, and the tiles_of is the published one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr_trt.runtime.schedule.tiling import Blend, offsets, plan, window
+from vsr_trt.runtime.schedule.tiling import Blend, offsets, tiles_of, window
 
 sizes = st.integers(1, 300)
 
@@ -43,8 +43,8 @@ def test_offsets_are_the_published_ones(length: int) -> None:
 
 
 def test_a_side_above_the_networks_bound_is_cut() -> None:
-    assert len(plan(64, 576, 192, 32, square=True)) == 1
-    assert {tile.width for tile in plan(64, 576, 192, 32, square=True, longest=192)} == {64}
+    assert len(tiles_of(64, 576, 192, 32, square=True)) == 1
+    assert {tile.width for tile in tiles_of(64, 576, 192, 32, square=True, longest=192)} == {64}
 
 
 @pytest.mark.parametrize("overlap", [-1, 8, 9])
@@ -55,7 +55,7 @@ def test_an_overlap_without_advance_is_refused(overlap: int) -> None:
 
 @given(sizes, sizes, st.integers(8, 128), st.booleans())
 def test_small_frames_are_one_tile(height: int, width: int, tile: int, square: bool) -> None:
-    tiles = plan(height, width, tile, tile // 3, square)
+    tiles = tiles_of(height, width, tile, tile // 3, square)
     if height * width <= tile * tile:
         assert [(t.top, t.left, t.height, t.width) for t in tiles] == [(0, 0, height, width)]
     else:
@@ -81,7 +81,7 @@ def test_blending_pieces_of_a_picture_gives_the_picture(
         np.random.default_rng(0).standard_normal((1, 3, height * factor, width * factor)).astype(np.float32)
     )
     blend = Blend(height * factor, width * factor)
-    for piece in plan(height, width, tile, min(overlap, tile - 1), square):
+    for piece in tiles_of(height, width, tile, min(overlap, tile - 1), square):
         weights = window(kind, piece.height * factor, piece.width * factor, overlap * factor)
         blend.add(piece, piece.cut(picture, factor), weights, factor)
     assert np.abs(blend.result() - picture).max() < 1e-5

@@ -17,7 +17,7 @@ from helpers.tiny_bundle import frames, hashes, read_json, tree, write_bundle, w
 
 from vsr_trt import build
 from vsr_trt.engines import additions
-from vsr_trt.engines.accuracy.calibrate import MAX_ERROR, Request, calibrate
+from vsr_trt.engines.accuracy.calibrate import MAX_ERROR, CalibrationRequest, calibrate
 from vsr_trt.engines.accuracy.recording import read_clip
 from vsr_trt.engines.graphs import half
 from vsr_trt.engines.graphs.half import write as write_half
@@ -43,8 +43,8 @@ def run(bundle: Path, clip: Path, *options: str) -> int:
     return build.main(["calibrate", str(bundle), "--clip", str(clip), *options])
 
 
-def request(bundle: Path, clip: Path, **changes: Any) -> Request:
-    return dataclasses.replace(Request(bundle, read_clip(clip, 2)), **changes)
+def request(bundle: Path, clip: Path, **changes: Any) -> CalibrationRequest:
+    return dataclasses.replace(CalibrationRequest(bundle, read_clip(clip, 2)), **changes)
 
 
 def types(path: Path) -> dict[str, ir.DataType]:

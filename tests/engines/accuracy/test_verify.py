@@ -19,7 +19,7 @@ from PIL import Image
 
 from vsr_trt import build
 from vsr_trt.engines.accuracy import gate, gpu_check, report
-from vsr_trt.engines.accuracy.calibrate import Request, calibrate
+from vsr_trt.engines.accuracy.calibrate import CalibrationRequest, calibrate
 from vsr_trt.engines.accuracy.metrics import Difference
 from vsr_trt.engines.accuracy.recording import read_clip
 from vsr_trt.engines.accuracy.verify import NetworkReport, verify
@@ -41,7 +41,7 @@ def clip(tmp_path: Path) -> Path:
 def bundle(tmp_path: Path, clip: Path) -> Path:
     """Calibrated."""
     path = write_bundle(tmp_path / "bundle")
-    calibrate(Request(path, read_clip(clip, 1)))
+    calibrate(CalibrationRequest(path, read_clip(clip, 1)))
     return path
 
 

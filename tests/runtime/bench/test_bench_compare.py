@@ -14,7 +14,7 @@ from helpers.bench_fakes import Maker, bundle, calm, options
 
 from vsr_trt.runtime.bench import bench
 from vsr_trt.runtime.bench.compare import Earlier, compare
-from vsr_trt.runtime.bench.report import Change, Report
+from vsr_trt.runtime.bench.report import BenchReport, Change
 from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.cli import bench as cli
 
@@ -32,7 +32,9 @@ class Nobody:
         pass
 
 
-def measured(folder: Path, mean: float = 0.02, spread: float = 0.01, seed: int = 0, **maker: Any) -> Report:
+def measured(
+    folder: Path, mean: float = 0.02, spread: float = 0.01, seed: int = 0, **maker: Any
+) -> BenchReport:
     """Frames that take `mean` seconds, more or less."""
     numbers = np.random.default_rng(seed)
     made = Maker(lambda n: mean * float(numbers.lognormal(0, spread)), **maker)
@@ -41,18 +43,18 @@ def measured(folder: Path, mean: float = 0.02, spread: float = 0.01, seed: int =
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def before(tmp_path_factory: pytest.TempPathFactory) -> BenchReport:
     return measured(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture
-def file(tmp_path: Path, before: Report) -> Path:
+def file(tmp_path: Path, before: BenchReport) -> Path:
     path = tmp_path / "before.json"
     path.write_text(before.to_json())
     return path
 
 
-def changes(file: Path, report: Report, allowed: float = 5.0) -> tuple[Change, Change]:
+def changes(file: Path, report: BenchReport, allowed: float = 5.0) -> tuple[Change, Change]:
     """Of frames a second, and of the latency."""
     throughput, latency = compare(Earlier.read(file), report, allowed).changes
     assert (throughput.metric, latency.metric) == ("frames a second", "latency median")
@@ -66,7 +68,7 @@ def test_the_same_speed(file: Path, tmp_path: Path) -> None:
     assert not any(change.regression for change in found)
 
 
-def test_ten_percent_slower(file: Path, tmp_path: Path, before: Report) -> None:
+def test_ten_percent_slower(file: Path, tmp_path: Path, before: BenchReport) -> None:
     report = measured(tmp_path, 0.022, seed=1)
     throughput, latency = changes(file, report)
     assert latency.low < 10 < latency.high
@@ -100,7 +102,7 @@ def test_faster(file: Path, tmp_path: Path) -> None:
         assert (change.verdict, change.regression) == ("better", False)
 
 
-def test_what_else_differs_is_noted(file: Path, before: Report) -> None:
+def test_what_else_differs_is_noted(file: Path, before: BenchReport) -> None:
     data = json.loads(before.to_json())
     assert compare(Earlier.read(file), before, 5).notes == ()
     data["environment"]["packages"]["numpy"] = "1.0"
@@ -118,7 +120,7 @@ def test_what_else_differs_is_noted(file: Path, before: Report) -> None:
         assert part in notes
 
 
-def test_few_frames_are_noted(file: Path, before: Report) -> None:
+def test_few_frames_are_noted(file: Path, before: BenchReport) -> None:
     data = json.loads(before.to_json())
     data["modes"]["latency"]["latency"]["samples"] = [0.02, 0.021, 0.02]
     file.write_text(json.dumps(data))
@@ -146,7 +148,7 @@ Change_ = Callable[[dict[str, Any]], Any]
         (lambda d: d.update(environment=7), "damaged"),
     ],
 )
-def test_damaged_reports_are_refused(file: Path, before: Report, change: Change_, message: str) -> None:
+def test_damaged_reports_are_refused(file: Path, before: BenchReport, change: Change_, message: str) -> None:
     data = copy.deepcopy(json.loads(before.to_json()))
     change(data)
     file.write_text(json.dumps(data))
