@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 full-size: setup
+	$(BIN)/python -m pytest -m full_size
 	$(BIN)/vsr-build full-size
 
 gpu-acceptance: setup

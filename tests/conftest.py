@@ -11,10 +11,16 @@ import torch
 from helpers.golden import GOLDEN, PROMPT, read_png
 from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
 from helpers.once import shared
+from hypothesis import settings
 
 from vsr_trt.export.bundle import BundleRequest, build
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
+
+# No test is about how long something takes; `--hypothesis-profile thorough` looks at more of what may be.
+settings.register_profile("default", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -187,8 +187,12 @@ def restored_latents(
 
 @pytest.mark.parametrize(
     ("height", "width", "tile", "overlap"),
-    [(128, 128, 96, 32), (131, 141, 96, 32), (176, 144, 64, 32), (129, 200, 64, 16)],
-    ids=["whole", "odd", "tiled", "odd-and-tiled"],
+    [
+        pytest.param(128, 128, 96, 32, id="whole", marks=pytest.mark.full_size),
+        pytest.param(131, 141, 96, 32, id="odd", marks=pytest.mark.full_size),
+        pytest.param(176, 144, 64, 32, id="tiled", marks=pytest.mark.full_size),
+        pytest.param(129, 200, 64, 16, id="odd-and-tiled"),
+    ],
 )
 def test_odd_sizes_and_tiles_agree_with_torch(
     golden_bundle: Path, chain: TorchChain, height: int, width: int, tile: int, overlap: int
@@ -235,10 +239,10 @@ def published() -> Callable[[str], tuple[list[np.ndarray], np.ndarray]]:
     ("size", "options", "form"),
     [
         ("1024x640", {}, "strips"),
-        ("1024x640", {"vae_tile": 128}, "whole"),
+        ("1024x640", {"tiles": {"vae": 128}}, "whole"),
         ("odd", {}, "strips"),
-        ("1024x640", {"vae_tile": 32}, "strips"),
-        ("1280x704", {"memory": None}, "strips"),
+        pytest.param("1024x640", {"tiles": {"vae": 32}}, "strips", marks=pytest.mark.full_size),
+        pytest.param("1280x704", {"memory": None}, "strips", marks=pytest.mark.full_size),
     ],
 )
 def test_the_whole_picture_is_torchs_at_real_sizes(
@@ -270,6 +274,7 @@ def test_an_fp16_bundle_at_a_real_size(golden_bundle_fp16: Path, published, caps
     assert decibels >= 40
 
 
+@pytest.mark.full_size
 def test_consistency_stage_agrees_with_torch(
     chain: TorchChain, golden_frames: list[np.ndarray], tmp_path: Path
 ) -> None:

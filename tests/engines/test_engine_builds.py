@@ -115,7 +115,13 @@ def test_what_is_there_is_not_built_again(
     assert len(Bundle.open(other, check=True).manifest.engines) == len(NETWORKS)
 
 
-@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_86", "sm_120", "sm_121"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "sm_75",
+        *(pytest.param(t, marks=pytest.mark.full_size) for t in ("sm_80", "sm_86", "sm_120", "sm_121")),
+    ],
+)
 def test_every_target_has_its_engines(
     golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, target: str
 ) -> None:

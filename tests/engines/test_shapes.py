@@ -49,7 +49,7 @@ def manifest() -> Manifest:
     for variant in ("adain", "wavelet", "none"):
         inputs = {"image": ("n", 3, "8*h", "8*w"), "reference": ("n", 3, "4*lr_h", "4*lr_w")}
         networks[f"postprocess_{variant}"] = network(inputs, {**picture, **frame})
-    return minimal_manifest(networks=networks, stages=dloral.STAGES, option_defaults={"color": "adain"})
+    return minimal_manifest(networks=networks, stages=dloral.STAGES, options=dloral.OPTIONS)
 
 
 def shape_of(manifest: Manifest, name: str, size: str, layout: Layout | None = None) -> list[tuple[int, ...]]:

@@ -35,7 +35,7 @@ def check(kernel: Kernel, case: Picture, block: int = PIXELS) -> None:
 
 
 # The interpreter takes a millisecond for each row of tiles that a program goes over.
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=6)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 16),

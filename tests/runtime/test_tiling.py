@@ -1,4 +1,4 @@
-"""Tiling: every latent is covered, seams vanish, and the tiles_of is the published one."""
+"""Tiling: every latent is covered, seams vanish, and the plan is the published one."""
 
 from __future__ import annotations
 
