@@ -184,7 +184,7 @@ class _Run:
             return None
         for name, expected in entry.files.items():
             if sha256(entry.folder / name) != expected:
-                self._progress.note(f"the cached engine {item.name} was damaged; it is built anew")
+                self._progress.note(f"the cached engine {item.name} was damaged; it is built again")
                 self._cache.remove(entry)
                 return None
         return entry

@@ -157,7 +157,7 @@ class Cache:
     def add(
         self, parts: Parts, engine: Path, report: Mapping[str, Any], keep: frozenset[str] = frozenset()
     ) -> Entry:
-        """Takes an engine and the files beside it into the cache, and prunes the cache to its limit.
+        """Takes an engine and the files next to it into the cache, and prunes the cache to its limit.
 
         Args:
             parts: what made the engine.
@@ -264,5 +264,5 @@ def _read(folder: Path) -> Entry | None:
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """For `--json`."""
+    """Returns the values that `--json` prints."""
     return dataclasses.asdict(entry) | {"folder": str(entry.folder)}

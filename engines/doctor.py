@@ -34,7 +34,7 @@ class Findings:
     engines: tuple[EngineVerdict, ...] | None
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Returns the values that `--json` prints."""
         return dataclasses.asdict(self)
 
 

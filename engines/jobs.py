@@ -89,7 +89,7 @@ class Pool:
             self._stop_all()
 
     def _next(self, waiting: deque[BuildJob]) -> BuildJob | None:
-        """The first that fits beside those that run."""
+        """The first that fits next to those that run."""
         taken = sum(running.job.memory for running in self._running)
         if len(self._running) >= self._limit:
             return None

@@ -37,7 +37,7 @@ Precision = Literal["fp32", "fp16"]
 FORCED = "--force"  # why an engine is built that is there
 
 # Peak memory of a build: the compiler itself, and copies of the weights that it makes. Measured with
-# TensorRT-RTX 1.7.1 on networks of 0.01 to 1.7 GB of weights; `engines` prints the estimate beside the peak.
+# TensorRT-RTX 1.7.1 on networks of 0.01 to 1.7 GB of weights; `engines` prints the estimate next to the peak.
 BASE_MEMORY = 900_000_000
 WEIGHT_COPIES = 3.2
 
@@ -285,7 +285,7 @@ def _same(bundle: Bundle, name: str) -> str:
     if digest != bundle.manifest.files[name].sha256:
         raise BundleError(
             f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "
-            "again, or build it anew with build.py bundle."
+            "again, or build it again with build.py bundle."
         )
     return digest
 
@@ -429,7 +429,7 @@ def refuse_mixed(flags: tuple[str, ...]) -> None:
 
 
 def as_json(item: Item) -> dict[str, Any]:
-    """For `--dry-run --json`."""
+    """Returns the values that `--dry-run --json` prints."""
     return {
         "target": item.target.name,
         "engine": f"{item.folder}/{item.file}",

@@ -1,4 +1,4 @@
-"""What a build came to, kept as JSON beside the engine, and compared between two builds."""
+"""What a build came to, kept as JSON next to the engine, and compared between two builds."""
 
 from __future__ import annotations
 

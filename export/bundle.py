@@ -177,7 +177,7 @@ def _kernels(request: BundleRequest, folder: Path, progress: Progress) -> tuple[
 
 
 def _operator(checkpoint: checkpoints.Checkpoint, top_k: int | None, folder: Path) -> Operator:
-    """Writes the attention's constants beside its kernels."""
+    """Writes the attention's constants next to its kernels."""
     operands = cfr.operands(checkpoint.cfr)
     files = {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
     for name, file in files.items():
@@ -259,7 +259,7 @@ def _refuse_output(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _whole_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its place at the end, and disappears on any error."""
+    """A directory next to `out` that takes its place at the end, and disappears on any error."""
     parent = out.absolute().parent
     replaced: Path | None = None
     temporary: Path | None = None

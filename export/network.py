@@ -1,7 +1,7 @@
 """From a torch module to a checked ONNX file: what all networks have in common.
 
 A `NetworkSpec` describes one network (tensors, symbolic sizes and their bounds, inputs to try it on).
-`export` traces it, cleans the graph, writes it with its weights beside it, and compares the file's
+`export` traces it, cleans the graph, writes it with its weights next to it, and compares the file's
 results in ONNX Runtime with torch's, at sizes other than the traced one.
 """
 
@@ -45,7 +45,7 @@ _DTYPES = {
 }
 _TINY = 1e-6  # below this an output counts as zero, and differences from it as absolute
 STRIPS = 8  # of pictures: latents come in multiples of 8 rows
-_INLINE = 1024  # bytes from which a weight lies beside the graph instead of in it
+_INLINE = 1024  # bytes from which a weight lies next to the graph instead of in it
 _FP32_TOLERANCE = 2e-4  # largest difference, in units of the largest value
 _FP16_TOLERANCE = 5e-2
 

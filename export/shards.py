@@ -1,7 +1,7 @@
 """Weight files of one network: one file, or several shards whose index tells which holds what.
 
-An index is as little to be trusted as any other file that was downloaded: it may name files beside it only, and what it
-says of them must be what they hold.
+An index is as little to be trusted as any other file that was downloaded: it may name files next to it only, and what
+it says of them must be what they hold.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def files(path: Path) -> list[Path]:
     """A weight file alone; or an index and its shards.
 
     Raises:
-        CheckpointError: an index that cannot be read, or names what is no file beside it.
+        CheckpointError: an index that cannot be read, or names what is no file next to it.
     """
     return [path, *(path.parent / shard for shard in _read_index(path))] if path.suffix == _INDEX else [path]
 
@@ -116,7 +116,7 @@ def _open_pickle(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_index(path: Path) -> dict[str, list[str]]:
-    """Shard -> names of its tensors; every shard is a file beside the index."""
+    """Shard -> names of its tensors; every shard is a file next to the index."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -132,7 +132,7 @@ def _read_index(path: Path) -> dict[str, list[str]]:
             raise CheckpointError(f"{path} has {name!r}, which is no name of a tensor.")
         if not _is_plain_name(shard):
             raise CheckpointError(
-                f"{path} places {name} in {shard!r}, expected the name of a file beside it; nothing was read there."
+                f"{path} places {name} in {shard!r}, expected the name of a file next to it; nothing was read there."
             )
         shards.setdefault(shard, []).append(name)
     for shard, names in shards.items():

@@ -255,7 +255,7 @@ class Renamed(Mapping[str, Tensor]):
         return self._source[self._names[name]]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor under its other name."""
+        """Returns that of the tensor under its other name."""
         return shape_of(self._source, self._names[name])
 
     def original(self, name: str) -> str:

@@ -102,7 +102,7 @@ def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
 
 
 def judge_engines(bundle: Bundle) -> list[EngineVerdict]:
-    """For each engine of a bundle, why it does not run on this machine; told from its first bytes."""
+    """Says of each engine of a bundle why it does not run on this machine, from its first bytes."""
     here = gpu.detect()
     return [EngineVerdict(engine.file, _why_not(bundle, engine, here)) for engine in bundle.manifest.engines]
 

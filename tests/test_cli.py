@@ -55,7 +55,7 @@ def test_restore_keeps_times_sound_and_size(clip: Path, golden_bundle: Path, tmp
     assert report["output"] == str(output)
     assert times(output) == times(clip)
     assert [s.data for s in packets(output, "audio")] == [s.data for s in packets(clip, "audio")]
-    assert "unet" in printed.err  # the table, beside the JSON
+    assert "unet" in printed.err  # the table, next to the JSON
     assert list(tmp_path.iterdir()) == [output]
 
 

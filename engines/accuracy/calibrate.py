@@ -68,10 +68,10 @@ def check(bundle: Path, limit: float, overwrite: bool) -> Bundle:
             "vsr-build bundle ... --precision fp32"
         )
     if manifest.calibration is not None and not overwrite:
-        raise InputError(f"{bundle} is calibrated already; add --overwrite to do it anew.")
+        raise InputError(f"{bundle} is calibrated already; add --overwrite to do it again.")
     if not any(network.always_fp32 for network in manifest.networks.values()):
         raise BundleError(
-            f"{bundle} does not say which networks must stay in FP32: an older version made it. Build it anew with: "
+            f"{bundle} does not say which networks must stay in FP32: an older version made it. Build it again with: "
             "vsr-build bundle"
         )
     if not convertible(opened):
@@ -182,7 +182,7 @@ def _refuse_infinite(name: str, precision: str, measured: Measured) -> None:
     raise VerificationError(
         f"{name} has numbers that are not finite in {precision} on this clip, first in {where}. Nothing was added. "
         + (
-            "Build the bundle anew; its weights are damaged."
+            "Build the bundle again; its weights are damaged."
             if precision == "FP32"
             else "Try a lower --limit."
         )

@@ -69,10 +69,10 @@ def check(sentences: Sequence[str]) -> None:
     """
     if not sentences:
         return
-    mend = "Build the bundle anew with these library versions."
+    mend = "Build the bundle again with these library versions."
     if any("fp16" in sentence.lower() for sentence in sentences):
         mend = (
-            "Calibrate it anew on a clip like this one (vsr-build calibrate BUNDLE --clip VIDEO --overwrite, "
+            "Calibrate it again on a clip like this one (vsr-build calibrate BUNDLE --clip VIDEO --overwrite, "
             "with a lower --limit where a tensor is too wide), or run it in FP32."
         )
     raise VerificationError(f"the bundle does not pass: {'; '.join(sentences)}. {mend}")

@@ -123,11 +123,11 @@ def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffer
                 command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise DeviceError(f"the engine {plan} did not finish in {_SECONDS} s; build it anew.") from error
+            raise DeviceError(f"the engine {plan} did not finish in {_SECONDS} s; build it again.") from error
         if done.returncode != 0:
             raise DeviceError(
                 f"the engine {plan} does not run ({backend}, exit code {done.returncode}): "
-                f"{_reason(done.stdout + done.stderr)}. Build it anew for this machine: vsr-build engines"
+                f"{_reason(done.stdout + done.stderr)}. Build it again for this machine: vsr-build engines"
             )
         with np.load(outputs) as arrays:
             return _nested(dict(arrays), len(feeds))

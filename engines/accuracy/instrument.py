@@ -3,7 +3,7 @@
 Nothing of this is written anywhere: a changed graph is a few hundred kilobytes in memory that refer to the
 weights where they lie.
 
-**Ranges are scalars.** Each tensor gets three reductions beside it, so no tensor leaves the graph, and in
+**Ranges are scalars.** Each tensor gets three reductions next to it, so no tensor leaves the graph, and in
 priority order (see `engines.accuracy.ranges`) each is dropped when its last reader is done.
 
 **FP16 is emulated.** ONNX Runtime's CPU provider has no FP16 arithmetic. It computes FP16 nodes in FP32 between

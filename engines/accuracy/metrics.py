@@ -16,7 +16,7 @@ _TINY = 1e-6  # below this a reference counts as zero, and differences from it a
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a network's outputs from a reference, over all runs; the worst output counts.
+    """Difference of a network's outputs from a reference, over all runs; the worst output counts.
 
     Errors are in units of the reference's largest value of that output.
 

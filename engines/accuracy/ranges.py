@@ -40,7 +40,7 @@ class Range:
 
     @property
     def share(self) -> float:
-        """Of FP16's range, 65504."""
+        """Share of FP16's range, 65504."""
         return self.largest / LARGEST_HALF
 
 

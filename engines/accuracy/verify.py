@@ -149,7 +149,7 @@ def calibration_clip(bundle: Bundle, frames: int) -> Clip:
         path, start = Path(record["path"]), float(record["start"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{bundle.path}: {calibration.file} is damaged ({error}); calibrate anew."
+            f"{bundle.path}: {calibration.file} is damaged ({error}); calibrate again."
         ) from error
     if not path.exists():
         raise InputError(f"{path}, which {bundle.path} was calibrated on, is gone; give --clip VIDEO.")

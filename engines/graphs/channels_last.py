@@ -81,14 +81,14 @@ class _Layer:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of input and output."""
+        """Channels of input and output."""
         outputs, inputs, *_ = sizes(self.weight)
         return inputs, outputs
 
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Of each row and channel, (n,h,1,c)."""
+    """Statistics of each row and channel, (n,h,1,c)."""
 
     means: ir.Value
     squares: ir.Value  # their sum, around the mean

@@ -54,7 +54,7 @@ class Lowered:
 
 
 def lower(native: Path, in_strips: bool = False) -> list[Lowered]:
-    """Writes `<name>.cpu.onnx` beside `<name>.onnx`; its weights stay in the native file's data.
+    """Writes `<name>.cpu.onnx` next to `<name>.onnx`; its weights stay in the native file's data.
 
     Args:
         native: the graph's file.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vsr_trt.engines.graphs.precision import Conversion, convert
 from vsr_trt.runtime.bundle.errors import ExportError
 
-_INLINE = 1024  # bytes from which a weight lies beside the graph instead of in it
+_INLINE = 1024  # bytes from which a weight lies next to the graph instead of in it
 _LARGEST = float(np.finfo(np.float16).max)
 
 

@@ -12,7 +12,7 @@ _LAST_ROW = (1 << 63) - 1  # as the end of a Slice
 
 
 def sizes(value: ir.Value) -> list[int]:
-    """Of a constant."""
+    """Sizes of a constant."""
     assert value.const_value is not None
     return list(value.const_value.shape.numpy())
 

@@ -81,7 +81,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Affine:
-    """By which a normalisation multiplies, and what it adds: (n,c,1,1), FP32."""
+    """What a normalisation multiplies by, and what it adds: (n,c,1,1), FP32."""
 
     factor: ir.Value
     shift: ir.Value
@@ -339,7 +339,7 @@ class _Cutting:
         return _Rows(means, squares, self._op("Shape", [strip], None, start=_COLUMNS, end=_COLUMNS + 1))
 
     def _picture_statistics(self, value: ir.Value, strips: list[_Rows]) -> None:
-        """Of all strips together."""
+        """Statistics of all strips together."""
         means, squares = (
             self._op("Concat", parts, parts[0], axis=_ROWS)
             for parts in ([strip.means for strip in strips], [strip.squares for strip in strips])
@@ -460,7 +460,7 @@ class _Cutting:
 
 
 def _scales(graph: ir.Graph) -> dict[ir.Value, Fraction]:
-    """Of every picture that pictures alone make from the graph's input: its sides in units of that one's."""
+    """Scales of every picture that pictures alone make from the graph's input: its sides in units of that one's."""
     found: dict[ir.Value, Fraction] = {}
     for value in graph.inputs:
         if value.shape is not None and len(value.shape) == 4:

@@ -30,8 +30,8 @@ def save_optimised(graph: Path, out: Path) -> list[Path]:
     """Has ONNX Runtime optimise a graph for this CPU, and saves what it made.
 
     Args:
-        graph: .onnx, with external data beside it if it has any.
-        out: .onnx in a folder that exists; larger tensors are put beside it into `<name>.onnx.data`. The graph
+        graph: .onnx, with external data next to it if it has any.
+        out: .onnx in a folder that exists; larger tensors are put next to it into `<name>.onnx.data`. The graph
             names that file, so that both may be moved together but not renamed.
 
     Returns:
@@ -74,7 +74,7 @@ def _save(graph: Path, out: Path, data: Path) -> None:
                 f"the weights of {out.name} could not be written to {out.parent}: {reason}. It takes up to four "
                 "times the space of the network's own weights; free some, or choose another folder."
             ) from error
-        raise EngineError(f"{error} Build the bundle anew with: vsr-build bundle") from error
+        raise EngineError(f"{error} Build the bundle again with: vsr-build bundle") from error
 
 
 def _check(out: Path, data: Path) -> None:

@@ -30,7 +30,7 @@ class BuildOrder:
 
     Attributes:
         network: its name.
-        graph: the ONNX file; its weights lie beside it.
+        graph: the ONNX file; its weights lie next to it.
         capabilities: compute capabilities to build for; those of the GPU in the machine for TensorRT.
         portable: TensorRT only: for this generation of GPUs and later ones.
         profiles: shapes of each input.
@@ -287,7 +287,7 @@ def write_error(network: str, error: OSError) -> OutputError:
 
 
 def _load_timings(config: Any, path: Path | None) -> Any:
-    """What was measured before. It only saves time: without it, or if it does not fit, all is measured anew."""
+    """What was measured before. It only saves time: without it, or if it does not fit, all is measured again."""
     if path is None or not hasattr(config, "create_timing_cache"):
         return None
     content = b""

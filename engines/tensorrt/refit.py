@@ -36,7 +36,7 @@ def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
     graph, report = inspect(bundle, file), build_report.read(bundle.file(engine.report))
     if (graph.sha256, graph.data_sha256) != (report.get("graph"), report.get("graph_weights")):
         raise EngineError(
-            f"{engine.file} was built from another {file}; its weights do not fit. Build it anew: vsr-build "
+            f"{engine.file} was built from another {file}; its weights do not fit. Build it again: vsr-build "
             f"engines {bundle.path} --backend tensorrt --strip"
         )
     module, log = library.module, BuildLog()

@@ -59,7 +59,7 @@ class Layout:
         return tiling is not None and self.options.cuts(manifest, tiling)
 
     def side(self, manifest: Manifest, tiling: str) -> int:
-        """Of a tiling's tiles."""
+        """Side of a tiling's tiles."""
         record = manifest.tilings[tiling]
         return self.options.tiles.get(tiling, record.engine_side or record.side)
 
@@ -128,7 +128,7 @@ def in_strips(manifest: Manifest, name: str, ranges: Mapping[str, Range], layout
         return high * wide > limits[0] ** 2
     if layout.memory is None or "cpu" not in network.scratch:
         return False
-    # Compilers need half of what the CPU does, FP16 against FP32; beside it, all networks' weights in FP16.
+    # Compilers need half of what the CPU does, FP16 against FP32; next to it, all networks' weights in FP16.
     scratch = evaluate(network.scratch["cpu"], {"h": high, "w": wide}) / 2
     weights = forms.weights(manifest, networks(manifest)) // (2 if manifest.precision == "fp32" else 1)
     return scratch + weights > layout.memory
@@ -193,7 +193,7 @@ def _profile(network: Network, ranges: Mapping[str, Range]) -> dict[str, Profile
 
 
 def describe(ranges: Mapping[str, Range]) -> str:
-    """For names of files and tables, e.g. `n1-96x96`, `n1..4-32..96x32..96`, `n1-lr270x480-136x240`."""
+    """Names ranges for files and tables, e.g. `n1-96x96`, `n1..4-32..96x32..96`, `n1-lr270x480-136x240`."""
     parts = []
     for name, found in ranges.items():
         pair = f"{name[:-1]}w"

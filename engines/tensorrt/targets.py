@@ -14,7 +14,7 @@ from vsr_trt.runtime.machine import gpu
 PORTABLE = "portable"
 THIS_GPU = "this-gpu"
 # TensorRT-RTX builds plans that hold code for several capabilities. Turing's is left out of portable ones: a
-# plan that names sm_75 beside others is laid out as for sm_75 alone.
+# plan that names sm_75 next to others is laid out as for sm_75 alone.
 _NOT_PORTABLE = ("sm_75",)
 
 

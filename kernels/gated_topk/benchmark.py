@@ -50,7 +50,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Of the runs, in seconds."""
+        """Median of the runs, in seconds."""
         return statistics.median(self.seconds)
 
 

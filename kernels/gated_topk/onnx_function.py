@@ -31,7 +31,7 @@ DOMAIN = "vsr_trt"
 OPERATORS: dict[DType, str] = {"fp32": "GatedTopKAttention", "fp16": "GatedTopKAttentionFP16"}
 OPERATOR = OPERATORS["fp32"]
 OPSET = 23
-# What a call says beside k. TensorRT's parser takes the plugin of that namespace and version where one is
+# What a call says next to k. TensorRT's parser takes the plugin of that namespace and version where one is
 # registered, compiled ahead of time, and the function's body everywhere else. (Without the namespace it would
 # take the body always.)
 PLUGIN_ATTRIBUTES: dict[str, str | int] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
@@ -168,7 +168,7 @@ def _gate(k: int | None, tag: str = "") -> str:
 
 
 def _product_chunk(queries: str, out: str, k: int | None) -> str:
-    """One chunk: (N, c, C+1) queries -> (N, c, C) update. Heads lie beside the queries as rows."""
+    """One chunk: (N, c, C+1) queries -> (N, c, C) update. Heads lie next to the queries as rows."""
     return f"""
             mixed = MatMul ({queries}, M_flat)
             mixed_rows = Reshape (mixed, per_head_shape)

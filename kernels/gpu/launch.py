@@ -1,6 +1,6 @@
 """How a host launches a compiled kernel: what its launch metadata say, as JSON, and what it refuses.
 
-The JSON lies beside the cubin in a bundle (`launch.schema.json` is its schema), so that a host in any
+The JSON lies next to the cubin in a bundle (`launch.schema.json` is its schema), so that a host in any
 language can launch the kernel without this package. There are two kernels: the attention, and the blending of tiles.
 """
 
@@ -104,7 +104,7 @@ class Launch:
         registers: of a thread.
         spilled: bytes of a thread that did not fit its registers.
         triton, ptxas: versions of what compiled it.
-        files: `ptx` and `cubin` -> {name, sha256}, beside the JSON.
+        files: `ptx` and `cubin` -> {name, sha256}, next to the JSON.
     """
 
     kernel: str
@@ -123,7 +123,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Of the files, without suffix."""
+        """Name of the files, without suffix."""
         variant = f"{self.dtype}-top_k" if self.top_k else self.dtype
         return f"{self.kernel}.{variant}.{self.target}"
 
@@ -218,7 +218,7 @@ class Launch:
             if content["schema_version"] != SCHEMA_VERSION:
                 raise KernelError(
                     f"{where} has schema version {content['schema_version']}, expected {SCHEMA_VERSION}; "
-                    "compile the kernel anew with this version."
+                    "compile the kernel again with this version."
                 )
             if content["kernel"] not in _TILES:
                 raise KernelError(f"{where} is of {content['kernel']!r}, expected {' or '.join(_TILES)}.")

@@ -1,4 +1,4 @@
-"""This runtime beside other ways to run the same networks: `build.py alternatives`, and `build.py time` for one way."""
+"""This runtime next to other ways to run the same networks: `vsr-build alternatives`, and `vsr-build time` for one."""
 
 RUNTIME, PLAIN, TORCH, COMPILED = "runtime", "onnxruntime", "torch", "torch-compile"
 WAYS = (RUNTIME, PLAIN, TORCH, COMPILED)

@@ -40,7 +40,7 @@ the ways, and how kind the comparison is to each:
                  the attention is dense, the text encoder runs for every frame. Kinder than the published code: the
                  adapters are merged, and nothing describes the first frame. Always FP32.
   {COMPILED}  the same, with every module through torch.compile (inductor, static shapes). It compiles while the
-                 first frame is restored, anew every time; that is told apart: no frame's time has it. Needs a C++
+                 first frame is restored, again every time; that is told apart: no frame's time has it. Needs a C++
                  compiler, whose own memory is not counted; what torch takes while compiling is.
 
 how it is measured:
@@ -81,7 +81,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     time.set_defaults(json=True)
     both = commands.add_parser(
         "alternatives",
-        help="time the runtime beside the same networks in ONNX Runtime, torch and torch.compile",
+        help="time the runtime next to the same networks in ONNX Runtime, torch and torch.compile",
         description="Restores the same frames in several ways on the CPU, and compares time and memory in a table on "
         "standard error.",
         epilog=_WAYS + _ORDER + "\n" + _EXAMPLES,
@@ -233,7 +233,7 @@ def _refuse_early(options: argparse.Namespace, order: Any) -> None:
 
 
 def _refuse_other_weights(manifest: Manifest, sd: Path, checkpoint: Path) -> None:
-    """By their sizes alone: they are gigabytes, and other weights of that size take the same time."""
+    """Compares the sizes of the weights alone: they are gigabytes, and others of that size take the same time."""
     provenance = manifest.provenance
     if provenance is None:
         raise InputError("the bundle does not say which weights it was made from.")
@@ -255,7 +255,7 @@ def _refuse_other_weights(manifest: Manifest, sd: Path, checkpoint: Path) -> Non
 
 
 def _output(options: argparse.Namespace, stack: contextlib.ExitStack) -> Staging | None:
-    """A hidden file beside the report's: what cannot be written is refused now, not after the measurement."""
+    """A hidden file next to the report's: what cannot be written is refused now, not after the measurement."""
     from vsr_trt.runtime.media.staging import Staging
 
     if options.json in (None, _STDOUT):

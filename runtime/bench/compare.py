@@ -1,4 +1,4 @@
-"""A benchmark beside an earlier one: better, worse, or no difference that could be shown."""
+"""A benchmark next to an earlier one: better, worse, or no difference that could be shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vsr_trt.runtime.bundle.errors import InputError
 
 # settings that change the picture, and so the work -> the option that sets them
 _SAME = {"tiles": "--tile", "overlaps": "--overlap", "statistics": "--vae-statistics", "choices": "--set"}
-_AGAIN = "Measure it anew with: vsr bench ... --json"
+_AGAIN = "Measure it again with: vsr bench ... --json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Earlier:
         if before != now:
             raise InputError(
                 f"--compare {self.file}: its {what} is {_text(before)}, now {_text(now)}; only like can be compared. "
-                f"Measure {mend if mend.startswith('without') else 'with ' + mend}, or leave --compare out."
+                f"Measure {fix if fix.startswith('without') else 'with ' + mend}, or leave --compare out."
             )
 
 
@@ -185,7 +185,7 @@ def _samples(values: Iterable[Any]) -> list[float]:
 
 
 def facts(data: Mapping[str, Any]) -> dict[str, str]:
-    """Of a report as JSON: what may differ between two that are compared, and is said where it does."""
+    """Returns of a report as JSON what may differ between two that are compared, and is said where it does."""
     machine = data["environment"]
     named = {name: str(value) for name, value in machine["system"].items()}
     named |= {name: str(value) for name, value in machine["packages"].items()}

@@ -57,7 +57,7 @@ class Environment:
 
 
 def load_average() -> float | None:
-    """Of the last minute; None where the system does not tell."""
+    """Returns the load of the last minute; None where the system does not tell."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):

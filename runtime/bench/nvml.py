@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Range:
-    """Of what was sampled."""
+    """Summary of what was sampled."""
 
     min: float
     mean: float

@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def size(self) -> str:
-        """Of the restored picture, as on the command line."""
+        """Size of the restored picture, as on the command line."""
         return f"{self.width}x{self.height}"
 
     def check(self) -> None:

@@ -69,7 +69,7 @@ class Caution:
 
 @dataclass(frozen=True)
 class Change:
-    """One number beside an earlier one.
+    """One number next to an earlier one.
 
     Attributes:
         metric: `latency median` (of the mode latency) or `frames a second` (of the mode throughput).

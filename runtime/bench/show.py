@@ -174,8 +174,8 @@ def _milliseconds(seconds: float) -> str:
 
 
 def comparison(console: Console, found: Comparison) -> None:
-    """Each mode's number beside the earlier one."""
-    console.print(f"[bold]beside {escape(found.file)}[/], {found.created}", highlight=False, soft_wrap=True)
+    """Each mode's number next to the earlier one."""
+    console.print(f"[bold]next to {escape(found.file)}[/], {found.created}", highlight=False, soft_wrap=True)
     for change in found.changes:
         before, after = _value(change, change.before), _value(change, change.after)
         colour = _COLOURS.get(change.verdict, "default")

@@ -18,7 +18,7 @@ def measured(spans: Sequence[Span], first: int, count: int) -> list[Span]:
 
 
 def metrics(spans: Sequence[Span]) -> dict[str, Series]:
-    """For each frame, in trtexec's words; what a backend does not do is left out.
+    """Returns the metrics of each frame, in trtexec's words; what a backend does not do is left out.
 
     - frame: from the beginning of its first step to the end of its last one.
     - enqueue: the host asks for its steps.
@@ -42,7 +42,7 @@ def metrics(spans: Sequence[Span]) -> dict[str, Series]:
 
 
 def stages(spans: Sequence[Span]) -> dict[str, Series]:
-    """For each stage, the sum of its steps in each frame, in the order in which they first come."""
+    """Returns for each stage the sum of its steps in each frame, in the order in which they first come."""
     values: dict[str, list[float]] = {}
     for frame in _frames(spans):
         sums: dict[str, float] = defaultdict(float)

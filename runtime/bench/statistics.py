@@ -24,7 +24,7 @@ _AT_ONCE = 1_000_000  # numbers, so that long runs need little memory
 
 @dataclass(frozen=True)
 class Summary:
-    """Of n times in seconds; `cv` is the coefficient of variation, a share."""
+    """Statistics of n times in seconds; `cv` is the coefficient of variation, a share."""
 
     n: int
     min: float
@@ -46,7 +46,7 @@ class Series:
 
     @staticmethod
     def of(samples: Sequence[float]) -> Series:
-        """Of one time or more, in seconds."""
+        """Returns the statistics of one time or more, in seconds."""
         return Series(summarize(samples), tuple(samples))
 
 

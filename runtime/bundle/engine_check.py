@@ -21,7 +21,7 @@ _RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}  # of the package that install the library
 TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 OLDEST_PORTABLE = 80  # TensorRT's portable plans are for Ampere and newer
-_REBUILD = "Build it anew: vsr-build engines BUNDLE --force"
+_REBUILD = "Build it again: vsr-build engines BUNDLE --force"
 _PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
@@ -97,7 +97,7 @@ def why_not(bundle: Bundle, engine: Engine, gpu: Gpu | None, installed: str | No
         return f"{title} is not installed; install it with: pip install 'vsr-trt[{EXTRAS[engine.backend]}]'"
     if not _version_fits(header.version, installed, COMPATIBLE in engine.flags):
         return (
-            f"it was built by {title} {header.version}, and {installed} is installed; build it anew, or install "
+            f"it was built by {title} {header.version}, and {installed} is installed; build it again, or install "
             f"{title} {header.version}"
         )
     if engine.platform not in (None, this_platform()):

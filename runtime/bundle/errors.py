@@ -1,7 +1,7 @@
 """The errors of vsr-trt: one small hierarchy.
 
 Every message is a sentence or two for the person at the terminal: what was wrong, what was expected
-and, where there is one, the command that mends it. The command lines print the message and exit
+and, where there is one, the command that fixes it. The command lines print the message and exit
 with `exit_code`; library users catch `VsrError` or one of its kinds.
 """
 

@@ -344,7 +344,7 @@ class FileEntry:
 
     @staticmethod
     def of(path: Path) -> FileEntry:
-        """Of a file as it is now; reads all of it."""
+        """Returns the entry of a file as it is now; reads all of it."""
         return FileEntry(path.stat().st_size, sha256(path))
 
 

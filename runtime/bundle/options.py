@@ -14,7 +14,7 @@ from vsr_trt.runtime.bundle.manifest import Manifest, Option, Stage
 Statistics = Literal["shared", "tile"]
 """Whose mean and deviation normalisations use where a picture does not go through them in one piece."""
 Value = str | int | float
-"""Of an option of a family."""
+"""Value of an option of a family."""
 
 _MOST_SLOTS = 64
 _MOST_THREADS = 1024

@@ -168,7 +168,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _outputs(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Staging]:
-    """Hidden files beside the outputs: what cannot be written is refused now, not after the measurement."""
+    """Hidden files next to the outputs: what cannot be written is refused now, not after the measurement."""
     if str(options.trace) == _STDOUT:
         raise InputError("--trace -: a trace is a file; give a name such as trace.json.")
     paths = {"json": None if options.json in (None, _STDOUT) else Path(options.json), "trace": options.trace}

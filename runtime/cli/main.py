@@ -123,7 +123,7 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
-        "compare", help="a picture to compare: the input, enlarged by bicubic, beside the result"
+        "compare", help="a picture to compare: the input, enlarged by bicubic, next to the result"
     )
     add = command.add_argument
     add("before", type=Path, metavar="INPUT", help="the clip that was restored")

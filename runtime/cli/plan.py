@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
     if found := hazards(plan.schedule, plan.events):  # proven, so never; a mistake in this program
         raise AssertionError(f"the derived events are not enough: {found[0]}")
     if options.measured is not None and not options.roofline:
-        raise InputError("--measured stands beside a model; name the machine's with --roofline.")
+        raise InputError("--measured stands next to a model; name the machine's with --roofline.")
     predictions = _predictions(options, bundle, plan) if options.roofline else ()
     if options.draw is not None:
         _draw(options.draw, options.overwrite, bundle, plan)

@@ -177,7 +177,7 @@ class Actions:
             context = contexts[key]
             for operand, buffer in operands.items():
                 if not context.set_tensor_address(operand, at[buffer] + offsets[operand]):
-                    raise EngineError(f"the engine of {network} has no tensor {operand}. Build it anew.")
+                    raise EngineError(f"the engine of {network} has no tensor {operand}. Build it again.")
             if not context.execute_async_v3(int(stream)):
                 raise DeviceError(f"{network} could not be started: {engines[network][1].why()}.")
 

@@ -223,7 +223,7 @@ class Context:
 
     @property
     def address(self) -> int:
-        """Of the context."""
+        """Address of the context."""
         return int(self._context)
 
     def _ordinal(self) -> int:

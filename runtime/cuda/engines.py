@@ -79,7 +79,7 @@ class LoadedEngine:
         self.engine = self._library.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EngineError(
-                f"{name} cannot be loaded: {self.why()}. Build it anew: vsr-build engines BUNDLE --force"
+                f"{name} cannot be loaded: {self.why()}. Build it again: vsr-build engines BUNDLE --force"
             )
 
     @property
@@ -156,7 +156,7 @@ class RuntimeCache:
     """Kernels that TensorRT-RTX compiled for this GPU, kept in a file so that the next start need not.
 
     Args:
-        file: where they are kept. A file that cannot be used is written anew.
+        file: where they are kept. A file that cannot be used is written again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -171,7 +171,7 @@ class RuntimeCache:
             with suppress(OSError):
                 self._read = self._file.read_bytes()
             if self._read and not self._cache.deserialize(self._read):
-                _log.warning("%s is of another version or damaged; it is written anew.", self._file)
+                _log.warning("%s is of another version or damaged; it is written again.", self._file)
                 self._read = b""
         config.set_runtime_cache(self._cache)
 

@@ -66,7 +66,7 @@ def find(bundle: Bundle, kernel: str, capability: str, dtype: str = "fp32", top_
         raise EngineError(
             f"the bundle has no kernel {kernel} for {capability}"
             f"{', only for ' + ', '.join(sorted(found)) if found else ''}. "
-            "Build the bundle anew with: vsr-build bundle ... --kernels"
+            "Build the bundle again with: vsr-build bundle ... --kernels"
         )
     name, content = found[max(fitting, key=capability_number)]
     x, y, z = content["grid"]
@@ -96,11 +96,13 @@ def _read(bundle: Bundle, name: str) -> dict[str, Any]:
         }
         missing -= set(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{bundle.path}: {name} cannot be read: {error}. Build the bundle anew.") from error
+        raise BundleError(
+            f"{bundle.path}: {name} cannot be read: {error}. Build the bundle again."
+        ) from error
     if version != _SCHEMA_VERSION or missing:
         raise BundleError(
             f"{bundle.path}: {name} has schema version {version} and lacks {sorted(missing) or 'nothing'}; expected "
-            f"version {_SCHEMA_VERSION}. Build the bundle anew."
+            f"version {_SCHEMA_VERSION}. Build the bundle again."
         )
     return content
 

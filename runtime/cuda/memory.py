@@ -12,7 +12,7 @@ from vsr_trt.runtime.schedule.memory import ALIGNMENT, arrange
 
 @dataclass(frozen=True)
 class Addresses:
-    """Of the buffers.
+    """Addresses of the buffers.
 
     Attributes:
         slots: buffer -> address, for each slot; shared ones are in all of them.

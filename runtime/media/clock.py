@@ -20,7 +20,7 @@ _FALL = Fraction(1, 10)
 _FALL_OF_SHOWING = 1
 _DISCONTINUOUS = 0x200  # AVFMT_TS_DISCONT
 _TIMELESS = 0x80  # AVFMT_NOTIMESTAMPS
-# Formats whose clock may restart, beside those that say it themselves.
+# Formats whose clock may restart, next to those that say it themselves.
 _MAY_RESTART = ("flv",)
 
 

@@ -1,7 +1,7 @@
 """Decodes pictures, as a program of its own: `python picture_decoder.py`, spoken to over its pipes.
 
 A decoder that crashes on a damaged file then takes no restored frames with it; `picture_reader` starts the program,
-and starts it anew when it has died. It imports nothing of ours, so that it is up in a moment.
+and starts it again when it has died. It imports nothing of ours, so that it is up in a moment.
 
 A request is a line of JSON, `{"do": "look" or "decode", "path": ...}`. The answer is a line of JSON: what `look` or
 `decode` return, or `{"error": sentence}`; behind that of `decode` come the bytes of the picture.
@@ -134,7 +134,7 @@ def _upright_size(image: Image.Image, path: Path) -> tuple[int, int]:
 
 
 def _count(image: Image.Image) -> int:
-    """Pictures in the file beside thumbnails and the like."""
+    """Pictures in the file next to thumbnails and the like."""
     if image.format == "TIFF":
         pages = 0
         for page in range(getattr(image, "n_frames", 1)):

@@ -37,7 +37,7 @@ def _stretch(frame: npt.NDArray[np.uint8], size: int, axis: int) -> npt.NDArray[
 
 
 def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each target pixel the source pixels under its kernel, and their weights in 2**-22: (target, taps) each.
+    """Returns for each target pixel the pixels under its kernel, and their weights in 2**-22: (target, taps) each.
 
     Every operation is Pillow's, in its order, so that the weights are its to the last bit.
     """

@@ -68,7 +68,7 @@ def _megabytes(size: int) -> str:
 
 
 class Staging:
-    """A hidden file or folder beside `final` that becomes `final` in one step.
+    """A hidden file or folder next to `final` that becomes `final` in one step.
 
     `temporary` is where to write; it has the suffix of `final`, for the muxers. Exactly one of `commit`
     and `discard` ends it. Where `final` is a link, the link stays, and what it leads to is replaced. OutputError if

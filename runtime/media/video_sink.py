@@ -1,4 +1,4 @@
-"""Videos as output: encoded frame by frame at the input's times, with the input's sound beside them."""
+"""Videos as output: encoded frame by frame at the input's times, with the input's sound next to them."""
 
 from __future__ import annotations
 

@@ -139,7 +139,9 @@ class CpuNetworks:
         scratch.share(self._library, options)
         mend = self._bundle.way_out
         if engine:
-            mend += f" Make it anew with: vsr-build engines {self._bundle.path} --backend onnxruntime --force"
+            mend += (
+                f" Make it again with: vsr-build engines {self._bundle.path} --backend onnxruntime --force"
+            )
         return open_session(self._library, path, options, ["CPUExecutionProvider"], mend)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -206,7 +208,7 @@ def open_session(library: Any, path: Path, options: Any, providers: list[Any] | 
         path: of the graph.
         options: its SessionOptions.
         providers: names, or names with options; None where `options` hold devices.
-        mend: ends the message of an error.
+        fix: ends the message of an error.
 
     Raises:
         DeviceError: ONNX Runtime refuses the graph, or there is not enough memory.

@@ -38,7 +38,7 @@ class ProviderNetworks:
     """Runs a bundle's native graphs, in FP16 where the bundle has them so, through a provider.
 
     Compilers do best with one shape, and all frames and tiles of a clip have the same: a network is loaded
-    when it is first run, for the shape that it is run on, and anew when another shape comes. What a provider
+    when it is first run, for the shape that it is run on, and again when another shape comes. What a provider
     compiles it keeps in its cache; the next time that costs no compilation.
 
     Args:

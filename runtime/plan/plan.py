@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def size(self) -> str:
-        """Of the restored picture, as on the command line."""
+        """Size of the restored picture, as on the command line."""
         return f"{self.request.width}x{self.request.height}"
 
     @property
@@ -96,7 +96,7 @@ class Plan:
         return self.with_slots(self.request.slots)
 
     def with_slots(self, slots: int) -> MemoryPlan:
-        """Of another number of slots. From two on, a slot more costs a slot's buffers and nothing else."""
+        """Returns the memory of so many slots. From two on, one more costs a slot's buffers and nothing else."""
         if slots == 1:
             return self.one
         return dataclasses.replace(self.two, slots=slots, pinned=self.two.pinned // 2 * slots)

@@ -25,7 +25,7 @@ def side_by_side(
     crop: int | None = None,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Writes a PNG: one frame of `before`, enlarged to its size, beside the same frame of `after`.
+    """Writes a PNG: one frame of `before`, enlarged to its size, next to the same frame of `after`.
 
     Args:
         before: the input clip.

@@ -60,7 +60,7 @@ class RestoreReport:
     """What was done. Times in seconds, sizes in pixels or bytes.
 
     `stages` holds the median of each stage of the networks, and of reading and writing, for a frame;
-    reading and writing happen beside them, and so do stages of several frames where there are several slots;
+    reading and writing happen next to them, and so do stages of several frames where there are several slots;
     `vae` says whether pictures went through the VAE whole, in strips or in tiles, and why.
     `seconds` is from the first frame's reading to the finished file, loading excluded.
     """
@@ -197,7 +197,7 @@ def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media
 def _run(
     restorer: Restorer, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
 ) -> None:
-    """Takes every frame through the restorer, and finishes the file. Frames are read and written beside the work."""
+    """Takes every frame through the restorer, and finishes the file. Frames are read and written next to the work."""
     started = time.perf_counter()
     reading: list[float] = []
     writing: list[float] = []

@@ -1,4 +1,4 @@
-"""Reading and writing beside the work: iterators and callables that run in threads of their own."""
+"""Reading and writing next to the work: iterators and callables that run in threads of their own."""
 
 from __future__ import annotations
 

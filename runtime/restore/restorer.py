@@ -65,7 +65,7 @@ class Restorer:
         DeviceError: the backend is not installed, or cannot load the networks.
 
     One Restorer serves one clip at a time: a call that comes while another thread is inside one is
-    refused with a DeviceError. Any number of Restorers may live beside each other.
+    refused with a DeviceError. Any number of Restorers may live next to each other.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class FrameShape:
 
     @staticmethod
     def of(manifest: Manifest, height: int, width: int) -> FrameShape:
-        """For frames (height, width, 3) of a clip."""
+        """Returns the shape for frames (height, width, 3) of a clip."""
         canvas = manifest.canvas
         inner = (height, width)
         if canvas.small == "enlarge":
@@ -54,7 +54,7 @@ class FrameShape:
 
     @staticmethod
     def of_result(manifest: Manifest, width: int, height: int) -> FrameShape:
-        """For frames that are restored to pictures of (width, height)."""
+        """Returns the shape for frames that are restored to pictures of (width, height)."""
         return FrameShape.of(manifest, height // manifest.scale, width // manifest.scale)
 
     @property

@@ -190,7 +190,7 @@ def needs(bundle: Bundle, engines: Mapping[str, Engine]) -> Needs:
             report = json.loads(bundle.file(engine.report).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BundleError(
-                f"{bundle.path}: {engine.report} cannot be read: {error}. Build the engine anew: vsr-build "
+                f"{bundle.path}: {engine.report} cannot be read: {error}. Build the engine again: vsr-build "
                 f"engines {bundle.path} --network {network} --force"
             ) from error
         figures = report if isinstance(report, dict) else {}

@@ -1,7 +1,7 @@
 """A schedule as a file, for hosts in other languages, and back: executing it gives the bytes of one built in place.
 
-The file holds all that a host needs beside the networks: steps, lanes and events, and where in memory each buffer lies.
-`runtime/schedule.schema.json` says what may stand in it; docs/schedule.md explains it.
+The file holds all that a host needs next to the networks: steps, lanes and events, and where each buffer is stored.
+`schedule.schema.json` says what may stand in it; docs/schedule.md explains it.
 """
 
 from __future__ import annotations

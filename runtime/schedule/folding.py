@@ -29,12 +29,12 @@ class Group:
 
     @property
     def lane(self) -> str:
-        """Of all its steps."""
+        """Lane of all its steps."""
         return self.steps[0].lane
 
     @property
     def action(self) -> Action:
-        """Of all its steps."""
+        """Action of all its steps."""
         return self.steps[0].action
 
     @property

@@ -125,7 +125,7 @@ def estimate(
     """Bytes that a process takes at most to restore frames (height, width, 3) on the CPU.
 
     Weights, the schedule's buffers, what the hungriest network on pictures works in, and a fixed sum for the rest;
-    `build.py vae-forms` prints it beside what was measured. None for a bundle that does not tell.
+    `build.py vae-forms` prints it next to what was measured. None for a bundle that does not tell.
     """
     manifest = bundle.manifest
     scratch = {}
@@ -160,14 +160,14 @@ def weights(manifest: Manifest, networks: Iterable[str]) -> int:
 
 
 def as_json(form: Form) -> Mapping[str, object]:
-    """For reports."""
+    """Returns the values of a report."""
     return {"form": form.name, "why": form.why, "estimated_memory": form.memory}
 
 
 def _alone(
     bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int
 ) -> Form:
-    """Of a family without exact tilings: there is one way only."""
+    """Returns the only form of a family without exact tilings."""
     need = estimate(bundle, height, width, options, slots, in_strips=False)
     if available.limit and need is not None and _exceeds(need, available):
         raise DeviceError(

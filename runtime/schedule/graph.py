@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["slot", "state", "constant", "scratch", "staging"]
-"""Of a buffer: see `Buffer`."""
+"""Kind of a buffer: see `Buffer`."""
 
 Action = Literal["receive", "upload", "network", "cut", "blend", "copy", "download", "deliver"]
 """What a step does:
@@ -60,7 +60,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        """Of one copy."""
+        """Bytes of one copy."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
@@ -159,7 +159,7 @@ class Schedule:
         self._check()
 
     def step(self, name: str) -> Step:
-        """By name."""
+        """Returns the step of that name."""
         return self.steps[self.index[name]]
 
     @property
@@ -169,7 +169,7 @@ class Schedule:
 
     @property
     def device_lanes(self) -> tuple[str, ...]:
-        """Of those steps, in the order in which they are first used."""
+        """Lanes of those steps, in the order in which they are first used."""
         return tuple(dict.fromkeys(step.lane for step in self.device_steps))
 
     def copies(self, buffer: str) -> int:

@@ -72,7 +72,7 @@ def arrange(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def amount(size: int) -> str:
-    """For people: three digits, in GB, MB or kB."""
+    """Writes a number of bytes for people: three digits, in GB, MB or kB."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             value = size / unit

@@ -19,7 +19,7 @@ class Recipe:
     output: suffix of the result, "/" for a folder of pictures. codec, scale: as the product takes them.
     reference: options of ffmpeg in front of the file. stream: the video that players show, as ffmpeg counts videos.
     matrix, siting: of the colours, which ffmpeg is told where the file may leave it open.
-    tolerance: mean levels that a frame may differ by from ffmpeg's. slack: seconds that times may differ by beside the
+    tolerance: mean levels that a frame may differ by from ffmpeg's. slack: seconds that times may differ by next to the
     output's tick. steady: frames a second, where ffmpeg's times are not to be trusted.
     profile: of a picture's colours. notes: words that a note has to have; silent: those none may have.
     picture: what `pictures.write` makes, or {} for what ffmpeg makes.

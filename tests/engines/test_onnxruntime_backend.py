@@ -97,7 +97,7 @@ def test_a_damaged_graph_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"abc")
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        EngineError, match=r"cannot load .*net\.onnx: .*Build the bundle anew with: vsr-build"
+        EngineError, match=r"cannot load .*net\.onnx: .*Build the bundle again with: vsr-build"
     ):
         save_optimised(tmp_path / "net.onnx", tmp_path / "out" / "net.onnx")
     assert not list((tmp_path / "out").iterdir())
@@ -169,7 +169,7 @@ def test_what_is_saved_incompletely_is_refused(
         ("AMD64", "win32", "avx2 fma avx512f avx512bw", "cpu-avx512"),
         ("x86_64", "linux", "avx2 fma avx512f", "cpu-avx512"),
         ("x86_64", "linux", "sse2 avx", "cpu-sse"),
-        ("x86_64", "linux", "avx2 avx512f", "cpu-sse"),  # ONNX Runtime wants FMA beside AVX2
+        ("x86_64", "linux", "avx2 avx512f", "cpu-sse"),  # ONNX Runtime wants FMA next to AVX2
         ("aarch64", "linux", "fp asimd", "cpu-neon-linux"),
         ("aarch64", "linux", "fp asimd asimdhp", "cpu-neon-fp16-linux"),
         ("arm64", "darwin", "", "cpu-neon-darwin"),

@@ -68,7 +68,7 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
     [{"output": "warped"}, {"output": "nothing"}, {"current": "flow"}, {"previous": "previous_latent"}],
 )
 def test_a_graph_that_has_it_elsewhere_is_refused(graph: Path, change: dict[str, str]) -> None:
-    with pytest.raises(EngineError, match=r"cfr\.onnx does not compute .* Build the bundle anew"):
+    with pytest.raises(EngineError, match=r"cfr\.onnx does not compute .* Build the bundle again"):
         leave_out(graph, dataclasses.replace(ATTENTION, **change))  # type: ignore[arg-type]
 
 

@@ -546,7 +546,7 @@ def test_an_index_names_files_beside_it_only(sd: Path, place: object) -> None:
     model = BaseModel.open(sd)
     for act in (model.text_encoder, model.weight_files):
         assert refusal(act, path) == (
-            f" places {name} in {place!r}, expected the name of a file beside it; nothing was read there."
+            f" places {name} in {place!r}, expected the name of a file next to it; nothing was read there."
         )
 
 

@@ -67,7 +67,7 @@ def test_all_networks_are_there(manifest: Manifest) -> None:
 def test_every_file_is_listed_with_its_hash(golden_bundle: Path, manifest: Manifest) -> None:
     on_disk = {p.relative_to(golden_bundle).as_posix() for p in golden_bundle.rglob("*") if p.is_file()}
     assert on_disk == set(manifest.files) | {"bundle.json"}
-    assert "onnx/unet.onnx.data" in manifest.files  # weights lie beside the graph
+    assert "onnx/unet.onnx.data" in manifest.files  # weights lie next to the graph
     for name, entry in manifest.files.items():
         content = (golden_bundle / name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.bytes, entry.sha256)

@@ -200,11 +200,11 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "A too narrow": (
         reshape(UNET, PAIR[0], 2, 6),
-        f": {PAIR[0]} has shape (2, 6), expected (2, 7) beside a weight of (5, 7).",
+        f": {PAIR[0]} has shape (2, 6), expected (2, 7) next to a weight of (5, 7).",
     ),
     "A of another rank": (
         reshape(UNET, PAIR[0], 3, 7),
-        f": {PAIR[1]} has shape (5, 2), expected (5, 3) beside a weight of (5, 7).",
+        f": {PAIR[1]} has shape (5, 2), expected (5, 3) next to a weight of (5, 7).",
     ),
     "B too short": (reshape(UNET, PAIR[1], 4, 2), f": {PAIR[1]} has shape (4, 2), expected (5, 2) beside"),
     "A a single number": (reshape(UNET, PAIR[0]), f": {PAIR[0]} has shape (), expected (1, 7) beside"),

@@ -228,7 +228,7 @@ def test_the_tail_ends_at_heavy_nodes_and_at_values_used_elsewhere(kind: str) ->
         {{ a = {kind}(x, x)  b = MatMul(a, a)  y = {kind}(b, x)
            c = {kind}(x, b)  d = Relu(c)  z = {kind}(c, d) }}"""
     )
-    # a feeds a product, c a Relu beside the output: FP16; y and z are before outputs alone: FP32
+    # a feeds a product, c a Relu next to the output: FP16; y and z are before outputs alone: FP32
     assert [outputs for _, outputs in types(model, kind)] == [[HALF], [FLOAT], [HALF], [FLOAT]]
     assert types(model, "MatMul") == [([HALF, HALF], [HALF])]
 

@@ -129,7 +129,7 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 
 def test_another_schema_version_is_refused() -> None:
     content = json.loads(INFO.to_json()) | {"schema_version": 2}
-    with pytest.raises(KernelError, match="schema version 2, expected 1; compile the kernel anew"):
+    with pytest.raises(KernelError, match="schema version 2, expected 1; compile the kernel again"):
         Launch.from_json(json.dumps(content))
 
 

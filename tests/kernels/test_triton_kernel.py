@@ -254,5 +254,5 @@ def test_launches_agree_bit_for_bit(kernel: Kernel) -> None:
     current, previous = latents(rng, 2, 9, 9)
     first = kernel(current, previous, folded)
     assert np.array_equal(first, kernel(current, previous, folded))
-    # a picture's result does not depend on those beside it
+    # a picture's result does not depend on those next to it
     assert np.array_equal(first[1:], kernel(current[1:], previous[1:], folded))

@@ -1,4 +1,4 @@
-"""Threads that read and write beside the work: order, errors, and nothing left behind."""
+"""Threads that read and write next to the work: order, errors, and nothing left behind."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ WEIGHTS = "onnx/refine.onnx.data"
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of four networks as files, their weights beside the graphs."""
+    """A bundle of four networks as files, their weights next to the graphs."""
     folder = write_bundle(tmp_path_factory.mktemp("plain") / "bundle")
     assert WEIGHTS in Bundle.open(folder, check=True).manifest.files
     return folder

@@ -20,7 +20,7 @@ FRAME = Fraction(1, 25)
 
 
 def joined(folder: Path, suffix: str, codec: str, audio: str, pieces: int = 2, gap: int = 0) -> Path:
-    """A file of pieces that were put behind each other; each one's clock starts anew, or `gap` seconds later."""
+    """A file of pieces that were put behind each other; each one's clock starts again, or `gap` seconds later."""
     data = b""
     for piece in range(pieces):
         start = piece * gap

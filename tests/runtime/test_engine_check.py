@@ -75,7 +75,7 @@ def test_an_engine_for_this_gpu_and_version_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (plan()[:-1], r"is damaged: it should have 136 bytes, and has 135\. Build it anew"),
+        (plan()[:-1], r"is damaged: it should have 136 bytes, and has 135\. Build it again"),
         (plan() + b"x", r"is damaged: it should have 136 bytes, and has 137"),
         (b"", r"is no engine: it has only 0 bytes"),
         (b"vtrt", r"is no engine: it has only 4 bytes"),

@@ -1,4 +1,4 @@
-"""runtime.media: what goes in comes out, at the same times, in the same colours, with everything beside it.
+"""runtime.media: what goes in comes out, at the same times, in the same colours, with everything next to it.
 
 The files are looked into with PyAV and Pillow, not with the code under test. Faults are in
 test_media_faults.py.
@@ -246,7 +246,7 @@ def test_a_window_takes_sound_subtitles_and_chapters_along(tmp_path: Path) -> No
     ]
 
 
-# -- what is copied beside the picture -----------------------------------------------------------------
+# -- what is copied next to the picture -----------------------------------------------------------------
 
 
 def everything() -> Clip:

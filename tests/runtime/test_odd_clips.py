@@ -168,7 +168,7 @@ def test_all_sound_of_joined_clips_is_kept(
 def test_frames_with_side_data_of_unknown_kinds_are_turned(
     tmp_path: Path, turn: list[str], expected: object
 ) -> None:
-    """TIFF has EXIF, of which PyAV does not know, beside the display matrix."""
+    """TIFF has EXIF, of which PyAV does not know, next to the display matrix."""
     made(tmp_path, "plain.mov", "-c:v", "tiff", "-pix_fmt", "rgb24", frames=2)
     angle = turn if "-display_rotation" in turn else ["-display_rotation", "0", *turn]
     ffmpeg(tmp_path, *angle, "-i", "plain.mov", "-c", "copy", "turned.mov")

@@ -201,7 +201,7 @@ def test_the_gpu_in_the_machine_is_the_default(run: Run, monkeypatch: pytest.Mon
         (["--target", "gtx"], "512x512", "--target gtx"),
         (["--memory", "much"], "512x512", "--memory much"),
         (["--draw", "schedule.png"], "512x512", r"a name that ends in \.svg"),
-        (["--measured", "bench.json"], "512x512", "--measured stands beside a model"),
+        (["--measured", "bench.json"], "512x512", "--measured stands next to a model"),
         (["--roofline", "abacus"], "512x512", "no figures of 'abacus'"),
     ],
 )
@@ -325,7 +325,7 @@ def test_the_drawing_in_the_documents_is_up_to_date() -> None:
     documented = Path(__file__).parents[2] / "docs" / "schedule.svg"
     expected = draw(schedule, derive(schedule), "dloral, 512x512, 2 slots")
     assert documented.read_text(encoding="utf-8") == expected, (
-        "draw it anew: vsr plan --bundle GOLDEN --size 512x512 --slots 2 --draw docs/schedule.svg --overwrite"
+        "draw it again: vsr plan --bundle GOLDEN --size 512x512 --slots 2 --draw docs/schedule.svg --overwrite"
     )
 
 

@@ -44,7 +44,7 @@ def test_runs_after_the_first_ask_the_system_for_no_memory(device: CpuNetworks) 
     device.run(NETWORK, LARGE)
     before = page_faults()
     device.run(NETWORK, LARGE)
-    assert (page_faults() - before) * 4096 < PLANE, "the results alone are handed out anew"
+    assert (page_faults() - before) * 4096 < PLANE, "the results alone are handed out again"
 
 
 def test_networks_work_in_the_same_memory(device: CpuNetworks, tmp_path: Path) -> None:

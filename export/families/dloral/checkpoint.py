@@ -1,7 +1,7 @@
 """Reading a DLoRAL checkpoint: as published (`model.pkl`) or re-saved as safetensors.
 
 The published file is `torch.save` of a dict: `state_dict_unet` holds the whole UNet under peft's names,
-`state_dict_bpp` the cross-frame module, beside lists of module names and ranks. The re-saved form holds
+`state_dict_bpp` the cross-frame module, next to lists of module names and ranks. The re-saved form holds
 the same tensors as `state_dict_unet.<name>` and `state_dict_bpp.<name>`. Nothing in a file is executed,
 and tensors are read when they are used.
 """
@@ -263,7 +263,7 @@ def _check_update(path: Path, layer: str, adapter: str, shape: tuple[int, ...], 
         if tuple(tensor.shape) != expected:
             raise CheckpointError(
                 f"{path}: {layer}.lora_{half}.{adapter}.weight has shape {tuple(tensor.shape)}, "
-                f"expected {expected} beside a weight of {shape}."
+                f"expected {expected} next to a weight of {shape}."
             )
 
 

@@ -71,7 +71,7 @@ def merge_into(
 ) -> str:
     """Fills a UNet (made on the meta device) with the merged weights, layer by layer, in FP32.
 
-    Tensors come off the disk one at a time: beside the UNet itself, one layer is in memory.
+    Tensors come off the disk one at a time: next to the UNet itself, one layer is in memory.
 
     Returns:
         SHA-256 over names, shapes and FP32 bytes of the merged tensors, in the UNet's order.

@@ -86,7 +86,7 @@ class BaseModel:
         return config
 
     def scaling_factor(self) -> float:
-        """Of the VAE's latents, 0.18215 where the configuration does not tell.
+        """Scaling factor of the VAE's latents, 0.18215 where the configuration does not tell.
 
         Raises:
             CheckpointError: it is no number above 0.

@@ -30,7 +30,7 @@ class StageTime:
         shape: network, runs and their sizes.
         precision: that the network is taken to run in.
         flop: floating point operations of all runs, two for a multiply-add.
-        bytes: to and from memory, of all runs; each run reads the weights anew.
+        bytes: to and from memory, of all runs; each run reads the weights again.
         compute: seconds that the operations take at the machine's peak.
         memory: seconds that the bytes take at its bandwidth.
         measured: seconds that the stage took where it was measured, None where it was not.
@@ -46,7 +46,7 @@ class StageTime:
 
     @property
     def seconds(self) -> float:
-        """Of the stage."""
+        """Seconds of the stage."""
         return max(self.compute, self.memory)
 
     @property
@@ -72,7 +72,7 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of the frame."""
+        """Seconds of the frame."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
@@ -136,7 +136,7 @@ def _counted(manifest: Manifest, width: int, height: int, options: Options | Non
     if uncounted := sorted({s.network for s in shapes if manifest.networks[s.network].work is None}):
         raise BundleError(
             f"the bundle does not say what {', '.join(uncounted)} takes: it was built before that was counted, or "
-            "the build could not count it and said so. Build it anew with: vsr-build bundle --sd DIR "
+            "the build could not count it and said so. Build it again with: vsr-build bundle --sd DIR "
             "--checkpoint FILE --out BUNDLE"
         )
     return shapes

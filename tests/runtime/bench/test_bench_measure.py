@@ -129,7 +129,7 @@ def test_metrics_of_a_frame() -> None:
     spans = [
         Span(0, 0, "up", "up", "c", "upload", 0.0, 1.0, enqueue=0.1),
         Span(0, 0, "a", "a", "m", "network", 1.0, 4.0, enqueue=0.2),
-        Span(0, 0, "b", "b", "s", "blend", 2.0, 5.0),  # beside a: counts once
+        Span(0, 0, "b", "b", "s", "blend", 2.0, 5.0),  # next to a: counts once
         Span(0, 0, "a2", "a", "m", "network", 6.0, 7.0),
         Span(0, 0, "down", "down", "c", "download", 7.0, 9.0),
         Span(1, 0, "a", "a", "m", "network", 9.0, 11.0),
