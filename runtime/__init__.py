@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from vsr_trt.runtime.bundle.directory import Bundle
     from vsr_trt.runtime.bundle.errors import FrameError, VsrError
     from vsr_trt.runtime.bundle.manifest import Manifest
+    from vsr_trt.runtime.bundle.options import Settings
     from vsr_trt.runtime.restore.restorer import Restorer
 
-__all__ = ["Bundle", "FrameError", "Manifest", "Restorer", "VsrError"]
+__all__ = ["Bundle", "FrameError", "Manifest", "Restorer", "Settings", "VsrError"]
 
 _HOMES = {
     "Bundle": "vsr_trt.runtime.bundle.directory",
     "FrameError": "vsr_trt.runtime.bundle.errors",
     "Manifest": "vsr_trt.runtime.bundle.manifest",
     "Restorer": "vsr_trt.runtime.restore.restorer",
+    "Settings": "vsr_trt.runtime.bundle.options",
     "VsrError": "vsr_trt.runtime.bundle.errors",
 }
 
@@ -36,4 +38,4 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    raise AttributeError(f"module 'vsr_trt.runtime' has no attribute {name!r}")

@@ -26,7 +26,7 @@ from vsr_trt.runtime.media.resample import resize_bicubic
 
 ROOT = Path(__file__).parents[1]
 _RESTORE_OPTIONS = (
-    "--bundle --color --tile --overlap --vae-tile --vae-statistics --memory --start --frames --crf --codec --overwrite "
+    "--bundle --tile --overlap --vae-tile --vae-statistics --memory --set --start --frames --crf --codec --overwrite "
     "--json"
 )
 SIZE = (48, 40)
@@ -123,7 +123,7 @@ def test_start_and_frames(clip: Path, golden_bundle: Path, tmp_path: Path) -> No
         (("{clip}", "-o", "{tmp}/none/o.mp4"), 3, "mkdir"),
         (("{clip}", "-o", "{taken}"), 3, "--overwrite"),
         (("{clip}", "-o", "{tmp}/o.xyz"), 2, ".mp4"),
-        (("{clip}", "-o", "{tmp}/o.mp4", "--tile", "50"), 2, "--tile is 50"),
+        (("{clip}", "-o", "{tmp}/o.mp4", "--tile", "50"), 2, "--tile latent=50"),
         (("{clip}", "-o", "{tmp}/o.mp4", "--threads", "0"), 2, "--threads is 0"),
         (("{clip}", "-o", "{tmp}/o.mp4", "--bundle", "{tmp}"), 4, "is not a bundle"),
         (("{clip}", "-o", "{tmp}/o.mp4", "--start", "99"), 2, "start"),

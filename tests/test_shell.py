@@ -334,14 +334,15 @@ def told(owner, name):
     setattr(owner, name, call)
 
 def command():
-    from vsr_trt.runtime import cli, restore
-    from vsr_trt.runtime.bundle.manifest import Manifest
+    from vsr_trt.runtime.bundle.reading import read_manifest
+    from vsr_trt.runtime.cli import main as cli
+    from vsr_trt.runtime.restore import job
     from vsr_trt.runtime.media.sink import Sink
     from vsr_trt.runtime.media.staging import Staging
 
     class Restorer:
         backend, slots, form = "none", 1, None
-        def __init__(self, bundle, **_):
+        def __init__(self, bundle, *_):
             self.manifest = read_manifest(bundle)
             at("load")
         def __enter__(self): return self
@@ -353,7 +354,7 @@ def command():
         def flush(self): return []
         def timings(self): return []
 
-    restore.Restorer = Restorer
+    job.Restorer = Restorer
     for owner, names in ((Sink, ("write", "close", "abort")), (Staging, ("__init__", "commit", "discard"))):
         for name in names:
             told(owner, name)

@@ -85,7 +85,7 @@ class Earlier:
         if before != now:
             raise InputError(
                 f"--compare {self.file}: its {what} is {_text(before)}, now {_text(now)}; only like can be compared. "
-                f"Measure {fix if fix.startswith('without') else 'with ' + mend}, or leave --compare out."
+                f"Measure {mend if mend.startswith('without') else 'with ' + mend}, or leave --compare out."
             )
 
 

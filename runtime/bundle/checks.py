@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Network, Operator, Stage, Work
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Network, Operator, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import dimension, factors
+
+_HOST_LANES = ("receive", "deliver")
+_SIZES = (None, "n", "f", "lr_h", "lr_w", "h", "w")
+"""Sizes that the runtime knows; see `runtime.schedule.build.frame_sizes`."""
 
 
 def check(manifest: Manifest) -> None:
@@ -38,6 +42,31 @@ def check(manifest: Manifest) -> None:
     if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
         raise MisfitError("two stages have the same name")
     _check_order(manifest)
+    _check_buffers(manifest)
+
+
+def _check_buffers(manifest: Manifest) -> None:
+    """Whether networks agree about the buffers between them, and lanes and sizes are there."""
+    tensors: dict[str, tuple[Tensor, str]] = {}
+    for stage in manifest.stages:
+        if stage.lane in _HOST_LANES:
+            raise MisfitError(f"stage {stage.name} is on the lane {stage.lane!r}, which is the host's own")
+        network = manifest.networks[stage.network]
+        operands = [(tensor, stage.reads[tensor.name]) for tensor in network.inputs]
+        operands += [(t, stage.writes[t.name]) for t in network.outputs if t.name in stage.writes]
+        for tensor, buffer in operands:
+            name = buffer.removesuffix(PREVIOUS)
+            for size in tensor.shape:
+                if dimension(size)[1] not in _SIZES:
+                    raise MisfitError(
+                        f"network {stage.network}, tensor {tensor.name}: nobody knows the size {size!r}"
+                    )
+            known, of = tensors.setdefault(name, (tensor, stage.network))
+            if (known.shape, known.dtype) != (tensor.shape, tensor.dtype):
+                raise MisfitError(
+                    f"the buffer {name!r} is {known.dtype} {list(known.shape)} for {of}, and {tensor.dtype} "
+                    f"{list(tensor.shape)} for {stage.network}"
+                )
 
 
 def _check_numbers(manifest: Manifest) -> None:

@@ -119,6 +119,8 @@ class _Draft:
             self._now |= {f"{name}[i]": f"{name}[{index}]" for name in loop.rows}
             self.run(body)
         self._index = None
+        for read in loop.carries:  # behind the loop it is again what it was before
+            self._now.pop(read, None)
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Stages once, cut into tiles where their frame is larger than those."""

@@ -20,12 +20,14 @@ class StageShape:
         network: that it runs with the user's choices.
         runs: how often the network runs: once for the whole frame, or once for each tile.
         sizes: the network's symbolic sizes in each of them; n is 1.
+        steps: of the loop that the stage is part of, each of which has these runs.
     """
 
     stage: str
     network: str
     runs: int
     sizes: dict[str, int]
+    steps: int = 1
 
 
 def whole_sizes(manifest: Manifest, width: int, height: int) -> dict[str, int]:
@@ -60,5 +62,6 @@ def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) 
                     f"{width}x{height}: {symbol} of {name} would be {size}; this bundle's networks end at "
                     f"{bounds[symbol].max}."
                 )
-        shapes.append(StageShape(stage.name, name, grid.tiles if grid else 1, sizes))
+        steps = manifest.loops[stage.loop].steps if stage.loop else 1
+        shapes.append(StageShape(stage.name, name, grid.tiles if grid else 1, sizes, steps))
     return tuple(shapes)

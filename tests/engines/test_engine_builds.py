@@ -152,7 +152,7 @@ def test_an_fp32_bundle_compiles_in_fp32(golden_bundle: Path, cache: Cache, tmp_
     (made,) = build(bundle, cache, networks=("unet",), precision="fp32")
     assert made.engine.precision == "fp32"
     with pytest.raises(
-        EngineError, match=r"has FP32 graphs only, and --precision is fp16.*build.py calibrate"
+        EngineError, match=r"has FP32 graphs only, and --precision is fp16.*vsr-build calibrate"
     ):
         build(bundle, cache, networks=("unet",))
 

@@ -31,7 +31,7 @@ class Commands:
         self.ran.append(" ".join(arguments))
         if any(name in self.ran[-1] for name in self.failing):
             return 10, "", "error: sm_89 is not to be had\n"
-        if "bench" in arguments and "runtime" in arguments:
+        if "bench" in arguments and "vsr_trt.runtime" in arguments:
             Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(BENCH))
         return 0, '{"fine": true}', ""
 
@@ -67,7 +67,7 @@ def test_every_command_is_understood(tmp_path: Path) -> None:
     for step in steps(tmp_path):
         if step.arguments[0] == "build.py":
             build.parser().parse_args(step.arguments[1:])
-        elif step.arguments[1] == "runtime":
+        elif step.arguments[1] == "vsr_trt.runtime":
             cli.parser().parse_args(step.arguments[2:])
 
 

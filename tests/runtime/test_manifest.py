@@ -94,6 +94,7 @@ _GONE = object()
             "the choices of 'color' are not its variants",
         ),
         (_set("latent_scale", 0), "latent_scale is 0"),
+        (_set("stages/0/lane", "deliver"), "the lane 'deliver', which is the host's own"),
         (_set("canvas/least", [0, 1]), "canvas.least is 0"),
         (_set("canvas/least", [1]), "canvas.least has 1 values, expected 2"),
         (_set("canvas/offset", 16), "canvas.offset is 16, expected 0 to 15"),

@@ -175,13 +175,13 @@ def test_a_change_of_size_needs_a_reset(restorer: Restorer, clip: list[np.ndarra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tile": 100}, r"--tile is 100; expected a multiple of 8 from 64 to"),
-        ({"tile": 32}, "--tile is 32"),
-        ({"tile": 4096}, "--tile is 4096"),
-        ({"overlap": -1}, "--overlap is -1"),
-        ({"overlap": 64}, "--overlap is 64; expected 0 to half the tile, 48"),
-        ({"vae_tile": 20}, "--vae-tile is 20"),
-        ({"color": "sepia"}, "expected one of adain, wavelet, none"),
+        ({"tiles": {"": 100}}, r"--tile latent=100: expected a multiple of 8 from 64 to"),
+        ({"tiles": {"latent": 32}}, "--tile latent=32"),
+        ({"tiles": {"latent": 4096}}, "--tile latent=4096"),
+        ({"overlaps": {"latent": -1}}, "--overlap latent=-1"),
+        ({"overlaps": {"": 64}}, "--overlap latent=64: expected 0 to half the tile, 48"),
+        ({"tiles": {"vae": 20}}, "--tile vae=20"),
+        ({"choices": {"color": "sepia"}}, "expected one of adain, wavelet, none"),
         ({"backend": "abacus"}, "no backend 'abacus'"),
     ],
 )
@@ -306,7 +306,7 @@ def test_memory_that_runs_out_names_the_way_out(
 
     with Restorer(golden_bundle) as restorer:
         monkeypatch.setitem(restorer._device._networks._sessions, "unet", Session())
-        with pytest.raises(DeviceError, match=r"unet ran out of memory.*runtime plan"):
+        with pytest.raises(DeviceError, match=r"unet ran out of memory.*vsr plan"):
             restorer.push(clip[0])
 
 

@@ -145,7 +145,7 @@ def _counted(manifest: Manifest, width: int, height: int, options: Options | Non
 def _operations(manifest: Manifest, shape: StageShape) -> float:
     work = manifest.networks[shape.network].work
     assert work is not None
-    return 2 * shape.runs * evaluate(work.multiply_adds, shape.sizes)
+    return 2 * shape.steps * shape.runs * evaluate(work.multiply_adds, shape.sizes)
 
 
 def predict_all(
@@ -175,7 +175,7 @@ def _time(
     rate = machine.fp16 if chosen == "fp16" else machine.fp32
     assert rate is not None
     numbers = work.weights + evaluate(work.activations, shape.sizes)
-    moved = shape.runs * (numbers * _BYTES[chosen] + evaluate(work.integer_bytes, shape.sizes))
+    moved = shape.steps * shape.runs * (numbers * _BYTES[chosen] + evaluate(work.integer_bytes, shape.sizes))
     flop = _operations(manifest, shape)
     return StageTime(shape, chosen, flop, moved, flop / rate, moved / machine.bandwidth, measured)
 

@@ -27,7 +27,7 @@ from vsr_trt.engines.graphs import half
 from vsr_trt.export import torch_device
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import CheckpointError, DeviceError
-from vsr_trt.runtime.bundle.manifest import Engine, Profile
+from vsr_trt.runtime.bundle.manifest import Canvas, Engine, Profile
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.machine.gpu import Gpu
 
@@ -403,7 +403,7 @@ def test_other_weights_than_the_bundles_are_refused(golden_bundle: Path, tmp_pat
 
 
 def test_a_clip_of_one_size_too_small_is_enlarged(bundle: Path) -> None:
-    manifest = dataclasses.replace(read_manifest(bundle), minimum_side=200)
+    manifest = dataclasses.replace(read_manifest(bundle), canvas=Canvas((200, 200), 1, "enlarge"))
     manifest.write(bundle)
     clip = read_clip(real_clip("carphone_pristine.mp4"), 1)  # 176x144
     found = verify(Bundle.open(bundle), clip, None)
