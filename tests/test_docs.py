@@ -53,7 +53,7 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
 @pytest.mark.parametrize(("page", "program", "arguments"), commands())
 def test_commands_are_understood(page: str, program: str, arguments: list[str]) -> None:
     if "--help" in arguments:
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             PROGRAMS[program]().parse_args(arguments)
     else:
         PROGRAMS[program]().parse_args(arguments)  # SystemExit where it is refused
@@ -81,5 +81,7 @@ def test_links_and_files_are_there(page: Path) -> None:
         if not link.startswith(("http", "mailto")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
     for file in FILE.findall(text):
-        if "NAME" not in file and not file.startswith("kernels/gated_topk_attention."):  # of a bundle
+        if "NAME" not in file and not file.startswith(
+            ("kernels/gated_topk_attention.", "kernels/blend_tiles.")
+        ):  # of a bundle
             assert (ROOT / file).exists(), f"{page.name} names {file}"
