@@ -17,7 +17,7 @@ from vsr_trt.runtime.bundle.directory import refuse_hub_cache
 from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest
 from vsr_trt.runtime.bundle.reading import read_manifest
-from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine import shell, temporary
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def staging(bundle: Path, needed: int = 0) -> Iterator[Path]:
     folder: Path | None = None
     try:
         with shell.shield():  # made and known, or neither
-            folder = Path(tempfile.mkdtemp(prefix=".adding-", suffix=".tmp", dir=bundle))
+            folder = temporary.make(bundle, "adding")
         yield folder
     except OSError as error:
         if error.errno in DISK_FULL:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.errors import DISK_FULL, ExportError, OutputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
 from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine import temporary as temporaries
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 _TOOLS = (
@@ -290,7 +290,7 @@ def _whole_directory(out: Path) -> Iterator[Path]:
 
 def _made(parent: Path, name: str) -> Path:
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
+        temporary = temporaries.make(parent, name)
         temporary.chmod(0o755)  # mkdtemp's is for one's own eyes only
     except OSError as error:
         raise OutputError(f"{parent} is not writable: {error}.") from error
