@@ -94,7 +94,7 @@ def _waits(plan: Plan) -> Table:
 
 
 def words(event: Event) -> str:
-    """E.g. `cfr waits for spynet of the same frame`."""
+    """Such as `unet waits for encoder of the same frame`."""
     which = {0: "the same frame", 1: "the frame before"}.get(event.frames, f"the frame {event.frames} before")
     return f"{event.after} waits for {event.before} of {which}"
 

@@ -43,7 +43,7 @@ _WORK = ("network", "cut", "blend")  # what a stage is made of
 class Restorer:
     """Restores frames of a clip with the networks of a bundle, in order, one result a frame.
 
-    Each frame is encoded once; what the next one needs of it (latent and thumb) is kept. Both come
+    Each frame is encoded once; what the next one needs of it is kept. All of that comes
     from the input, so a clip cut anywhere with one frame of overlap gives the same bytes.
 
     Args:
