@@ -13,12 +13,12 @@ from vsr_trt.runtime.bundle.records import parse
 from vsr_trt.runtime.bundle.schema_1 import migrated
 from vsr_trt.runtime.schedule.graph import Schedule
 
-_FILE = Path(__file__).parent / "dloral_manifest.json"
+STORED = Path(__file__).parent / "dloral_manifest.json"
 
 
 def dloral_manifest() -> Manifest:
     """The manifest of the golden model's bundle, as `build.py bundle` wrote it in schema version 1."""
-    return parse(Manifest, migrated(json.loads(_FILE.read_text())), "manifest")
+    return parse(Manifest, migrated(json.loads(STORED.read_text())), "manifest")
 
 
 def shrunk(schedule: Schedule) -> Schedule:
