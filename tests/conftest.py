@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,11 +75,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+# Files in which most of the time goes, longest first.
+SLOW = (
+    "test_engine_faults", "test_restorer", "test_parity", "test_shell", "test_cli", "test_verify", "test_engine_builds",
+    "test_cuda_device", "test_strips", "test_triton_kernel", "test_engines_chained", "test_alternatives", "test_bundle",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast files first, the ones that build bundles after them; GPU tests are skipped where there is no GPU."""
+    """Fast files first; with several processes the slow ones, so that none is left alone at the end. GPU tests are
+    skipped where there is no GPU."""
     skip_without_gpu(items)
-    slow = (
-        "test_parity", "test_restorer", "test_bundle", "test_cli", "test_lean_install", "test_shapes",
-        "test_engine_builds", "test_engine_faults", "test_engines_cli", "test_verify", "test_alternatives",
-    )  # fmt: skip
-    items.sort(key=lambda item: any(name in item.nodeid for name in slow))
+
+    def place(item: pytest.Item) -> int:
+        return SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW)
+
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    items.sort(key=lambda item: -place(item) if alone else place(item))

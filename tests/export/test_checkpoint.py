@@ -206,16 +206,16 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         reshape(UNET, PAIR[0], 3, 7),
         f": {PAIR[1]} has shape (5, 2), expected (5, 3) next to a weight of (5, 7).",
     ),
-    "B too short": (reshape(UNET, PAIR[1], 4, 2), f": {PAIR[1]} has shape (4, 2), expected (5, 2) beside"),
-    "A a single number": (reshape(UNET, PAIR[0]), f": {PAIR[0]} has shape (), expected (1, 7) beside"),
-    "rank 0": (reshape(UNET, PAIR[0], 0, 7), f": {PAIR[0]} has shape (0, 7), expected (1, 7) beside"),
+    "B too short": (reshape(UNET, PAIR[1], 4, 2), f": {PAIR[1]} has shape (4, 2), expected (5, 2) next to"),
+    "A a single number": (reshape(UNET, PAIR[0]), f": {PAIR[0]} has shape (), expected (1, 7) next to"),
+    "rank 0": (reshape(UNET, PAIR[0], 0, 7), f": {PAIR[0]} has shape (0, 7), expected (1, 7) next to"),
     "A of another kernel": (
         reshape(UNET, "conv_in.lora_A.default_encoder_quality.weight", 2, 8, 1, 1),
-        ": conv_in.lora_A.default_encoder_quality.weight has shape (2, 8, 1, 1), expected (2, 8, 3, 3) beside",
+        ": conv_in.lora_A.default_encoder_quality.weight has shape (2, 8, 1, 1), expected (2, 8, 3, 3) next to",
     ),
     "B with a kernel": (
         reshape(UNET, "conv_in.lora_B.default_encoder_quality.weight", 6, 2, 3, 3),
-        ": conv_in.lora_B.default_encoder_quality.weight has shape (6, 2, 3, 3), expected (6, 2, 1, 1) beside",
+        ": conv_in.lora_B.default_encoder_quality.weight has shape (6, 2, 3, 3), expected (6, 2, 1, 1) next to",
     ),
     "adapter on a vector": (
         reshape(UNET, "mid.to_q.base_layer.weight", 5),
