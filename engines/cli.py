@@ -1,4 +1,4 @@
-"""The commands of `build.py` about engines: engines, cache, diff, doctor."""
+"""The commands of `vsr-build` about engines: engines, cache, diff, doctor."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="made by build.py bundle")
+    add("bundle", type=Path, metavar="BUNDLE", help="made by vsr-build bundle")
     add(
         "--backend", choices=tuple(_BACKENDS), default="tensorrt-rtx", help="compiler (default: tensorrt-rtx)"
     )

@@ -49,7 +49,7 @@ def memory_estimate(weights: int) -> int:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What `build.py engines` was asked for.
+    """What `vsr-build engines` was asked for.
 
     Attributes:
         targets: what for.
@@ -285,7 +285,7 @@ def _same(bundle: Bundle, name: str) -> str:
     if digest != bundle.manifest.files[name].sha256:
         raise BundleError(
             f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "
-            "again, or build it again with build.py bundle."
+            "again, or build it again with vsr-build bundle."
         )
     return digest
 

@@ -1,4 +1,4 @@
-"""`build.py schedule`: schedules as files in a bundle, for hosts in other languages."""
+"""`vsr-build schedule`: schedules as files in a bundle, for hosts in other languages."""
 
 from __future__ import annotations
 

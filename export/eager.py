@@ -2,8 +2,8 @@
 
 It does what the published code does for a frame: both frames of the window are encoded, the attention
 is the dense module, the text encoder runs every time. In one thing it is kinder: the adapters are merged.
-It exists to be timed next to the runtime, on the same weights, frames and machine: `build.py time torch`, and
-`build.py time torch-compile` for `Compiled`.
+It exists to be timed next to the runtime, on the same weights, frames and machine: `vsr-build time torch`, and
+`vsr-build time torch-compile` for `Compiled`.
 """
 
 from __future__ import annotations

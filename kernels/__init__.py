@@ -7,7 +7,8 @@ For each head h and position p of the current latent, over positions q of the wa
 
 `fold` turns the module's weights into the small matrices of the folded form, `reference` states the
 meaning in numpy, `onnx_function` writes it as an ONNX local function of standard operators, `gpu` is its
-GPU kernel, `tensorrt_plugin` puts that kernel into TensorRT engines. `python -m vsr_trt.kernels --help` has the tools.
+GPU kernel, `gated_topk.plugin` puts that kernel into TensorRT engines. `python -m vsr_trt.kernels --help`
+has the tools.
 """
 
 from vsr_trt.kernels.errors import KernelError

@@ -1,4 +1,4 @@
-"""`build.py vae-forms`: the VAE whole, in strips and in tiles, side by side: time, memory, picture.
+"""`vsr-build vae-forms`: the VAE whole, in strips and in tiles, side by side: time, memory, picture.
 
 Each form encodes a picture, and decodes what the whole encoder made of it: each half in a process of its own, one after
 another.

@@ -1,6 +1,6 @@
-"""The commands `build.py calibrate` and `build.py verify`.
+"""The commands `vsr-build calibrate` and `vsr-build verify`.
 
-What needs the exporters comes in from build.py: engines never import them.
+These may use the exporters: they stand above both sides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `build.py verify` demands. The reasons for the numbers are in docs/precision.md."""
+"""What `vsr-build verify` demands. The reasons for the numbers are in docs/precision.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `build.py verify` shows and writes: tables, `verify.json` and `verify.png`."""
+"""What `vsr-build verify` shows and writes: tables, `verify.json` and `verify.png`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ is never in memory twice. Inputs and outputs of the network keep their types.
 | statistics of GroupNormalization, LayerNormalization | sums over whole feature maps (`stash_type`) |
 | what is left to do before an output (scaling, the final subtraction) | the input it meets there is FP32 |
 | networks with `always_fp32` | each spec gives its reason |
-| what the caller names | measured beyond a share of FP16's range, see `build.py calibrate` |
+| what the caller names | measured beyond a share of FP16's range, see `vsr-build calibrate` |
 """
 
 from __future__ import annotations

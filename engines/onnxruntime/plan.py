@@ -1,4 +1,4 @@
-"""`build.py engines --backend onnxruntime`: graphs that ONNX Runtime has optimised for this kind of CPU."""
+"""`vsr-build engines --backend onnxruntime`: graphs that ONNX Runtime has optimised for this kind of CPU."""
 
 from __future__ import annotations
 

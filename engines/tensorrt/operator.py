@@ -31,7 +31,7 @@ def leave_out(path: Path, operator: Operator) -> onnx.ModelProto:
     if output is None or call is None or not _is(call, operator) or output.uses():
         raise EngineError(
             f"{path} does not compute {operator.output!r} by an operator on {operator.current!r} and "
-            f"{operator.previous!r}, as the bundle's manifest says. Build the bundle again with build.py bundle."
+            f"{operator.previous!r}, as the bundle's manifest says. Build the bundle again with vsr-build bundle."
         )
     graph.outputs.remove(output)
     sequence = ir.passes.Sequential(

@@ -21,7 +21,7 @@ def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
     Args:
         library: that built the plan.
         bundle: that holds the plan and the ONNX file.
-        engine: a stripped one, from `build.py engines --strip`.
+        engine: a stripped one, from `vsr-build engines --strip`.
 
     Raises:
         EngineError: the plan does not run here, or the bundle's weights are not those it was built from, which

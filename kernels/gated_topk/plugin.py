@@ -4,8 +4,8 @@ A quickly deployable plugin with an ahead-of-time implementation (TensorRT 10.9 
 an engine, it asks for the kernel's PTX and for its launch as expressions of the shapes, and puts both into the
 plan. It is registered in the process that builds, before the ONNX file is parsed:
 
-    from vsr_trt.kernels import tensorrt_plugin
-    tensorrt_plugin.register("sm_89")
+    from vsr_trt.kernels.gated_topk import plugin
+    plugin.register("sm_89")
 
 The parser then takes it for nodes `vsr_trt::GatedTopKAttention` (FP32 latents) and
 `vsr_trt::GatedTopKAttentionFP16`; without it, or in TensorRT-RTX, which has no such plugins, the same file's

@@ -1,6 +1,6 @@
-"""The commands `build.py time` and `build.py alternatives`.
+"""The commands `vsr-build time` and `vsr-build alternatives`.
 
-What needs the exporters comes in from build.py: engines never import them.
+These may use the exporters: they stand above both sides.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     time.add_argument("way", choices=WAYS, metavar="WAY", help=", ".join(WAYS))
     _add_shared(time)
     time.add_argument(
-        "--bundle", type=Path, metavar="BUNDLE", help=f"for {RUNTIME} and {PLAIN}: made by build.py bundle"
+        "--bundle", type=Path, metavar="BUNDLE", help=f"for {RUNTIME} and {PLAIN}: made by vsr-build bundle"
     )
     time.set_defaults(json=True)
     both = commands.add_parser(
@@ -87,7 +87,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         epilog=_WAYS + _ORDER + "\n" + _EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    both.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by build.py bundle")
+    both.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by vsr-build bundle")
     _add_shared(both)
     add = both.add_argument
     add(

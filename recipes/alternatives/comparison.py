@@ -1,4 +1,4 @@
-"""Every way in a process of its own, one after another, and what comes of it: `build.py alternatives`."""
+"""Every way in a process of its own, one after another, and what comes of it: `vsr-build alternatives`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RATE = "from vsr_trt.runtime.plan.roofline import matrix_rate; print(matrix_rat
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 Record = dict[str, Any]
-"""What `build.py time` printed, and what is said about it; or `not_run`, the reason."""
+"""What `vsr-build time` printed, and what is said about it; or `not_run`, the reason."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One way to restore frames, timed in this process: what `build.py time` does.
+"""One way to restore frames, timed in this process: what `vsr-build time` does.
 
 The ways in torch come from build.py, as everything that needs the exporters: engines never import them.
 """
@@ -168,7 +168,7 @@ def measure(
         say: is told how far it is, always between frames.
 
     Returns:
-        What `build.py time` prints.
+        What `vsr-build time` prints.
 
     Raises:
         InputError: the clip ends with the warm-up.

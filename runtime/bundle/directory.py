@@ -24,7 +24,7 @@ from vsr_trt.runtime.bundle.errors import BundleError, OutputError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
 
-_REBUILD = "Copy the bundle again, or build it again with build.py bundle."
+_REBUILD = "Copy the bundle again, or build it again with vsr-build bundle."
 _HUB = (
     "models--",
     "datasets--",

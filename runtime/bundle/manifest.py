@@ -410,7 +410,7 @@ class Manifest:
         provenance: where the bundle comes from, None where that is not known.
         kernels: launch metadata of the GPU kernels, a file for each kernel and target; PTX and cubin are stored
             next to it. Empty where the bundle was built without.
-        engines: compiled networks, added by `build.py engines`.
+        engines: compiled networks, added by `vsr-build engines`.
         calibration: of the `fp16` graphs, None where there are none.
         operator: how a kernel takes part, None where the bundle was built without.
     """

@@ -63,7 +63,7 @@ def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--bundle", type=Path, required=True, help="directory made by vsr-build bundle")
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
     add("--mode", choices=("latency", "throughput", "both"), default="both", help="(default: both)")

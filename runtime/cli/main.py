@@ -45,7 +45,7 @@ def parser(manifest: Manifest | None = None) -> argparse.ArgumentParser:
     """The command line's grammar; with a bundle's manifest its options, too."""
     top = argparse.ArgumentParser(
         prog="vsr",
-        description="Restores video with a bundle that build.py made: 4 times the size, N frames in, N out.",
+        description="Restores video with a bundle that `vsr-build` made: N frames in, N frames out, larger.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,7 +83,7 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         metavar="OUTPUT",
         help="a video (.mp4, .mkv, .mov, .webm), a folder (no suffix), or a .png for one picture",
     )
-    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--bundle", type=Path, required=True, help="directory made by vsr-build bundle")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
     choices.add_tiles(command)
     add(

@@ -49,7 +49,7 @@ def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--bundle", type=Path, required=True, help="directory made by build.py bundle")
+    add("--bundle", type=Path, required=True, help="directory made by vsr-build bundle")
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
     add("--slots", type=int, default=1, metavar="S", help="frames in flight, as for restore (default: 1)")
     choices.add_tiles(command)

@@ -33,7 +33,7 @@ class Job:
     Attributes:
         input: a video, a folder of pictures, or one picture.
         output: a video file, a folder (no suffix), or a .png for a single picture.
-        bundle: directory made by `build.py bundle`.
+        bundle: directory made by `vsr-build bundle`.
         settings: see `Restorer`.
         start: seconds to skip at the beginning.
         frames: how many frames to restore at most, None for all.

@@ -125,7 +125,7 @@ def estimate(
     """Bytes that a process takes at most to restore frames (height, width, 3) on the CPU.
 
     Weights, the schedule's buffers, what the hungriest network on pictures works in, and a fixed sum for the rest;
-    `build.py vae-forms` prints it next to what was measured. None for a bundle that does not tell.
+    `vsr-build vae-forms` prints it next to what was measured. None for a bundle that does not tell.
     """
     manifest = bundle.manifest
     scratch = {}
