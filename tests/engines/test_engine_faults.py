@@ -259,13 +259,18 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(golden_bundle_fp16: Path
     assert [one.origin for one in build(bundle, Cache(cache), ("portable",), networks=("unet",))] == ["built"]
 
 
-def test_a_compiler_that_dies_is_named_with_its_signal(tmp_path: Path) -> None:
-    def kill(job: BuildJob, phase: Phase) -> None:
-        for child in multiprocessing.active_children():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGSEGV)
+def test_a_compiler_that_dies_is_named_with_its_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = multiprocessing.process.BaseProcess.start
 
-    pool = Pool("tensorrt_rtx", 1, MEMORY, kill)
+    def start_and_kill(process: multiprocessing.process.BaseProcess) -> None:
+        start(process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSEGV)  # at once: it cannot have built anything yet
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_and_kill)
+    pool = Pool("tensorrt_rtx", 1, MEMORY)
     (result,) = pool.run([BuildJob(order(small_graph(tmp_path / "g.onnx", weights=4)), tmp_path / "plan", 1)])
     assert isinstance(result.error, EngineError)
     assert "the compiler died while it built small (signal SIGSEGV)" in str(result.error)
