@@ -20,7 +20,7 @@ from vsr_trt.runtime.bundle.manifest import Manifest, Source
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks
 from vsr_trt.runtime.devices.in_order import Pipeline
-from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.media import worked
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule.canvas import FrameShape
 
@@ -191,9 +191,7 @@ def run_chain(
 
 def _worked(frame: np.ndarray, manifest: Manifest) -> np.ndarray:
     """What the networks are given of a frame."""
-    shape = FrameShape.of(manifest, *frame.shape[:2])
-    inner = resize_bicubic(frame, *shape.inner) if shape.is_enlarged else np.ascontiguousarray(frame)
-    return shape.place(inner, manifest.canvas.border or 0)
+    return worked.given(frame, FrameShape.of(manifest, *frame.shape[:2]), manifest)
 
 
 def stage_networks(bundle: Bundle) -> list[str]:

@@ -28,7 +28,7 @@ from vsr_trt.runtime.devices.in_order import Clock
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Observer, Span
-from vsr_trt.runtime.media.resample import resize_bicubic
+from vsr_trt.runtime.media import worked
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.constants import constants
@@ -186,9 +186,7 @@ class Restorer:
                         f"becomes {shape.given[1]}x{shape.given[0]}; pass and take arrays of the CPU, or frames "
                         "of that size."
                     )
-                if shape.is_enlarged:
-                    taken = resize_bicubic(taken, *shape.inner)
-                taken = shape.place(taken, self.manifest.canvas.border or 0)
+                taken = worked.given(taken, shape, self.manifest)
             runner = self._prepare(height, width)
             return self._first(self._count(runner.push(taken)))
 
@@ -300,10 +298,7 @@ class Restorer:
             self._returned = 0
 
             def finish(result: Any) -> Any:
-                if shape.is_plain:
-                    return result
-                result = shape.crop(result)
-                return resize_bicubic(result, *shape.result) if shape.is_enlarged else result
+                return result if shape.is_plain else worked.returned(result, shape)
 
             self._runner = Runner(self._device, self.slots, self._timeout, finish, self.manifest.window)
             self._prepared = height, width

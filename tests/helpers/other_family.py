@@ -6,19 +6,17 @@ lives as long as the clip; a canvas of at least 96x64 with a white border; two o
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
+from helpers import fake_engines
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import (
     Bound,
     Canvas,
-    Engine,
     FileEntry,
     Input,
     Loop,
@@ -197,40 +195,6 @@ def write(folder: Path) -> Bundle:
 
 
 def with_engines(bundle: Bundle) -> Bundle:
-    """With engines that are the names of their networks, and the blend kernel's metadata for sm_89."""
-    manifest, files, records = bundle.manifest, dict(bundle.manifest.files), []
-
-    def add(name: str, content: bytes) -> str:
-        path = bundle.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        files[name] = FileEntry.of(path)
-        return name
-
-    for network in manifest.networks:
-        file = add(f"engines/{network}.engine", network.encode())
-        records.append(
-            Engine(
-                network, "tensorrt_rtx", "1", "sm_89", ("sm_89",), None, "fp32", {}, (), file, file, network
-            )
-        )
-    arguments = "tiles tops lefts row_window column_window out".split()
-    sizes = "rows columns channels tile_height tile_width height width".split()
-    metadata = {
-        "schema_version": 1,
-        "kernel": "blend_tiles",
-        "target": "sm_80",
-        "dtype": "fp32",
-        "top_k": False,
-        "grid": ["ceil(width / 128)", "height", "channels"],
-        "threads": 128,
-        "shared_memory": 0,
-        "files": {"cubin": {"name": "blend.cubin"}},
-        "arguments": [{"name": name, "type": "pointer"} for name in arguments]
-        + [{"name": name, "type": "int32"} for name in sizes],
-    }
-    kernel = add("kernels/blend_tiles.sm_80.json", json.dumps(metadata).encode())
-    add("kernels/blend.cubin", b"machine code")
-    changed = dataclasses.replace(manifest, files=files, engines=tuple(records), kernels=(kernel,))
-    changed.write(bundle.path)
+    """With what a fake GPU takes for engines and kernels."""
+    fake_engines.add(bundle.path, bundle.manifest).write(bundle.path)
     return Bundle.open(bundle.path)

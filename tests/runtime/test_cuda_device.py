@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import fake_engines
 from helpers.fake_gpu import (
     ALLOCATING,
     RELEASES,
@@ -24,7 +25,7 @@ from helpers.stages import dloral_manifest
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, FrameError, InputError
-from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Operator, Profile
+from vsr_trt.runtime.bundle.manifest import FileEntry, Operator, Profile
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda import device as module
 from vsr_trt.runtime.cuda import engines
@@ -52,45 +53,7 @@ def _no_engines_of_other_tests() -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     """Engines that are the names of their networks, and the blend kernel's metadata for sm_89."""
-    manifest = dloral_manifest()
-    files = dict(manifest.files)
-    records = []
-
-    def add(name: str, content: bytes) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        files[name] = FileEntry.of(path)
-        return name
-
-    for network in manifest.networks:
-        file = add(f"engines/{network}.engine", network.encode())
-        records.append(
-            Engine(
-                network, "tensorrt_rtx", "1", "sm_89", ("sm_89",), None, "fp32", {}, (), file, file, network
-            )
-        )
-    arguments = "tiles tops lefts row_window column_window out".split()
-    sizes = "rows columns channels tile_height tile_width height width".split()
-    metadata = {
-        "schema_version": 1,
-        "kernel": "blend_tiles",
-        "target": "sm_80",
-        "dtype": "fp32",
-        "top_k": False,
-        "grid": ["ceil(width / 128)", "height", "channels"],
-        "threads": 128,
-        "shared_memory": 0,
-        "files": {"cubin": {"name": "blend.cubin"}},
-        "arguments": [{"name": name, "type": "pointer"} for name in arguments]
-        + [{"name": name, "type": "int32"} for name in sizes],
-    }
-    kernels = tuple(
-        add(f"kernels/blend_tiles.{target}.json", json.dumps(metadata | {"target": target}).encode())
-        for target in ("sm_80", "sm_120")
-    )
-    add("kernels/blend.cubin", b"machine code")
-    manifest = dataclasses.replace(manifest, files=files, engines=tuple(records), kernels=kernels)
+    manifest = fake_engines.add(tmp_path, dloral_manifest(), ("sm_80", "sm_120"))
     return Bundle(tmp_path, manifest)
 
 
