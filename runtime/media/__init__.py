@@ -19,6 +19,7 @@ from vsr_trt.runtime.bundle.errors import InputError, OutputError
 from vsr_trt.runtime.media import codecs, images
 from vsr_trt.runtime.media.color import ColorTags
 from vsr_trt.runtime.media.images import ImageSource
+from vsr_trt.runtime.media.isolated import IsolatedVideo
 from vsr_trt.runtime.media.picture_sink import PictureSink, more_than_one_frame
 from vsr_trt.runtime.media.sink import Sink
 from vsr_trt.runtime.media.source import Frame, Source, SourceInfo, Window
@@ -34,11 +35,15 @@ _MOST_RATE = 1000  # frames a second
 _MOST_TICKS = 1_000_000  # in numerator and denominator of a frame rate; containers hold them in 32 bit
 
 
-def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], start: float = 0.0, frames: int | None = None, *, isolated: bool = False
+) -> Source:
     """Open a video, a folder of pictures or one picture for reading.
 
-    start: seconds of a video to skip. frames: how many frames to read, None for all. The first frame is
-    decoded here, so that what cannot be restored is refused before anything else happens.
+    start: seconds of a video to skip. frames: how many frames to read, None for all. isolated: decode a video in a
+    process of its own, which takes a third of a second to start; a decoder that crashes is then damage of the clip
+    and takes nothing with it (pictures are always decoded so). The first frame is decoded here, so that what cannot
+    be restored is refused before anything else happens.
 
     InputError: missing, empty or unreadable file, no video in it, empty folder, pictures of different
     sizes, high dynamic range, start beyond the end, start of a folder, frames below 1 or beyond reason.
@@ -54,7 +59,7 @@ def open_source(path: str | os.PathLike[str], start: float = 0.0, frames: int | 
         if start:
             raise InputError("a start in seconds needs a video; pictures have no times. Leave it out.")
         return ImageSource(path, frames)
-    return VideoSource(path, start, frames)
+    return IsolatedVideo(path, start, frames) if isolated else VideoSource(path, start, frames)
 
 
 def open_sink(

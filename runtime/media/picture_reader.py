@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.media import decoder_process
 from vsr_trt.runtime.media.source import Rgb
 
 _PROGRAM = Path(__file__).with_name("picture_decoder.py")
@@ -59,24 +57,11 @@ class PictureReader:
         """Ends the decoder. Harmless to call twice; the next picture starts it again."""
         process, self._process = self._process, None
         if process is not None:
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
-            process.kill()
-            process.wait()
+            decoder_process.end(process)
 
     def _ask(self, what: str, path: Path) -> tuple[dict[str, Any], bytes]:
         if self._process is None:
-            # -P: this folder's modules are not the standard library's. A session of its own: Ctrl-C in the terminal
-            # is for who reads, and its end is that of the pipe.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_PROGRAM)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                start_new_session=True,
-            )
+            self._process = decoder_process.start(str(_PROGRAM))
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -99,7 +84,6 @@ class PictureReader:
 
     def _crashed(self, path: Path) -> InputError:
         assert self._process is not None
-        code = self._process.wait()
+        how = decoder_process.last_words(self._process)
         self.close()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return InputError(f"{path} makes the decoder of pictures crash ({how}); replace or remove it.")

@@ -116,7 +116,7 @@ def restore(job: Job, watcher: Watcher | None = None) -> RestoreReport:
             another name, which the error holds.
     """
     watcher = watcher or Watcher()
-    with media.open_source(job.input, start=job.start, frames=job.frames) as source:
+    with media.open_source(job.input, start=job.start, frames=job.frames, isolated=True) as source:
         watcher.opened(source.info)
         sink = media.open_sink(
             job.output,
