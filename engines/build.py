@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -242,7 +242,30 @@ def add_to_bundle(bundle: Bundle, item: Item, entry: Entry) -> Engine:
 
 def _without(manifest: Manifest, engine: Engine) -> Manifest:
     """The manifest without an engine of the same file, which another version or other weights made."""
-    old = [e for e in manifest.engines if e.file == engine.file]
+    return without(manifest, [e for e in manifest.engines if e.file == engine.file])
+
+
+def forget_engines(bundle: Bundle, networks: Collection[str], backend: str, targets: Collection[str]) -> None:
+    """Takes engines of networks that kernels compute out of the bundle, so that the kernels do.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+    """
+
+    def kept(manifest: Manifest) -> Manifest:
+        old = [
+            engine
+            for engine in manifest.engines
+            if engine.network in networks and engine.backend == backend and engine.target in targets
+        ]
+        return without(manifest, old)
+
+    with additions.staging(bundle.path, 0) as folder:
+        additions.commit(bundle.path, folder, kept, lambda manifest: manifest)
+
+
+def without(manifest: Manifest, old: Sequence[Engine]) -> Manifest:
+    """The manifest without some engines, and without their files."""
     gone = {
         name
         for e in old

@@ -141,8 +141,9 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         "--operator",
         choices=("inside", "kernel"),
         default="inside",
-        help="where the cross-frame attention is computed: inside its network's engine, or by the bundle's own kernel, "
-        "after an engine of that network that only warps (default: inside)",
+        help="who computes a network for which the bundle has a kernel of its own, as of the cross-frame attention: "
+        "an engine like all others, or the kernel; engines of it that are there for these targets then go (default: "
+        "inside)",
     )
     add("--jobs", type=int, metavar="N", help="builds at once (default: as many as cores and memory allow)")
     add("--force", action="store_true", help="build even what is there")
@@ -195,7 +196,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _engines(options: argparse.Namespace) -> int:
     from vsr_trt.engines import plan
-    from vsr_trt.engines.build import build_engines
+    from vsr_trt.engines.build import build_engines, forget_engines
     from vsr_trt.engines.display import Builds, print_engines, print_plan
     from vsr_trt.engines.onnxruntime import plan as onnxruntime_builds
     from vsr_trt.engines.tensorrt import shapes
@@ -216,6 +217,7 @@ def _engines(options: argparse.Namespace) -> int:
     cache = _open_cache(options)
     backend = _BACKENDS[options.backend]
     flags = tuple(name for name, given in ((STRIP, options.strip), (COMPATIBLE, options.compatible)) if given)
+    left: tuple[str, ...] = ()
     if backend == "onnxruntime":
         _refuse_onnxruntime(options, bundle.manifest.precision)
         items = onnxruntime_builds.list_graphs(
@@ -246,8 +248,11 @@ def _engines(options: argparse.Namespace) -> int:
             operator=options.operator,
         )
         plan.refuse_mixed(flags)
+        left = plan.left_to_kernels(bundle, request)
         with console.status("reading the graphs…"):
             items = plan.list_engines(bundle, request, library, cache)
+    if left:
+        console.print(f"{', '.join(left)}: left to the bundle's kernel")
     if options.dry_run:
         print_plan(console, items)
         if options.json:
@@ -256,6 +261,8 @@ def _engines(options: argparse.Namespace) -> int:
     jobs, memory = options.jobs or available_cores(), _memory()
     with Builds(console, items, cache, jobs, memory) as builds:
         built = build_engines(bundle, items, backend, cache, jobs, memory, builds.progress)
+    if left:
+        forget_engines(bundle, left, backend, {target.name for target in request.targets})
     print_engines(console, options.bundle, built, builds.seconds)
     if options.json:
         engines = [

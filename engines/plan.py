@@ -19,7 +19,6 @@ from vsr_trt.engines.cache import SCHEMA_VERSION, Cache, differences, key_of
 from vsr_trt.engines.tensorrt import shapes
 from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
-from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.engines.tensorrt.targets import PORTABLE, Target
 from vsr_trt.kernels import DOMAIN, OPERATORS
 from vsr_trt.kernels.gated_topk.onnx_function import DType
@@ -30,7 +29,7 @@ from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import this_platform
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
-from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, STRIPS, WARP, Operator, Profile, sha256
+from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, STRIPS, Profile, sha256
 from vsr_trt.runtime.machine import gpu
 
 Precision = Literal["fp32", "fp16"]
@@ -60,7 +59,8 @@ class EngineRequest:
         flags: of `runtime.bundle.manifest.STRIP` and `COMPATIBLE`.
         workspace: largest scratch memory of an engine in bytes, None for no limit.
         force: build even what is there.
-        operator: the bundle's operator is `inside` its network's engine, or left to its `kernel`.
+        operator: whether networks that a kernel of the bundle computes get engines, too: `inside` one, or left to
+            the `kernel`.
     """
 
     targets: tuple[Target, ...]
@@ -120,8 +120,6 @@ class SourceGraph:
         bytes: of all these.
         attentions: names of its Attention nodes.
         operators: its calls of GatedTopKAttention: type of the latents, and whether only the k best count.
-        inputs: their names.
-        without: the operator that is left out, None where the compiler sees all of the file.
     """
 
     path: Path
@@ -130,8 +128,6 @@ class SourceGraph:
     bytes: int
     attentions: tuple[str, ...]
     operators: tuple[tuple[DType, bool], ...]
-    inputs: tuple[str, ...]
-    without: Operator | None = None
 
 
 def list_engines(
@@ -151,8 +147,6 @@ def list_engines(
     dataclasses.replace(layout.options, tiles=used).check(manifest)
     items = []
     graphs = {name: _graph(bundle, name, request.precision) for name in networks_of(bundle, request)}
-    if request.operator == "kernel":
-        _leave_out_operator(bundle, graphs)
     for target in request.targets:
         for name, graph in graphs.items():
             _check_turing(bundle, request, library, target, name)
@@ -190,32 +184,41 @@ def _check_turing(
         )
 
 
-def _leave_out_operator(bundle: Bundle, graphs: dict[str, SourceGraph]) -> None:
-    operator = bundle.manifest.operator
-    if operator is None:
-        raise EngineError(
-            f"{bundle.path} has no GPU kernels, so no engine can leave the attention to one (--operator kernel). Build "
-            "it on Linux, with Triton and without --no-kernels; or leave out --operator."
-        )
-    if operator.network in graphs:
-        graph = graphs[operator.network]
-        left = leave_out(graph.path, operator)
-        graphs[operator.network] = dataclasses.replace(
-            graph, operators=(), inputs=tuple(value.name for value in left.graph.input), without=operator
-        )
-
-
 def networks_of(bundle: Bundle, request: EngineRequest) -> tuple[str, ...]:
-    """The networks that a request names, all that stages run if it names none.
+    """The networks that a request names, all that stages run if it names none, but for those left to kernels.
 
     Raises:
         InputError: a name that is none of them.
+        EngineError: networks are to be left to kernels, and the bundle has none.
     """
     known = shapes.networks(bundle.manifest)
+    left = left_to_kernels(bundle, request)
     for name in request.networks:
         if name not in known:
             raise InputError(f"--network {name}: no stage runs it; expected one of {', '.join(known)}.")
-    return tuple(name for name in known if not request.networks or name in request.networks)
+        if name in left:
+            raise InputError(
+                f"--network {name} is left to its kernel by --operator kernel; leave out one of both."
+            )
+    return tuple(name for name in known if name not in left and name in (request.networks or known))
+
+
+def left_to_kernels(bundle: Bundle, request: EngineRequest) -> tuple[str, ...]:
+    """The networks that get no engine, because a kernel of the bundle computes them.
+
+    Raises:
+        EngineError: they are asked for, and the bundle has none.
+    """
+    if request.operator != "kernel":
+        return ()
+    networks = bundle.manifest.networks
+    left = tuple(name for name in shapes.networks(bundle.manifest) if networks[name].kernel is not None)
+    if not left:
+        raise EngineError(
+            f"{bundle.path} has no GPU kernel for any network (--operator kernel). Build it on Linux, with Triton and "
+            "without --no-kernels; or leave out --operator."
+        )
+    return left
 
 
 def _graph(bundle: Bundle, name: str, precision: Precision) -> SourceGraph:
@@ -262,7 +265,6 @@ def inspect(bundle: Bundle, file: str) -> SourceGraph:
         bytes=size,
         attentions=tuple(n.name for n in model.graph.node if n.op_type == "Attention" and not n.domain),
         operators=tuple((types[node.op_type], _k(node) > 0) for node in calls),
-        inputs=tuple(value.name for value in model.graph.input),
     )
 
 
@@ -309,12 +311,10 @@ def _item(
         sorted(
             (
                 *request.flags,
-                *(() if graph.without is None else (WARP,)),
                 *((STRIPS,) if strips > 1 else ()),
             )
         )
     )
-    profile = {tensor: found for tensor, found in profile.items() if tensor in graph.inputs}
     plugin = _plugin(library, target) if graph.operators else None
     # a network that is FP32 in every bundle is one engine, whatever was asked for
     precision: Precision = (
@@ -353,7 +353,6 @@ def _item(
         plugin=plugin,
         timing_cache=_timing_file(library, target, cache),
         attentions=graph.attentions,
-        without=graph.without,
         strips=strips,
     )
     file = f"{stem}.engine"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,19 @@ from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.export.network import Exported, Precision, export
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu import build as gpu_kernel
+from vsr_trt.kernels.gpu import launch as launches
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.errors import DISK_FULL, ExportError, OutputError
-from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Operator, Prompt, Provenance, Source, sha256
+from vsr_trt.runtime.bundle.manifest import (
+    FileEntry,
+    Kernel,
+    Manifest,
+    Network,
+    Prompt,
+    Provenance,
+    Source,
+    sha256,
+)
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.machine import temporary as temporaries
 
@@ -136,9 +147,12 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
         text_encoder = folder / exported[names.index("text_encoder")].record.graphs["native"]
         np.save(folder / "prompt.npy", embed(text_encoder, tokens.numpy()))
         kernels = _kernels(request, folder, progress)
-        operator = _operator(checkpoint, request.top_k, folder) if kernels else None
+        networks = {network.name: network.record for network in exported}
+        if kernels:
+            kernel = _attention(checkpoint, request.top_k, kernels, folder)
+            networks["cfr"] = dataclasses.replace(networks["cfr"], kernel=kernel)
         progress.phase("hash")
-        manifest = _manifest(request, model, exported, kernels, operator, folder)
+        manifest = _manifest(request, model, networks, kernels, folder)
         manifest.write(folder)
     return manifest
 
@@ -176,21 +190,23 @@ def _kernels(request: BundleRequest, folder: Path, progress: Progress) -> tuple[
     return tuple(paths)
 
 
-def _operator(checkpoint: checkpoints.Checkpoint, top_k: int | None, folder: Path) -> Operator:
+def _attention(
+    checkpoint: checkpoints.Checkpoint, top_k: int | None, kernels: Sequence[str], folder: Path
+) -> Kernel:
     """Writes the attention's constants next to its kernels."""
     operands = cfr.operands(checkpoint.cfr)
     files = {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
     for name, file in files.items():
         np.save(folder / file, getattr(operands, name))
-    return cfr.operator(files, top_k)
+    launch = [path for path in kernels if launches.read(folder / path).kernel == launches.ATTENTION]
+    return cfr.kernel(launch, files, top_k)
 
 
 def _manifest(
     request: BundleRequest,
     model: dloral.DLoRAL,
-    exported: list[Exported],
+    networks: dict[str, Network],
     kernels: tuple[str, ...],
-    operator: Operator | None,
     folder: Path,
 ) -> Manifest:
     files = {
@@ -205,7 +221,7 @@ def _manifest(
         canvas=dloral.CANVAS,
         latent_scale=dloral.LATENT_SCALE,
         top_k=request.top_k,
-        networks={network.name: network.record for network in exported},
+        networks=networks,
         stages=dloral.STAGES,
         tilings=dloral.TILINGS,
         options=dloral.OPTIONS,
@@ -214,7 +230,6 @@ def _manifest(
         prompt=Prompt(request.prompt, "prompt.npy"),
         files=files,
         kernels=kernels,
-        operator=operator,
         provenance=Provenance(
             checkpoint=_source(request.checkpoint, request.checkpoint.name),
             checkpoint_layout=model.checkpoint.layout,

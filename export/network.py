@@ -8,9 +8,7 @@ results in ONNX Runtime with torch's, at sizes other than the traced one.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +22,7 @@ from vsr_trt.engines.graphs import precision as fp16
 from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, count_parameters
 from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.engines.graphs.work import measure
-from vsr_trt.export.quiet import only_errors
+from vsr_trt.export.capture import to_onnx
 from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound, Network, Work
 from vsr_trt.runtime.bundle.manifest import Tensor as TensorRecord
@@ -199,21 +197,9 @@ def trace(spec: NetworkSpec) -> ir.Model:
         for tensor in spec.inputs
     }
     try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                spec.module.eval(),
-                kwargs=inputs,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[tensor.name for tensor in spec.inputs],
-                output_names=[tensor.name for tensor in spec.outputs],
-                dynamic_shapes=shapes if any(shapes.values()) else None,
-                verbose=False,
-            )
+        model = to_onnx(spec.module.eval(), inputs, shapes, [tensor.name for tensor in spec.outputs], OPSET)
     except Exception as error:  # torch raises many kinds; the reader needs the network's name
         raise ExportError(f"{spec.name} could not be traced: {error}") from error
-    assert program is not None
-    model = program.model
     _name_shapes(model, spec)
     clean(model)
     return model
@@ -352,11 +338,3 @@ def _difference(what: str, outputs: Sequence[np.ndarray], expected: Sequence[np.
             difference /= max(float(np.abs(want).max()), _TINY)
         worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's own progress and warnings out of ours."""
-    with only_errors("torch.onnx", "onnxscript", "torch.export", "onnx_ir"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -24,7 +24,6 @@ from rich.table import Table
 
 from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.demo import crop_clip, real_clip
-from vsr_trt.recipes.synthetic.random import write_model
 from vsr_trt.runtime.bundle.errors import DeviceError, OutputError
 from vsr_trt.runtime.cli.values import output_folder
 
@@ -165,6 +164,8 @@ def gpu_acceptance(build_script: Path, out: Path, backend: str, console: Console
     Returns:
         0 where all passed, else 9.
     """
+    from vsr_trt.recipes.synthetic.random import write_model  # torch takes seconds, which help need not
+
     found = subprocess.run(
         [sys.executable, "-m", "vsr_trt.runtime", "doctor", "--json"],
         stdout=subprocess.PIPE,

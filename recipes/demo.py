@@ -21,8 +21,6 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from vsr_trt.recipes import SCRIPT
-from vsr_trt.recipes.synthetic.by_hand import write_demo
-from vsr_trt.recipes.synthetic.random import write_model
 from vsr_trt.runtime.bundle.errors import InputError, VsrError
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.machine import shell
@@ -58,6 +56,8 @@ def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
     Returns:
         The exit code.
     """
+    from vsr_trt.recipes.synthetic.by_hand import write_demo  # torch takes seconds, which help need not
+
     clip = real_clip()
     weights, bundle = out / "weights", out / "bundle"
     restored, picture = out / "restored.mp4", out / "compare.png"
@@ -110,6 +110,8 @@ def full_size(
     Returns:
         The exit code.
     """
+    from vsr_trt.recipes.synthetic.random import write_model  # torch takes seconds, which help need not
+
     weights, bundle, clip, restored = (out / name for name in ("weights", "bundle", "input", "restored"))
     out.mkdir(parents=True, exist_ok=True)
     doctor = _run(["-m", "vsr_trt.runtime", "doctor", "--json"], capture=True)

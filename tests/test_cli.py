@@ -51,7 +51,9 @@ def test_restore_keeps_times_sound_and_size(clip: Path, golden_bundle: Path, tmp
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert (report["frames"], report["width"], report["height"]) == (4, 4 * SIZE[0], 4 * SIZE[1])
-    assert {"read", "vae_encoder", "spynet", "cfr", "unet", "vae_decoder", "write"} <= set(report["stages"])
+    assert {"read", "vae_encoder", "spynet", "warp", "cfr", "unet", "vae_decoder", "write"} <= set(
+        report["stages"]
+    )
     assert report["output"] == str(output)
     assert times(output) == times(clip)
     assert [s.data for s in packets(output, "audio")] == [s.data for s in packets(clip, "audio")]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers.golden import GOLDEN, PROMPT, psnr
 
 from vsr_trt.export.eager import Eager
-from vsr_trt.export.families.dloral import cfr, checkpoint, lora, spynet, unet
+from vsr_trt.export.families.dloral import cfr, checkpoint, lora, spynet, unet, warp
 from vsr_trt.export.families.dloral.postprocess import adain
 from vsr_trt.export.families.stable_diffusion import vae
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
@@ -112,6 +112,7 @@ class TorchChain:
         self.decoder = vae.Decoder(model).to(dtype).eval()
         self.unet = unet.UNet(network, model.config.scaling_factor).to(dtype).eval()
         self.spynet = spynet.SpyNet.from_checkpoint(loaded.cfr).to(dtype).eval()
+        self.warp = warp.spec().module.to(dtype).eval()
         self.cfr = cfr.spec(loaded.cfr, None).module.to(dtype).eval()
         text = base.text_encoder()
         self.prompt = text(base.tokenize(PROMPT)[0][None]).last_hidden_state[0].to(dtype)
@@ -148,7 +149,8 @@ class TorchChain:
         return levels.add(0.5).floor()[0].permute(1, 2, 0).numpy().astype(np.uint8)
 
     def _denoise(self, z, z_previous, thumb, thumb_previous):
-        warped, fused = self.cfr(z, z_previous, self.spynet(thumb, thumb_previous))
+        warped = self.warp(z_previous, self.spynet(thumb, thumb_previous))
+        fused = self.cfr(z, warped)
         return self.unet(warped, fused, self.prompt)
 
 

@@ -24,7 +24,7 @@ from vsr_trt.engines.accuracy.recording import Call, Calls
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError
-from vsr_trt.runtime.bundle.manifest import WARP, Engine
+from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine import gpu
 
@@ -88,9 +88,7 @@ def _compare(bundle: Bundle, engine: Engine, calls: Sequence[Call]) -> EngineRep
     network = bundle.manifest.networks[engine.network]
     graph = network.graph(engine.precision, bundle.manifest.precision) or network.graphs["native"]
     path = bundle.file(graph)
-    operator = bundle.manifest.operator
-    left_out = operator.output if operator is not None and WARP in engine.flags else None
-    names = [tensor.name for tensor in network.outputs if tensor.name != left_out]
+    names = [tensor.name for tensor in network.outputs]
     with ranges.refused(path):
         session = ranges.open_session(instrument.prepare(path))
         references = [dict(zip(names, session.run(names, call.inputs), strict=True)) for call in calls]

@@ -19,9 +19,8 @@ import onnx_ir as ir
 from vsr_trt.engines.graphs.strips import cut_into_strips
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
-from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.runtime.bundle.errors import DISK_FULL, EngineError, OutputError
-from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Operator, Profile
+from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Profile
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,11 @@ class BuildOrder:
         portable: TensorRT only: for this generation of GPUs and later ones.
         profiles: shapes of each input.
         flags: of `STRIP` (no weights inside; refitted from the ONNX file), `COMPATIBLE` (runs on later versions
-            of the library) and `WARP` (without the operator).
+            of the library).
         workspace: largest scratch memory in bytes, None for no limit.
         plugin: target whose kernel GatedTopKAttention takes as a plugin, None to compile its function.
         timing_cache: file that keeps what TensorRT measured, None without.
         attentions: names of the Attention nodes, to be counted.
-        without: the operator to leave out of the graph, None to compile all of it.
         strips: of rows that pictures are computed in, 1 for whole; see `engines.graphs.strips`.
     """
 
@@ -54,7 +52,6 @@ class BuildOrder:
     plugin: str | None = None
     timing_cache: Path | None = None
     attentions: tuple[str, ...] = ()
-    without: Operator | None = None
     strips: int = 1
 
 
@@ -152,9 +149,7 @@ def _parse(parser: Any, order: BuildOrder) -> bool:
         model = ir.load(order.graph)
         cut_into_strips(model, order.strips, ordered=True)
         return parser.parse(ir.to_proto(model).SerializeToString(), str(order.graph))
-    if order.without is None:
-        return parser.parse_from_file(str(order.graph))
-    return parser.parse(leave_out(order.graph, order.without).SerializeToString(), str(order.graph))
+    return parser.parse_from_file(str(order.graph))
 
 
 def _config(library: CompilerLibrary, builder: Any, network: Any, order: BuildOrder) -> Any:

@@ -9,10 +9,9 @@ from vsr_trt.engines import report as build_report
 from vsr_trt.engines.plan import inspect
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
-from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
-from vsr_trt.runtime.bundle.manifest import WARP, Engine
+from vsr_trt.runtime.bundle.manifest import Engine
 
 
 def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
@@ -46,13 +45,7 @@ def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
         raise EngineError(f"{library.title} {library.version} does not load {engine.file}: {log.reasons()}.")
     refitter = module.Refitter(loaded, logger)
     parser = module.OnnxParserRefitter(refitter, logger)
-    operator = bundle.manifest.operator
-    if WARP in engine.flags and operator is not None:
-        content = leave_out(graph.path, operator).SerializeToString()
-        read = parser.refit_from_bytes(content, str(graph.path))
-    else:
-        read = parser.refit_from_file(str(graph.path))
-    if not read or not refitter.refit_cuda_engine():
+    if not parser.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
         raise EngineError(f"{engine.file} cannot be refitted from {file}: {log.reasons()}.")
     config = loaded.create_serialization_config()
     config.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Network, Operator, Stage, Tensor, Work
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, Kernel, Manifest, Network, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import dimension, factors
 
@@ -16,11 +16,12 @@ _SIZES = (None, "n", "f", "lr_h", "lr_w", "h", "w")
 def check(manifest: Manifest) -> None:
     """Checks what types do not: paths stay inside, names refer to something."""
     referenced = [graph for network in manifest.networks.values() for graph in network.graphs.values()]
+    kernels = [network.kernel for network in manifest.networks.values() if network.kernel is not None]
     referenced += [
         *manifest.kernels,
         *(path for engine in manifest.engines for path in (engine.file, engine.report)),
         *([manifest.calibration.file] if manifest.calibration else []),
-        *(manifest.operator.operands.values() if manifest.operator else []),
+        *(path for kernel in kernels for path in (*kernel.launch, *kernel.constants.values())),
         *([manifest.prompt.file] if manifest.prompt else []),
         *(given.name for given in manifest.inputs.values() if given.source == "file" and given.name),
     ]
@@ -32,11 +33,11 @@ def check(manifest: Manifest) -> None:
             raise MisfitError(f"{path!r} is used but not among the files")
     for name, network in manifest.networks.items():
         _check_network(name, network)
+        if network.kernel is not None:
+            _check_kernel(name, network, network.kernel)
     for engine in manifest.engines:
         if engine.network not in manifest.networks:
             raise MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
-    if manifest.operator is not None:
-        _check_operator(manifest.operator, manifest)
     _check_numbers(manifest)
     _check_options(manifest)
     if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
@@ -171,27 +172,18 @@ def _check_work(name: str, network: Network, work: Work) -> None:
             raise MisfitError(f"network {name}, its work: the dimension {unknown[0]!r} has no bounds")
 
 
-def _check_operator(operator: Operator, manifest: Manifest) -> None:
-    network = manifest.networks.get(operator.network)
-    if network is None:
-        raise MisfitError(f"the operator is of {operator.network!r}, which is no network")
-    inputs = {tensor.name for tensor in network.inputs}
-    outputs = {tensor.name for tensor in network.outputs}
-    for name, known in (
-        (operator.current, inputs),
-        (operator.previous, outputs - {operator.output}),
-        (operator.output, outputs),
-    ):
-        if name not in known:
-            raise MisfitError(
-                f"the operator of {operator.network} stands at {name!r}, expected {sorted(known)}"
-            )
-    if set(operator.operands) != {"M", "P", "bias"}:
+def _check_kernel(name: str, network: Network, kernel: Kernel) -> None:
+    """Whether every tensor of the network is an operand, and nothing has two values."""
+    tensors = sorted(tensor.name for tensor in (*network.inputs, *network.outputs))
+    if sorted(kernel.operands.values()) != tensors:
         raise MisfitError(
-            f"the operator has the operands {sorted(operator.operands)}, expected M, P and bias"
+            f"the kernel of {name} has the operands {sorted(kernel.operands.values())}, expected {tensors}"
         )
-    if operator.top_k != manifest.top_k:
-        raise MisfitError(f"the operator's top_k is {operator.top_k}, and the bundle's {manifest.top_k}")
+    given = [*kernel.operands, *kernel.constants, *kernel.numbers]
+    if twice := [argument for argument in given if given.count(argument) > 1]:
+        raise MisfitError(f"the kernel of {name} is given {twice[0]!r} twice")
+    if not kernel.launch or not all(kernel.numbers.values()):
+        raise MisfitError(f"the kernel of {name} has no launch metadata, or a number without a value")
 
 
 def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
@@ -203,6 +195,8 @@ def _check_stage(stage: Stage, manifest: Manifest, written: set[str]) -> None:
             raise MisfitError(f"stage {stage.name} does not feed the inputs of {name!r}")
         if not set(stage.writes) <= {tensor.name for tensor in network.outputs}:
             raise MisfitError(f"stage {stage.name} writes what {name!r} does not compute")
+        if network.kernel is not None and len(stage.writes) < len(network.outputs):
+            raise MisfitError(f"stage {stage.name} has no buffer for all that the kernel of {name!r} writes")
     for buffer in stage.reads.values():
         name = buffer.removesuffix(PREVIOUS)
         lives = buffer.endswith(PREVIOUS) and name in manifest.clip

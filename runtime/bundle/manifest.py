@@ -16,14 +16,13 @@ from typing import Literal
 
 from vsr_trt.runtime.bundle.symbols import Polynomial, Shape
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
 # Flags of engines. They are part of a build's key in the cache, too.
 STRIP = "strip"  # no weights inside
 COMPATIBLE = "compatible"  # runs on later versions of its library
-WARP = "warp"  # leaves the operator to its kernel
 STRIPS = "strips"  # computes pictures in strips of rows
 
 
@@ -63,6 +62,24 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A GPU kernel that computes a network in one launch. What it is called with follows from its launch metadata.
+
+    Attributes:
+        launch: launch metadata, a file for each target, all of `kernels`.
+        operands: pointer of the kernel -> input or output of the network, whose shape it has, the last dimensions
+            taken together where the kernel has fewer.
+        constants: pointer of the kernel -> .npy.
+        numbers: integers of the kernel that no shape tells -> the least of these: a number, or the name of a size.
+    """
+
+    launch: tuple[str, ...]
+    operands: dict[str, str]
+    constants: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Network:
     """One network: its tensors, the bounds of its symbolic dimensions, its graphs.
 
@@ -80,6 +97,7 @@ class Network:
             normalisation: the same result in less memory. 1 where it may not.
         scratch: form -> bytes that a run on the CPU works in beyond inputs, outputs and weights, estimated; of the
             forms for which that is known.
+        kernel: a GPU kernel that computes it, too; it runs where there is no engine. None where there is none.
     """
 
     inputs: tuple[Tensor, ...]
@@ -92,6 +110,7 @@ class Network:
     work: Work | None = None
     strips: int = 1
     scratch: dict[str, Polynomial] = field(default_factory=dict)
+    kernel: Kernel | None = None
 
     def graph(self, precision: str, bundle_precision: str) -> str | None:
         """The native graph of that precision in a bundle of `bundle_precision`; None if there is none."""
@@ -265,8 +284,7 @@ class Engine:
         device: name of the only GPU that runs it, None for all of its targets.
         precision: of the graph that it was compiled from.
         profiles: input -> shapes; empty where any shape within the network's bounds is taken.
-        flags: builder options that make a difference; `warp`: it leaves out the bundle's `operator`; `strips`: it
-            computes its network in strips of rows.
+        flags: builder options that make a difference; `strips`: it computes its network in strips of rows.
         file: the plan, or the optimised graph. Further files of it lie beside.
         report: JSON about the build.
         key: address in the build cache, a hash over all that made it.
@@ -312,27 +330,6 @@ class Calibration:
     frames: int
     limit: float
     file: str
-
-
-@dataclass(frozen=True)
-class Operator:
-    """The cross-frame attention as a step of its own: its GPU kernel runs after an engine that leaves it out.
-
-    Attributes:
-        network: that it is part of.
-        current: the network's input that it reads.
-        previous: the network's output that it reads.
-        output: the network's output that it computes; of the same shape as both.
-        operands: `M` (heads,C+1,C+1), `P` (heads,C,C+1), `bias` (C,) -> .npy, float32: what the graph holds, too.
-        top_k: positions that it retrieves, None for all.
-    """
-
-    network: str
-    current: str
-    previous: str
-    output: str
-    operands: dict[str, str]
-    top_k: int | None
 
 
 @dataclass(frozen=True)
@@ -405,14 +402,13 @@ class Manifest:
         clip: buffers that live as long as the clip: a stage may read what an earlier window left in them; zeros at its
             beginning. They are a stage's outputs under the name that is read with `[n-1]`.
         options: by name.
-        top_k: positions that an operator retrieves, None for all.
+        top_k: positions that an attention over frames retrieves, None for all.
         prompt: what the restoration is conditioned with, None where there is none.
         provenance: where the bundle comes from, None where that is not known.
         kernels: launch metadata of the GPU kernels, a file for each kernel and target; PTX and cubin are stored
             next to it. Empty where the bundle was built without.
         engines: compiled networks, added by `vsr-build engines`.
         calibration: of the `fp16` graphs, None where there are none.
-        operator: how a kernel takes part, None where the bundle was built without.
     """
 
     family: str
@@ -436,7 +432,6 @@ class Manifest:
     kernels: tuple[str, ...] = ()
     engines: tuple[Engine, ...] = ()
     calibration: Calibration | None = None
-    operator: Operator | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vsr_trt.runtime.bundle import schema_1, schema_2
 from vsr_trt.runtime.bundle.checks import check
 from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
@@ -46,8 +47,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def _migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
-    if version < 2:
-        from vsr_trt.runtime.bundle.schema_1 import migrated
-
-        data = migrated(data)
+    for newer, schema in ((2, schema_1), (3, schema_2)):
+        if version < newer:
+            data = schema.migrated(data)
     return data

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
-from vsr_trt.runtime.bundle.manifest import WARP, Engine, Manifest
+from vsr_trt.runtime.bundle.launches import Argument, blending, find
+from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda.driver import Driver, Owned
 from vsr_trt.runtime.cuda.engines import LoadedEngine, RuntimeCache, set_shapes
-from vsr_trt.runtime.cuda.kernels import ATTENTION, BLENDING, Kernel, find
+from vsr_trt.runtime.cuda.kernels import Kernel
 from vsr_trt.runtime.schedule import tiling
 from vsr_trt.runtime.schedule.graph import Grid, Schedule, Step
 
@@ -39,7 +40,7 @@ class Actions:
     ) -> None:
         self._driver, self._owned, self._bundle = driver, owned, bundle
         self._capability, self._schedule = capability, schedule
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: dict[tuple[str, ...], Kernel] = {}  # by their launch metadata
         self._constants: dict[str, int] = {}  # their addresses
 
     def constant(self, name: str, array: np.ndarray) -> int:
@@ -111,7 +112,7 @@ class Actions:
         """A picture out of tiles, by the bundle's kernel."""
         grid, factor = step.grid, step.factor
         assert grid is not None
-        kernel = self._kernel(BLENDING)
+        kernel = self._kernel(blending(self._bundle))
         picture = self._schedule.buffers[step.writes["picture"]]
         channels, (height, width) = math.prod(picture.shape[1:-2]), picture.shape[-2:]
         rows, columns = _windows(grid, factor)
@@ -144,7 +145,7 @@ class Actions:
         contexts: dict[ContextKey, Any],
         cache: RuntimeCache | None,
     ) -> Enqueue:
-        """An engine in its context, and after one that leaves it out the attention's kernel.
+        """An engine in its context.
 
         What is returned looks up engine and context when it is called: whoever empties `engines` and `contexts` frees
         them, also where an error still holds on to what is returned.
@@ -156,16 +157,10 @@ class Actions:
             contexts: of the slot; made where there is none yet for this lane, network and shapes.
             cache: of compiled kernels.
         """
-        manifest, network = self._bundle.manifest, step.network
+        network = step.network
         assert network is not None
-        record = engines[network][0]
-        left_out = WARP in record.flags
-        inputs = [tensor.name for tensor in manifest.networks[network].inputs]
+        inputs = [tensor.name for tensor in self._bundle.manifest.networks[network].inputs]
         operands = {**step.reads, **step.writes}
-        if left_out and manifest.operator is not None:  # the engine has not what only the operator touches
-            inputs = [name for name in inputs if name in record.profiles]
-            outputs = set(step.writes) - {manifest.operator.output}
-            operands = {name: buffer for name, buffer in operands.items() if name in {*inputs, *outputs}}
         shapes = {name: self._part_shape(step, step.reads[name]) for name in inputs}
         key = step.lane, network, tuple(shapes.values())
         if key not in contexts:
@@ -181,55 +176,55 @@ class Actions:
             if not context.execute_async_v3(int(stream)):
                 raise DeviceError(f"{network} could not be started: {engines[network][1].why()}.")
 
-        if not left_out:
-            return enqueue
-        attend = self._attention(step, manifest)
+        return enqueue
 
-        def enqueue_both(stream: Any, at: Mapping[str, int]) -> None:
-            enqueue(stream, at)
-            attend(stream, at)
-
-        return enqueue_both
-
-    def _attention(self, step: Step, manifest: Manifest) -> Enqueue:
-        operator = manifest.operator
-        if operator is None or operator.network != step.network:
-            raise EngineError(
-                f"the engine of {step.network} leaves out an operator that the bundle does not have."
-            )
-        kernel = self._kernel(ATTENTION, operator.top_k is not None)
-        values: dict[str, int] = {}
-        for name, file in operator.operands.items():
-            array = np.load(self._bundle.file(file), allow_pickle=False)
-            values[name] = self.constant(f"operator {name}", array)
-            if name == "M":
-                values["heads"] = array.shape[0]
-        current, previous, output = (
-            step.reads[operator.current],
-            step.writes[operator.previous],
-            step.writes[operator.output],
-        )
-        pictures, _, height, width = self._part_shape(step, current)
-        positions = height * width
-        k = positions if operator.top_k is None else min(operator.top_k, positions)
-        values |= {"positions": positions, "k": k}
-        offset = {name: self._offset(step, name) for name in (current, previous, output)}
+    def kernel(self, step: Step) -> Enqueue:
+        """A network by a kernel of the bundle, called with what the manifest and its launch metadata say."""
+        assert step.network is not None
+        record = self._bundle.manifest.networks[step.network].kernel
+        assert record is not None
+        kernel = self._kernel(record.launch)
+        files = {
+            name: np.load(self._bundle.file(file), allow_pickle=False)
+            for name, file in record.constants.items()
+        }
+        buffers = {**step.reads, **step.writes}
+        operands = {name: buffers[tensor] for name, tensor in record.operands.items()}
+        sizes: dict[str, int] = {}
+        for argument in kernel.launch_metadata.arguments:
+            if argument.type != "pointer":
+                continue
+            if argument.name in files:
+                shape: tuple[int, ...] = files[argument.name].shape
+            elif argument.name in operands:
+                shape = self._part_shape(step, operands[argument.name])
+            else:
+                raise EngineError(
+                    f"the kernel of {step.network} asks for {argument.name}, which nothing gives."
+                )
+            _bind(step.network, argument, shape, sizes)
+        for name, values in record.numbers.items():
+            sizes[name] = min(sizes[value] if isinstance(value, str) else value for value in values)
+        for argument in kernel.launch_metadata.arguments:
+            if argument.type != "pointer" and argument.name not in sizes:
+                raise EngineError(
+                    f"the kernel of {step.network} asks for {argument.name}, which nothing gives."
+                )
+        constants = {name: self.constant(f"{step.network} {name}", array) for name, array in files.items()}
+        offsets = {name: self._offset(step, buffer) for name, buffer in operands.items()}
 
         def enqueue(stream: Any, at: Mapping[str, int]) -> None:
-            addresses = {
-                "current": at[current] + offset[current],
-                "previous": at[previous] + offset[previous],
-                "fused": at[output] + offset[output],
-            }
-            kernel.launch(stream, values | addresses, pictures=pictures)
+            addresses = {name: at[buffer] + offsets[name] for name, buffer in operands.items()}
+            kernel.launch(stream, sizes | constants | addresses)
 
         return enqueue
 
-    def _kernel(self, name: str, top_k: bool = False) -> Kernel:
-        if name not in self._kernels:
-            found = find(self._bundle, name, self._capability, top_k=top_k)
-            self._kernels[name] = Kernel(self._driver, self._owned, self._bundle, found)
-        return self._kernels[name]
+    def _kernel(self, files: Sequence[str]) -> Kernel:
+        key = tuple(files)
+        if key not in self._kernels:
+            found = find(self._bundle, files, self._capability)
+            self._kernels[key] = Kernel(self._driver, self._owned, self._bundle, found)
+        return self._kernels[key]
 
     def _part_shape(self, step: Step, buffer: str) -> tuple[int, ...]:
         shape = self._schedule.buffers[buffer].shape
@@ -263,3 +258,20 @@ def _windows(grid: Grid, factor: int) -> tuple[np.ndarray, np.ndarray]:
     sides = tiling.window_sides(grid.window, grid.height * factor, grid.width * factor, grid.overlap * factor)
     rows, columns = (side.astype(np.float32) for side in sides)
     return rows, columns
+
+
+def _bind(network: str, argument: Argument, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Takes the kernel's sizes from the shape of what a pointer points to.
+
+    Raises:
+        EngineError: it does not have the shape that the kernel expects.
+    """
+    last = len(argument.shape) - 1
+    taken = (*shape[:last], math.prod(shape[last:])) if 0 <= last < len(shape) else shape
+    for expected, size in zip(argument.shape, taken, strict=False):
+        known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
+        if known != size or len(taken) != len(argument.shape):
+            raise EngineError(
+                f"the kernel of {network} does not fit it: {argument.name} is {shape}, expected {argument.shape}"
+                f" with {sizes}. Build the bundle again."
+            )

@@ -351,6 +351,8 @@ class CudaDevice:
     def _enqueuer(self, step: Step, slot: _Slot, addresses: Addresses, actions: Actions) -> Enqueue:
         if step.action == "network":
             assert step.network is not None
+            if step.network not in self._engines:
+                return actions.kernel(step)
             assert step.workspace is not None
             scratch = addresses.scratch[step.workspace]
             return actions.network(step, self._engines, scratch, slot.contexts, self._cache)

@@ -8,13 +8,12 @@ from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import TITLES, installed_version, why_not
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, VsrError
-from vsr_trt.runtime.bundle.manifest import WARP, Engine
+from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import Driver, bindings
 from vsr_trt.runtime.cuda.engines import library
-from vsr_trt.runtime.cuda.kernels import ATTENTION, find
 from vsr_trt.runtime.machine.gpu import Gpu, detect, why_none
 from vsr_trt.runtime.onnxruntime.providers import cache_folder
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice, build_command, choose_engines
@@ -78,7 +77,7 @@ def open_device(
 def usable(
     bundle: Bundle, backend: str, gpu: Gpu, look: Callable[[Bundle, Engine, Gpu, str | None], Any] = why_not
 ) -> list[Engine]:
-    """The engines of a backend that run on a GPU, those that leave the attention to its kernel first.
+    """The engines of a backend that run on a GPU.
 
     Raises:
         EngineError: there are none; it says why each one does not.
@@ -88,7 +87,7 @@ def usable(
     for engine in bundle.manifest.engines:
         if engine.backend != backend:
             continue
-        reason = look(bundle, engine, gpu, installed) or _lacks_kernel(bundle, engine, gpu)
+        reason = look(bundle, engine, gpu, installed)
         if reason is None:
             found.append(engine)
         else:
@@ -101,17 +100,4 @@ def usable(
         raise EngineError(
             f"{bundle.path} has no {title} engine that runs on {gpu}{why}. Build them with: {command}"
         )
-    return sorted(found, key=lambda engine: WARP not in engine.flags)
-
-
-def _lacks_kernel(bundle: Bundle, engine: Engine, gpu: Gpu) -> str | None:
-    operator = bundle.manifest.operator
-    if WARP not in engine.flags:
-        return None
-    if operator is None:
-        return "it leaves out an operator whose kernel the bundle does not have"
-    try:
-        find(bundle, ATTENTION, gpu.capability, top_k=operator.top_k is not None)
-    except VsrError as error:
-        return str(error)
-    return None
+    return found

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError
-from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, WARP, Engine, Manifest, Network, Profile
+from vsr_trt.runtime.bundle.launches import serves
+from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, Engine, Manifest, Network, Profile
 from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule.forms import Form
@@ -29,15 +30,17 @@ class EngineChoice:
 
     Attributes:
         options: the user's, with tiles that engines take.
-        engines: network -> its engine, for every network that a stage runs.
-        batches: network -> how many tiles its engine takes at once.
+        engines: network -> its engine, for every network that a stage runs and no kernel computes.
+        batches: network -> how many tiles its engine, or its kernel, takes at once.
         form: how pictures go through the VAE, and why.
+        kernels: networks without an engine that the bundle's own kernels compute.
     """
 
     options: Options
     engines: dict[str, Engine]
     batches: dict[str, int]
     form: Form | None = None
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def choose_engines(
 
     Of tiles, the usual size is best, because a larger tile sees more and gives another picture; of those of an exact
     tiling, if it is asked for tiles, the one with the fewest tiles. Of several engines for one
-    shape the best is FP16, static, for many tiles at once, one that leaves the operator to its kernel, for this very
-    target, and the first. Whole pictures are preferred to strips, unless they do not fit.
+    shape the best is FP16, static, for many tiles at once, for this very target, and the first. Where there is none, a
+    kernel of the bundle does. Whole pictures are preferred to strips, unless they do not fit.
 
     Args:
         bundle: that they are in.
@@ -105,7 +108,10 @@ def choose_engines(
         for side in _sides(manifest, name, options) if given is None else (given,):
             tried = options.with_tile(name, side)
             needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == name]
-            if all(_engine(manifest, engines, target, shape) is not None for shape in needed):
+            if all(
+                _engine(manifest, engines, target, shape) is not None or _by_kernel(bundle, shape, target)
+                for shape in needed
+            ):
                 runs = sum(shape.runs for shape in needed)
                 rank = (runs, side != usual) if record.exact else (side != usual, runs)
                 served.append(((*rank, side), tried))
@@ -144,17 +150,20 @@ def _all(
     manifest = bundle.manifest
     found: dict[str, Engine] = {}
     batches: dict[str, int] = {}
-    missing = []
+    missing, kernels = [], []
     for shape in frame_shapes(manifest, *size, options):
         engine = _engine(manifest, engines, target, shape, in_strips)
-        if engine is None:
-            missing.append(shape)
-        else:
+        if engine is not None:
             found[shape.network] = engine
             batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
+        elif _by_kernel(bundle, shape, target):
+            kernels.append(shape.network)
+            batches[shape.network] = shape.runs
+        else:
+            missing.append(shape)
     if missing:
         raise EngineError(_missing(bundle, missing, engines, target, size, asked))
-    return EngineChoice(options, found, batches)
+    return EngineChoice(options, found, batches, kernels=tuple(kernels))
 
 
 def device_bytes(bundle: Bundle, choice: EngineChoice) -> int:
@@ -239,18 +248,23 @@ def _engine(
     """The best of those that take the shape."""
     network = manifest.networks[shape.network]
 
-    def rank(engine: Engine) -> tuple[bool, bool, bool, int, bool, bool]:
+    def rank(engine: Engine) -> tuple[bool, bool, bool, int, bool]:
         return (
             (STRIPS in engine.flags) != in_strips,
             engine.precision != "fp16",
             _is_dynamic(engine),
             -_batch(network, engine, shape.runs),
-            WARP not in engine.flags,
             engine.target != target,
         )
 
     own = (engine for engine in engines if engine.network == shape.network)
     return min((engine for engine in own if _takes(network, engine, shape)), key=rank, default=None)
+
+
+def _by_kernel(bundle: Bundle, shape: StageShape, target: str) -> bool:
+    """Whether a kernel of the bundle computes the network on that target; it takes any shape."""
+    kernel = bundle.manifest.networks[shape.network].kernel
+    return kernel is not None and serves(bundle, kernel.launch, target)
 
 
 def _takes(network: Network, engine: Engine, shape: StageShape) -> bool:

@@ -25,6 +25,7 @@ from vsr_trt.export import eager
 from vsr_trt.recipes import demo as showcase
 from vsr_trt.recipes.alternatives import WAYS, child, cli, comparison, show, ways
 from vsr_trt.recipes.alternatives.comparison import ComparisonRequest
+from vsr_trt.recipes.synthetic import random as synthetic
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
@@ -423,7 +424,7 @@ def test_the_commands_as_typed(golden_bundle: Path, tmp_path: Path) -> None:
     assert "apt install g++" in found["ways"]["torch-compile"]["not_run"]
     ours = found["ways"]["runtime"]
     assert len(ours["seconds"]) == 1
-    assert set(ours["stages"]) >= {"vae_encoder", "spynet", "cfr", "unet", "vae_decoder"}
+    assert set(ours["stages"]) >= {"vae_encoder", "spynet", "warp", "cfr", "unet", "vae_decoder"}
     assert 0 < sum(ours["stages"].values()) <= ours["seconds"][0]
     assert ours["peak_memory"] > 100_000_000
     assert ours["threads"] == 2
@@ -472,7 +473,7 @@ def test_full_size_ends_with_the_comparison(
 
     monkeypatch.setattr(showcase, "_run", pretend)
     monkeypatch.setattr(
-        showcase, "write_model", lambda *_, **__: argparse.Namespace(sd="SD", checkpoint="CKPT")
+        synthetic, "write_model", lambda *_, **__: argparse.Namespace(sd="SD", checkpoint="CKPT")
     )
     monkeypatch.setattr(showcase, "_full_size_engines", lambda *_: None)
     script = Path("build.py")

@@ -30,7 +30,7 @@ from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 pytestmark = [rtx, pytest.mark.usefixtures("one_thread")]
 NETWORKS = {
-    "preprocess", "vae_encoder", "spynet", "cfr", "unet", "vae_decoder",
+    "preprocess", "vae_encoder", "spynet", "warp", "cfr", "unet", "vae_decoder",
     "postprocess_adain", "postprocess_wavelet", "postprocess_none",
 }  # fmt: skip
 

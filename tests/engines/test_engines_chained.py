@@ -10,7 +10,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from helpers.building import build, copy_of, rtx
 from helpers.fake_gpu import FakeDriver, FakeTensorRT, array_at
@@ -18,7 +17,6 @@ from helpers.golden import psnr
 from helpers.processes import GUARD
 
 from vsr_trt.engines.cache import Cache
-from vsr_trt.engines.tensorrt.operator import leave_out
 from vsr_trt.kernels.gated_topk.fold import FoldedAttention
 from vsr_trt.kernels.gated_topk.reference import gated_topk_attention
 from vsr_trt.runtime import Restorer
@@ -26,24 +24,10 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.cuda import engines as loaded_engines
 from vsr_trt.runtime.cuda import start
-from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine.gpu import Gpu
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
-
-
-class Networks(CpuNetworks):
-    """The bundle's networks, and cfr without its attention where `latent` is not given."""
-
-    def run(self, network: str, inputs: Buffers) -> Buffers:
-        if network == "cfr" and "latent" not in inputs:
-            manifest = self._bundle.manifest
-            path = self._bundle.file(manifest.networks["cfr"].graphs["native"])
-            graph = leave_out(path, manifest.operator)
-            session = onnxruntime.InferenceSession(graph.SerializeToString())
-            return {"warped": session.run(["warped"], inputs)[0]}
-        return super().run(network, inputs)
 
 
 def attend(
@@ -78,11 +62,10 @@ def test_engines_that_were_built_are_chosen_and_chained(
     }
 
     def name_of(plan: bytes) -> str:
-        record = plans[hashlib.sha256(plan).hexdigest()]
-        return record.network + "".join(f"+{flag}" for flag in record.flags if flag == "warp")
+        return plans[hashlib.sha256(plan).hexdigest()].network
 
     driver = FakeDriver(kernels={"gated_topk_attention": attend})
-    networks = Networks(opened)
+    networks = CpuNetworks(opened)
     for network in opened.manifest.networks:
         networks.load(network)
     trt = FakeTensorRT(opened.manifest, networks, driver, name_of=name_of)
@@ -101,7 +84,7 @@ def test_engines_that_were_built_are_chosen_and_chained(
             assert psnr(got, expected) > 55
         with pytest.raises(EngineError, match=r"no engine for sm_89 of .*--size 1280x720"):
             list(ours.restore([np.zeros((180, 320, 3), np.uint8)]))
-    assert ("cfr+warp" in trt.loaded) == (operator == "kernel")
+    assert ("cfr" in trt.loaded) == (operator == "inside")
     assert ("cuLaunchKernel" in driver.names()) == (operator == "kernel")
     assert driver.live == []
     assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -37,10 +37,10 @@ def manifest() -> Manifest:
         "preprocess": network({"frame": ("n", "lr_h", "lr_w", 3)}, {"n": n, **frame, **flow}),
         "vae_encoder": network({"image": ("n", 3, "8*h", "8*w")}, picture),
         "spynet": network({"thumb": thumb, "previous_thumb": thumb}, flow),
-        "cfr": network(
-            {"latent": latent, "previous_latent": latent, "flow": ("n", 2, "h", "w")},
-            {"n": n, "h": latents, "w": latents},
+        "warp": network(
+            {"previous_latent": latent, "flow": ("n", 2, "h", "w")}, {"n": n, "h": latents, "w": latents}
         ),
+        "cfr": network({"latent": latent, "warped": latent}, {"n": n, "h": latents, "w": latents}),
         "unet": network(
             {"warped": latent, "fused": latent, "prompt": (77, 32)}, {"n": n, "h": latents, "w": latents}
         ),

@@ -34,6 +34,7 @@ NETWORKS = {
     "preprocess",
     "vae_encoder",
     "spynet",
+    "warp",
     "cfr",
     "unet",
     "vae_decoder",
@@ -60,7 +61,7 @@ def operators(bundle: Path, name: str) -> Counter[str]:
 def test_all_networks_are_there(manifest: Manifest) -> None:
     assert set(manifest.networks) == NETWORKS
     assert [stage.name for stage in manifest.stages] == [
-        *("preprocess", "vae_encoder", "spynet", "cfr", "unet", "vae_decoder", "postprocess")
+        *("preprocess", "vae_encoder", "spynet", "warp", "cfr", "unet", "vae_decoder", "postprocess")
     ]
 
 
@@ -164,14 +165,13 @@ def test_top_k_reaches_the_graph(tmp_path: Path, k: int) -> None:
     exported = network.export(cfr.spec(weights, k), tmp_path, "fp32")
     rng = np.random.default_rng(0)
     latent, previous = (rng.standard_normal((1, 4, 32, 32)).astype(np.float32) for _ in range(2))
-    feeds = {"latent": latent, "previous_latent": previous, "flow": np.zeros((1, 2, 32, 32), np.float32)}
+    feeds = {"latent": latent, "warped": previous}
     folded = kernels.fold(cfr.attention_weights(weights)).astype(np.float32)
     expected = kernels.gated_topk_attention(latent, previous, folded, k)
     everything = kernels.gated_topk_attention(latent, previous, folded)
     for form in exported.record.graphs.values():
         session = onnxruntime.InferenceSession(tmp_path / Path(form).name, providers=["CPUExecutionProvider"])
-        warped, fused = session.run(None, feeds)
-        assert np.abs(warped - previous).max() < 1e-4  # no flow
+        (fused,) = session.run(None, feeds)
         assert np.abs(fused - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(expected - everything).max() > 1e-2 * np.abs(expected).max()
 
@@ -259,15 +259,19 @@ def test_the_kernels_are_there_for_every_target(golden_bundle: Path, manifest: M
         for file in info.files.values():
             assert manifest.files[f"kernels/{file['name']}"].sha256 == file["sha256"]
     assert "triton" in manifest.provenance.tools
-    assert manifest.operator is not None
-    assert manifest.operator.top_k == manifest.top_k
+    kernel = manifest.networks["cfr"].kernel
+    assert kernel is not None
+    assert len(kernel.launch) == len(TARGETS)
+    assert all("gated_topk_attention" in path for path in kernel.launch)
+    assert kernel.numbers == {"k": ("positions",)}
 
 
 def test_the_operands_are_the_graphs_and_give_its_result(golden_bundle: Path, tmp_path: Path) -> None:
     """What a host of the kernel gets from the bundle, through the reference in numpy, against the whole graph."""
     (tmp_path / "kernels").mkdir()
-    operator = bundles._operator(checkpoint.load(GOLDEN / "model.pkl"), None, tmp_path)
-    files = operator.operands
+    kernel = bundles._attention(checkpoint.load(GOLDEN / "model.pkl"), 30, (), tmp_path)
+    files = kernel.constants
+    assert kernel.numbers == {"k": (30, "positions")}
     assert files == {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
     operands = {name: np.load(tmp_path / file, allow_pickle=False) for name, file in files.items()}
     constants = {
@@ -282,20 +286,17 @@ def test_the_operands_are_the_graphs_and_give_its_result(golden_bundle: Path, tm
 
     rng = np.random.default_rng(0)
     feeds = {
-        "latent": rng.standard_normal((1, 4, 48, 40), dtype=np.float32),
-        "previous_latent": rng.standard_normal((1, 4, 48, 40), dtype=np.float32),
-        "flow": rng.standard_normal((1, 2, 48, 40), dtype=np.float32) * 3,
+        name: rng.standard_normal((1, 4, 48, 40), dtype=np.float32)
+        for name in (kernel.operands["current"], kernel.operands["previous"])
     }
     session = onnxruntime.InferenceSession(
         golden_bundle / "onnx" / "cfr.onnx", providers=["CPUExecutionProvider"]
     )
-    results = dict(
-        zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True)
-    )
-    current, previous = feeds[operator.current], results[operator.previous]
+    (result,) = session.run([kernel.operands["fused"]], feeds)
+    current, previous = feeds.values()
     folded = kernels.FoldedAttention(**operands)
     fused = kernels.gated_topk_attention(current, previous, folded)
-    assert np.abs(fused - results[operator.output]).max() <= 1e-5 * np.abs(fused).max()
+    assert np.abs(fused - result).max() <= 1e-5 * np.abs(fused).max()
     assert np.abs(fused - current).max() > 1e-2 * np.abs(fused).max()  # something was retrieved
 
 

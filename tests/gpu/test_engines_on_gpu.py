@@ -78,13 +78,13 @@ def test_every_network_builds_runs_here_and_fills_the_timing_cache(
 ) -> None:
     cache = Cache(tmp_path / "cache")
     built = build(library, bundle, cache)
-    assert len(built) == 9
+    assert len(built) == 10
     assert all(verdict.why_not is None for verdict in doctor.judge_engines(Bundle.open(bundle)))
     assert all(one.engine.device is not None for one in built)
     assert list((tmp_path / "cache" / "timing").glob("*.cache"))
 
 
-@pytest.mark.parametrize("network", ["unet", "vae_decoder", "cfr"])
+@pytest.mark.parametrize("network", ["unet", "vae_decoder", "warp", "cfr"])
 def test_an_engine_gives_what_onnxruntime_gives(
     library: CompilerLibrary, bundle: Path, tmp_path: Path, network: str
 ) -> None:

@@ -32,25 +32,34 @@ ROOT = Path(__file__).parents[2]
 SIZES = ("512x512", "1280x640")  # the second is cut into tiles
 
 
-@pytest.fixture(scope="module", params=[name for name in BACKENDS if importlib.util.find_spec(name)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        (name, operator)
+        for name in BACKENDS
+        if importlib.util.find_spec(name)
+        for operator in ("inside", "kernel")
+    ],
+    ids="-".join,
+)
 def engines(
     request: pytest.FixtureRequest, golden_bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """A bundle with engines for the GPU in this machine, and the backend that runs them."""
-    bundle = Path(shutil.copytree(golden_bundle_fp16, tmp_path_factory.mktemp(request.param) / "bundle"))
+    backend, operator = request.param
+    bundle = Path(shutil.copytree(golden_bundle_fp16, tmp_path_factory.mktemp(backend) / "bundle"))
     here = gpu.detect()
     assert here is not None
     sizes = [word for size in SIZES for word in ("--size", size)]
-    for operator in ("inside", "kernel"):
-        command = [ROOT / "build.py", "engines", bundle, "--backend", request.param.replace("_", "-"), *sizes]
-        command += ["--operator", operator, "--cache-dir", tmp_path_factory.mktemp("cache")]
-        if request.param == "tensorrt_rtx":
-            command += ["--target", here.capability]
-        done = processes.run([sys.executable, *command])
-        if done.returncode == 10 and "--target" in command:
-            pytest.skip(f"not run: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-    return bundle, request.param
+    command = [ROOT / "build.py", "engines", bundle, "--backend", backend.replace("_", "-"), *sizes]
+    command += ["--operator", operator, "--cache-dir", tmp_path_factory.mktemp("cache")]
+    if backend == "tensorrt_rtx":
+        command += ["--target", here.capability]
+    done = processes.run([sys.executable, *command])
+    if done.returncode == 10 and "--target" in command:
+        pytest.skip(f"not run: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return bundle, backend
 
 
 @pytest.fixture(scope="module")

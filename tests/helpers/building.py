@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 from helpers import processes
-from helpers.golden import GOLDEN
 from onnx import TensorProto, helper, numpy_helper
 
 from vsr_trt.engines import plan
@@ -22,11 +20,7 @@ from vsr_trt.engines.cache import Cache
 from vsr_trt.engines.tensorrt import shapes
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.engines.tensorrt.targets import parse
-from vsr_trt.export import bundle as bundles
-from vsr_trt.export.families.dloral import checkpoint
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import FileEntry, Operator
-from vsr_trt.runtime.bundle.reading import read_manifest
 
 ROOT = Path(__file__).parents[2]
 rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
@@ -36,19 +30,6 @@ MEMORY = 8_000_000_000
 def copy_of(bundle: Path, folder: Path) -> Path:
     """A bundle that a test may change."""
     return Path(shutil.copytree(bundle, folder / "bundle"))
-
-
-def give_operator(bundle: Path) -> Operator:
-    """Makes a bundle have what one with kernels has for the operator, where it has not."""
-    manifest = read_manifest(bundle)
-    if manifest.operator is None:
-        (bundle / "kernels").mkdir(exist_ok=True)
-        operator = bundles._operator(checkpoint.load(GOLDEN / "model.pkl"), manifest.top_k, bundle)
-        files = {file: FileEntry.of(bundle / file) for file in operator.operands.values()}
-        manifest = dataclasses.replace(manifest, operator=operator, files=manifest.files | files)
-        manifest.write(bundle)
-    assert manifest.operator is not None
-    return manifest.operator
 
 
 def build(

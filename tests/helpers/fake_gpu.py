@@ -503,8 +503,7 @@ class _Context(_Checked):
     def __init__(self, trt: FakeTensorRT, name: str) -> None:
         self._real, self._trt = trt.real.IExecutionContext, trt
         trt.objects.add(self)
-        self._network, _, flag = name.partition("+")
-        self._warp = flag == "warp"
+        self._network = name
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory = (0, 0)
@@ -522,7 +521,7 @@ class _Context(_Checked):
     def set_tensor_address(self, name: str, address: int) -> bool:
         record = self._trt.manifest.networks[self._network]
         names = {tensor.name for tensor in (*record.inputs, *record.outputs)}
-        if name not in names or (self._warp and name in ("latent", "fused")):
+        if name not in names:
             return False
         self._addresses[name] = address
         return True

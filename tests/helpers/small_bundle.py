@@ -56,7 +56,7 @@ def picture(height: int = 32, width: int = 40, seed: int = 1) -> dict[str, np.nd
 
 def make(folder: Path, sign: int = 1) -> Bundle:
     """Writes the bundle, its weights in external data."""
-    manifest_data = small() | {"engines": [], "calibration": None, "operator": None}
+    manifest_data = small() | {"engines": [], "calibration": None}
     (folder / "onnx").mkdir(parents=True)
     path = folder / "onnx" / "net.onnx"
     onnx.save(
@@ -64,7 +64,8 @@ def make(folder: Path, sign: int = 1) -> Bundle:
     )
     (folder / "prompt.npy").write_bytes(b"")
     record = manifest_data["networks"][NETWORK]
-    record["outputs"] = record["outputs"][:1]
+    record["outputs"], record["kernel"] = record["outputs"][:1], None
+    manifest_data["stages"][0]["writes"] = {"y": "result"}
     for tensor in (*record["inputs"], *record["outputs"]):
         tensor["shape"] = ["n", 3, "8*h", "8*w"]
     manifest_data["files"] = {key: {"bytes": 0, "sha256": ""} for key in ("onnx/net.onnx", "prompt.npy")}

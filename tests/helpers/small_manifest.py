@@ -11,7 +11,7 @@ def small() -> dict[str, Any]:
     bound = {"min": 1, "max": 4, "multiple_of": 1}
     source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "family": "dloral",
         "scale": 4,
         "precision": "fp32",
@@ -47,6 +47,12 @@ def small() -> dict[str, Any]:
                 },
                 "strips": 1,
                 "scratch": {"cpu": {"h*w": 12.0}},
+                "kernel": {
+                    "launch": ["prompt.npy"],
+                    "operands": {"a": "x", "b": "y", "c": "z"},
+                    "constants": {"M": "prompt.npy"},
+                    "numbers": {"k": [3, "positions"]},
+                },
             }
         },
         "stages": [
@@ -54,7 +60,7 @@ def small() -> dict[str, Any]:
                 "name": "net",
                 "network": "net",
                 "reads": {"x": "frame"},
-                "writes": {"y": "result"},
+                "writes": {"y": "result", "z": "other"},
                 "lane": "compute",
                 "tiling": None,
                 "loop": None,
@@ -87,14 +93,6 @@ def small() -> dict[str, Any]:
             }
         ],
         "calibration": {"clip": source, "frames": 1, "limit": 0.25, "file": "prompt.npy"},
-        "operator": {
-            "network": "net",
-            "current": "x",
-            "previous": "y",
-            "output": "z",
-            "operands": dict.fromkeys(("M", "P", "bias"), "prompt.npy"),
-            "top_k": None,
-        },
         "files": {
             "onnx/net.onnx": {
                 "bytes": 3,

@@ -25,7 +25,7 @@ from helpers.stages import dloral_manifest
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, FrameError, InputError
-from vsr_trt.runtime.bundle.manifest import FileEntry, Operator, Profile
+from vsr_trt.runtime.bundle.manifest import FileEntry, Kernel
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda import device as module
 from vsr_trt.runtime.cuda import engines
@@ -401,76 +401,111 @@ def test_kernels_that_were_compiled_are_kept(bundle: Bundle, tmp_path: Path) -> 
     assert [path.name for path in file.parent.iterdir()] == ["kernels.bin"]
 
 
-def test_the_attention_runs_as_a_kernel_after_an_engine_without_it(bundle: Bundle) -> None:
-    """Its operands come from the bundle, its addresses from the tile's part, its grid from the metadata."""
-    manifest, launches = bundle.manifest, []
-    operands = {
-        "M": np.arange(50, dtype=np.float32).reshape(2, 5, 5),
-        "P": np.ones((2, 4, 5), np.float32),
-        "bias": np.ones(4, np.float32),
-    }
-    files = dict(manifest.files)
-    for name, array in operands.items():
-        np.save(bundle.path / f"{name}.npy", array)
-        files[f"{name}.npy"] = FileEntry.of(bundle.path / f"{name}.npy")
-    pointers = ["current", "previous", "M", "P", "bias"]
-    numbers = ["heads", "positions", "k"]
+MATRICES = np.arange(50, dtype=np.float32).reshape(2, 5, 5)
+
+
+def with_kernel(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle with a kernel for the UNet, and without an engine of it."""
+    manifest, files = bundle.manifest, dict(bundle.manifest.files)
+    latent = ["pictures", 4, "positions"]
+    shapes = {"a": latent, "b": latent, "text": ["tokens", "width"], "M": ["heads", 5, 5]}
     metadata = json.loads((bundle.path / manifest.kernels[0]).read_text()) | {
-        "kernel": "gated_topk_attention",
+        "kernel": "mix",
         "grid": ["ceil(positions / 16)", "pictures", "1"],
         "shared_memory": 100_000,
-        "arguments": [{"name": name, "type": "pointer"} for name in pointers]
-        + [{"name": name, "type": "int32"} for name in numbers]
-        + [{"name": "fused", "type": "pointer"}],
+        "arguments": [{"name": name, "type": "pointer", "shape": shape} for name, shape in shapes.items()]
+        + [{"name": name, "type": "int32"} for name in ("heads", "pictures", "positions", "k")]
+        + [{"name": "out", "type": "pointer", "shape": latent}],
     }
-    file = "kernels/attention.json"
-    (bundle.path / file).write_text(json.dumps(metadata))
-    files[file] = FileEntry.of(bundle.path / file)
-    shapes = {name: Profile((), (), ()) for name in ("previous_latent", "flow")}
-    records = tuple(
-        dataclasses.replace(record, flags=("warp",), profiles=shapes) if record.network == "cfr" else record
-        for record in manifest.engines
+    np.save(bundle.path / "M.npy", MATRICES)
+    (bundle.path / "kernels" / "mix.json").write_text(json.dumps(metadata))
+    for name in ("M.npy", "kernels/mix.json"):
+        files[name] = FileEntry.of(bundle.path / name)
+    record = Kernel(
+        ("kernels/mix.json",),
+        {"a": "warped", "b": "fused", "text": "prompt", "out": "denoised"},
+        {"M": "M.npy"},
+        {"k": ("positions", 5000)},
     )
-    (bundle.path / "engines" / "cfr.engine").write_bytes(b"cfr+warp")
-    operator = Operator("cfr", "latent", "warped", "fused", {name: f"{name}.npy" for name in operands}, None)
-    manifest = dataclasses.replace(
-        manifest, files=files, engines=records, operator=operator, kernels=(*manifest.kernels, file)
+    networks = dict(manifest.networks)
+    networks["unet"] = dataclasses.replace(networks["unet"], kernel=dataclasses.replace(record, **changes))
+    engines = tuple(engine for engine in manifest.engines if engine.network != "unet")
+    kernels = (*manifest.kernels, "kernels/mix.json")
+    return Bundle(
+        bundle.path,
+        dataclasses.replace(manifest, networks=networks, engines=engines, files=files, kernels=kernels),
     )
-    gpu = Gpu(Bundle(bundle.path, manifest), LARGE, 1, graphs=False)
 
-    def attend(current: int, previous: int, m: int, p: int, bias: int, *rest: int) -> None:
-        heads, positions, k, fused = rest
-        launches.append((heads, positions, k))
-        assert np.array_equal(array_at(m, (2, 5, 5), np.float32), operands["M"])
-        z, warped = (array_at(address, (1, 4, 64, 64), np.float32) for address in (current, previous))
-        array_at(fused, (1, 4, 64, 64), np.float32)[...] = z + warped
 
-    gpu.driver.kernels["gated_topk_attention"] = attend
+class Mixing(Cheap):
+    """What the kernel computes, as a network."""
 
-    class Warping(Cheap):
-        def run(self, network: str, inputs: dict) -> dict:
-            if network == "cfr" and "latent" not in inputs:
-                return {"warped": np.sin(inputs["previous_latent"] + inputs["flow"][:, :1])}
+    def run(self, network: str, inputs: dict) -> dict:
+        if network != "unet":
             return super().run(network, inputs)
+        return {"denoised": inputs["warped"] + inputs["prompt"].mean() * inputs["fused"]}
 
-    class Both(Warping):
-        def run(self, network: str, inputs: dict) -> dict:
-            if network != "cfr":
-                return super().run(network, inputs)
-            (warped,) = super().run("cfr", {k: v for k, v in inputs.items() if k != "latent"}.copy()).values()
-            return {"warped": warped, "fused": inputs["latent"] + warped}
 
-    gpu.trt.networks = Warping(manifest)
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_a_network_without_an_engine_is_a_launch_of_its_kernel(
+    bundle: Bundle, batch: int | None, graphs: bool
+) -> None:
+    """Constants come from the bundle, sizes from shapes, addresses from the tiles' part, the grid from the metadata."""
+    bundle, launches = with_kernel(bundle), []
     frames = clip(LARGE, 3)
+    tiles = sum(step.network == "unet" for step in build(bundle.manifest, *LARGE, TILED, 1).steps)
+    gpu = Gpu(bundle, LARGE, 1, graphs=graphs, batches={"unet": batch or tiles})
+
+    def mix(a: int, b: int, text: int, m: int, *rest: int) -> None:
+        heads, pictures, positions, k, out = rest
+        launches.append((heads, pictures, positions, k))
+        assert np.array_equal(array_at(m, (2, 5, 5), np.float32), MATRICES)
+        shape = (pictures, 4, 64, 64)
+        x, y, target = (array_at(address, shape, np.float32) for address in (a, b, out))
+        target[...] = x + array_at(text, (77, 32), np.float32).mean() * y
+
+    gpu.driver.kernels["mix"] = mix
     results = run(gpu.open(), frames)
-    pipeline = Pipeline(manifest, Both(manifest), TILED, PROMPT)
+    pipeline = Pipeline(bundle.manifest, Mixing(bundle.manifest), TILED, PROMPT)
     for got, frame in zip(results, frames, strict=True):
         assert np.array_equal(got, pipeline.run(frame)[0])
-    tiles = next(step.grid.tiles for step in gpu.schedule.steps if step.name == "cut cfr.latent")
-    assert launches == [(2, 64 * 64, 64 * 64)] * tiles * 3
+    pictures = [count for _, count, _, _ in launches]
+    assert sum(pictures) == 3 * tiles
+    assert max(pictures) == (batch or tiles)
+    assert {(heads, positions, k) for heads, _, positions, k in launches} == {(2, 64 * 64, 64 * 64)}
     grids = [arguments[1:8] for name, arguments in gpu.driver.calls if name == "cuLaunchKernel"]
-    assert (256, 1, 1, 128, 1, 1, 100_000) in grids
+    assert (256, pictures[0], 1, 128, 1, 1, 100_000) in grids
     assert "cuFuncSetAttribute" in gpu.driver.names(), "more shared memory than a kernel gets without asking"
+
+
+def test_numbers_of_a_kernel_have_a_limit(bundle: Bundle) -> None:
+    ks = []
+    gpu = Gpu(with_kernel(bundle, numbers={"k": ("positions", 30)}), LARGE, 1, graphs=False)
+    gpu.driver.kernels["mix"] = lambda *values: ks.append(values[-2])
+    run(gpu.open(), clip(LARGE, 1))
+    assert set(ks) == {30}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"operands": {"a": "warped", "b": "fused", "text": "denoised", "out": "prompt"}},
+            r"kernel of unet does not fit it: .* is \(.*Build the bundle again",
+        ),
+        ({"constants": {}}, "the kernel of unet asks for M, which nothing gives"),
+        ({"numbers": {}}, "the kernel of unet asks for k, which nothing gives"),
+    ],
+)
+def test_a_kernel_that_does_not_fit_its_network_is_refused(
+    bundle: Bundle, changes: dict, message: str
+) -> None:
+    gpu = Gpu(with_kernel(bundle, **changes), LARGE, 1)
+    with pytest.raises(EngineError, match=message):
+        gpu.open()
+    gpu.device.close()
+    assert gpu.driver.live == []
 
 
 def test_frames_on_the_gpu_are_read_where_they_lie(bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from helpers.stages import dloral_manifest
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
-from vsr_trt.runtime.bundle.manifest import Engine, Operator
+from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.cuda.start import usable
 from vsr_trt.runtime.machine import gpu
@@ -24,10 +24,8 @@ def engine(file: str, backend: str = "tensorrt_rtx", flags: tuple[str, ...] = ()
     return Engine("cfr", backend, "1", "sm_89", ("sm_89",), None, "fp16", {}, flags, file, file, file)
 
 
-def bundle(*engines: Engine, operator: Operator | None = None) -> Bundle:
-    return Bundle(
-        Path("/b"), dataclasses.replace(dloral_manifest(), engines=engines, kernels=(), operator=operator)
-    )
+def bundle(*engines: Engine) -> Bundle:
+    return Bundle(Path("/b"), dataclasses.replace(dloral_manifest(), engines=engines, kernels=()))
 
 
 def runs(bundle: Bundle, engine: Engine, gpu: Gpu, installed: str | None) -> str | None:
@@ -48,16 +46,6 @@ def test_where_none_runs_each_reason_is_given_and_the_command() -> None:
     assert "vsr-build engines /b --backend tensorrt-rtx --target sm_89 --size WIDTHxHEIGHT" in text
     with pytest.raises(EngineError, match=r"no TensorRT engine that runs on .*\)\. Build them"):
         usable(bundle(), "tensorrt", HERE, runs)
-
-
-def test_an_engine_without_the_attention_needs_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    operator = Operator("cfr", "latent", "warped", "fused", {}, None)
-    both = engine("inside"), engine("warp", flags=("warp",))
-    assert [e.file for e in usable(bundle(*both), "tensorrt_rtx", HERE, runs)] == ["inside"]
-    without = bundle(*both, operator=operator)
-    assert [e.file for e in usable(without, "tensorrt_rtx", HERE, runs)] == ["inside"]
-    monkeypatch.setattr(start, "find", lambda *arguments, **named: None)
-    assert [e.file for e in usable(without, "tensorrt_rtx", HERE, runs)] == ["warp", "inside"]
 
 
 def test_auto_takes_engines_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:

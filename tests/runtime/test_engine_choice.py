@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from vsr_trt.engines.tensorrt.shapes import Layout, Size
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
-from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Kernel
 from vsr_trt.runtime.bundle.options import Options, Statistics
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice, Needs, built_for, choose_engines, needs
@@ -156,8 +158,6 @@ def test_the_best_of_several_engines() -> None:
     assert chosen([*fp32, *dynamic], HD).engines["unet"].target == "any"
     again = [replace(engine, key="again") for engine in static]
     assert chosen([*static, *again], HD).engines["unet"].key == "0", "the first of equals"
-    warps = [replace(engine, key="warps", flags=("warp",)) for engine in static]
-    assert chosen([*static, *warps], HD).engines["cfr"].key == "warps", "its kernel runs after it"
     many = engines(manifest, [HD], Layout(batch=2), key="many")
     assert chosen([*static, *many], HD).engines["unet"].key == "many"
 
@@ -200,16 +200,41 @@ def test_only_the_chosen_variant_needs_an_engine() -> None:
         chosen(found, SMALL)
 
 
-def test_an_engine_that_leaves_inputs_out() -> None:
-    """The one after which a kernel runs reads no latent."""
-    found = engines(BUNDLE.manifest, [SMALL])
-    warps = [
-        replace(e, profiles={n: p for n, p in e.profiles.items() if n != "latent"})
-        if e.network == "cfr"
-        else e
-        for e in found
-    ]
-    assert "latent" not in chosen(warps, SMALL).engines["cfr"].profiles
+def with_kernel(folder: Path, targets: Sequence[str] = ("sm_89",)) -> Bundle:
+    """`BUNDLE` with a kernel for cfr."""
+    files = {}
+    for target in targets:
+        path = folder / f"k.{target}.json"
+        content = {
+            "schema_version": 1,
+            "kernel": "k",
+            "target": target,
+            "grid": ["1", "1", "1"],
+            "threads": 1,
+        }
+        content |= {"shared_memory": 0, "files": {"cubin": {"name": f"k.{target}.cubin"}}, "arguments": []}
+        path.write_text(json.dumps(content))
+        (folder / f"k.{target}.cubin").write_bytes(b"")
+        files |= {name.name: FileEntry.of(name) for name in (path, path.with_suffix(".cubin"))}
+    networks = dict(BUNDLE.manifest.networks)
+    launch = tuple(name for name in files if name.endswith(".json"))
+    networks["cfr"] = replace(networks["cfr"], kernel=Kernel(launch, {}))
+    manifest = replace(BUNDLE.manifest, networks=networks, files=BUNDLE.manifest.files | files)
+    return Bundle(folder, manifest)
+
+
+def test_a_kernel_computes_what_has_no_engine(tmp_path: Path) -> None:
+    bundle = with_kernel(tmp_path)
+    every = engines(bundle.manifest, [HD])
+    few = [engine for engine in every if engine.network != "cfr"]
+    found = choose_engines(bundle, few, "sm_89", (HD.width, HD.height), Options())
+    assert "cfr" not in found.engines
+    assert found.kernels == ("cfr",)
+    assert found.batches["cfr"] == 2, "all tiles at once"
+    assert choose_engines(bundle, every, "sm_89", (HD.width, HD.height), Options()).kernels == ()
+    assert choose_engines(bundle, few, "portable", (HD.width, HD.height), Options()).kernels == ("cfr",)
+    with pytest.raises(EngineError, match="no engine for sm_75 of cfr"):
+        choose_engines(bundle, few, "sm_75", (HD.width, HD.height), Options())
 
 
 def test_what_cannot_be_is_refused_before() -> None:

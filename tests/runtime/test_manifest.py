@@ -117,13 +117,17 @@ _GONE = object()
             _set("tilings", {"t": {"side": 8, "overlap": 5}}),
             r"tilings.t.overlap is 5, expected 0 to 4",
         ),
-        (_set("operator/network", "nothing"), "the operator is of 'nothing', which is no network"),
-        (_set("operator/current", "y"), r"operator of net stands at 'y', expected \['x'\]"),
-        (_set("operator/previous", "z"), r"stands at 'z', expected \['y'\]"),
-        (_set("operator/output", "x"), r"stands at 'x', expected \['y', 'z'\]"),
-        (_set("operator/operands", {"M": "prompt.npy"}), r"operands \['M'\], expected M, P and bias"),
-        (_set("operator/operands/P", "P.npy"), "'P.npy' is used but not among the files"),
-        (_set("operator/top_k", 3), "operator's top_k is 3, and the bundle's None"),
+        (
+            _set("networks/net/kernel/operands", {"a": "x", "b": "y"}),
+            r"operands \['x', 'y'\], expected \['x', 'y', 'z'\]",
+        ),
+        (_set("networks/net/kernel/operands/c", "w"), r"operands \['w', 'x', 'y'\]"),
+        (_set("networks/net/kernel/constants/a", "prompt.npy"), "the kernel of net is given 'a' twice"),
+        (_set("networks/net/kernel/constants/M", "P.npy"), "'P.npy' is used but not among the files"),
+        (_set("networks/net/kernel/launch", ["P.json"]), "'P.json' is used but not among the files"),
+        (_set("networks/net/kernel/launch", []), "the kernel of net has no launch metadata"),
+        (_set("networks/net/kernel/numbers/k", []), "or a number without a value"),
+        (_set("stages/0/writes", {"y": "result"}), "has no buffer for all that the kernel of 'net' writes"),
         (_set("networks/net/work/activations", {"h+w": 1}), "its work: 'h\\+w' is not a product of sizes"),
         (_set("networks/net/work/activations", {"ceil(h,0)": 1}), "is not a product of sizes"),
         (_set("networks/net/work/multiply_adds", {"k": 1}), "its work: the dimension 'k' has no bounds"),
@@ -137,9 +141,9 @@ def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], messa
         read_manifest(write(tmp_path, data))
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 2.*vsr-build"):
+    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 3.*vsr-build"):
         read_manifest(write(tmp_path, small() | {"schema_version": version}))
 
 
@@ -150,7 +154,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", "", "C:\\x", "a\\..\\b", "a\0b"])
-@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input", "kernel", "operand"])
+@pytest.mark.parametrize("where", ["files", "prompt", "graph", "input", "kernel", "constant"])
 def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, where: str) -> None:
     data = small()
     if where == "files":
@@ -159,8 +163,8 @@ def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str, whe
         data["prompt"]["file"] = path
     elif where == "kernel":
         data["kernels"] = [path]
-    elif where == "operand":
-        data["operator"]["operands"]["M"] = path
+    elif where == "constant":
+        data["networks"]["net"]["kernel"]["constants"]["M"] = path
     elif where == "graph":
         data["networks"]["net"]["graphs"]["cpu"] = path
     else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vsr_trt.export.families.dloral import cfr, postprocess, preprocess, spynet, unet
+from vsr_trt.export.families.dloral import cfr, postprocess, preprocess, spynet, unet, warp
 from vsr_trt.export.families.dloral.checkpoint import Checkpoint
 from vsr_trt.export.families.dloral.lora import merge_into
 from vsr_trt.export.families.stable_diffusion import text_encoder, vae
@@ -72,11 +72,19 @@ STAGES = (
         tiling="latent",
     ),
     Stage(
+        name="warp",
+        lane="decode",
+        network="warp",
+        reads={"previous_latent": "latent[n-1]", "flow": "flow"},
+        writes={"warped": "warped"},
+        tiling="latent",
+    ),
+    Stage(
         name="cfr",
         lane="decode",
         network="cfr",
-        reads={"latent": "latent", "previous_latent": "latent[n-1]", "flow": "flow"},
-        writes={"warped": "warped", "fused": "fused"},
+        reads={"latent": "latent", "warped": "warped"},
+        writes={"fused": "fused"},
         tiling="latent",
     ),
     Stage(
@@ -126,6 +134,7 @@ class DLoRAL:
         "vae_encoder",
         "vae_decoder",
         "spynet",
+        "warp",
         "cfr",
         "preprocess",
         *(f"postprocess_{variant}" for variant in postprocess.VARIANTS),
@@ -185,6 +194,8 @@ class DLoRAL:
             return vae.encoder_spec(model) if name == "vae_encoder" else vae.decoder_spec(model)
         if name == "spynet":
             return spynet.spec(self.checkpoint.cfr)
+        if name == "warp":
+            return warp.spec()
         if name == "cfr":
             return cfr.spec(self.checkpoint.cfr, self.top_k)
         if name == "preprocess":
