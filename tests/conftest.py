@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.examples import examples
 from helpers.golden import GOLDEN, PROMPT, read_png
 from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
 from helpers.once import shared
@@ -18,9 +19,8 @@ from vsr_trt.export.bundle import BundleRequest, build
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
 
-# No test is about how long something takes; `--hypothesis-profile thorough` looks at more of what may be.
-settings.register_profile("default", deadline=None)
-settings.register_profile("thorough", deadline=None, max_examples=2000)
+# No test is about how long something takes.
+settings.register_profile("default", deadline=None, max_examples=examples(100))
 settings.load_profile("default")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,7 +125,7 @@ def test_what_is_kept_or_being_built_is_not_pruned(tmp_path: Path) -> None:
     assert cache.find(locked.key) is not None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(sizes=st.lists(st.integers(1, 100), max_size=8), limit=st.integers(0, 300))
 def test_pruning_leaves_the_newest_that_fit(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.convolutions import PADS, Network, run
+from helpers.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -33,7 +34,7 @@ def compare(network: onnx.ModelProto, x: np.ndarray, tolerance: float = 2e-5) ->
     return types
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     inputs=st.integers(1, 40),
     outputs=st.integers(1, 40),
@@ -101,7 +102,7 @@ def as_exported(model: onnx.ModelProto, sides: tuple[str, str] = ("8*h", "8*w"))
     return model
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     size=st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 6)),
     offset=st.sampled_from([0.0, 50.0]),

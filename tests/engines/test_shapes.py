@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.examples import examples
 from helpers.manifests import minimal_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,7 +124,7 @@ def test_sides_that_one_network_of_a_group_cannot_take_are_cut_for_all(manifest:
     assert shape_of(manifest, "unet", "2048x512", layout) == [(1, 4, 64, 64)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     width=st.integers(1, 1000),
     height=st.integers(1, 1000),

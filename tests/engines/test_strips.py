@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from helpers.convolutions import PADS, Network, run
+from helpers.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -88,7 +89,7 @@ def in_strips(model: onnx.ModelProto, strips: int = STRIPS, *, lowered: bool = F
     return proto, count
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     seed=st.integers(0, 1000),
     encodes=st.booleans(),

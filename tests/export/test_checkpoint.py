@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import CFR, LAYERS, UNET, Content, assert_same, tiny, write
+from helpers.examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -532,7 +533,7 @@ def test_torchscript_and_tar_archives_are_not_executed(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=400,
+    max_examples=examples(400),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

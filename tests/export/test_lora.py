@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
@@ -87,7 +88,7 @@ adapter_lists = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), data=st.data(), adapters=adapter_lists)
 @torch.no_grad()
 def test_a_merged_layer_gives_what_peft_gives(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.examples import examples
 from helpers.operands import exact_constants, is_clear_cut, random_constants
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -45,7 +46,7 @@ def launch(
     return fused.cpu().numpy().reshape(current.shape)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     n=st.integers(1, 3),
     h=st.integers(1, 70),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.examples import examples
 from helpers.operands import random_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,7 +62,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, AttentionWeights, in
     return normal(n, channels, h, w), normal(n, channels, h, w), weights, k
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(cases())
 def test_folded_agrees_with_the_module_to_1e_12(case: tuple) -> None:
     z, previous, weights, k = case

@@ -12,6 +12,7 @@ import onnx.helper
 import onnxruntime
 import pytest
 from helpers import processes
+from helpers.examples import examples
 from helpers.operands import random_constants
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -45,7 +46,7 @@ def run(model: onnx.ModelProto, current: np.ndarray, previous: np.ndarray) -> np
     return session.run(None, {"current": current, "previous": previous})[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     chunking=st.sampled_from([Chunking.scan(1), Chunking.scan(7), Chunking.scan(64), Chunking.unrolled(1)])
     | st.builds(Chunking.unrolled, st.integers(2, 5)),

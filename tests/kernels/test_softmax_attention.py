@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
+from helpers.examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -39,7 +40,7 @@ def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarr
     return shares / shares.sum(-1, keepdims=True) @ value.astype(np.float64)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     n=st.integers(1, 2),
     positions=st.integers(1, 40),

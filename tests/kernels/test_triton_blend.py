@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from helpers.blending import Picture, picture
+from helpers.examples import examples
 from helpers.interpreter import blend, interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ def check(kernel: Kernel, case: Picture, block: int = PIXELS) -> None:
 
 
 # The interpreter takes a millisecond for each row of tiles that a program goes over.
-@settings(max_examples=6)
+@settings(max_examples=examples(6))
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 16),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.examples import examples
 from helpers.planned_bundle import WEIGHTS, engines, make
 from helpers.stages import dloral_manifest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def chosen(found: list[Engine], size: Size, options: Options | None = None, **ti
     dynamic=st.booleans(),
     statistics=st.sampled_from(["shared", "tile"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_what_was_built_for_a_size_restores_it(
     width: int, height: int, tile: int, vae_tile: int, batch: int, dynamic: bool, statistics: Statistics
 ) -> None:

@@ -20,6 +20,7 @@ import av
 import numpy as np
 import pytest
 from helpers import processes
+from helpers.examples import examples
 from helpers.media_clips import (
     FAST,
     SIZE,
@@ -355,7 +356,7 @@ def test_lengths_tell_every_cut(tmp_path: Path, clips: Path, suffix: str) -> Non
     st.binary(max_size=200),
     st.sampled_from([b"", b"\0\0\0\x18ftyp", b"\x1a\x45\xdf\xa3", b"RIFF", b"\0\0\0\1moov"]),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_can_be_scanned(tmp_path: Path, data: bytes, magic: bytes) -> None:
     path = tmp_path / "any"
     path.write_bytes(magic + data)

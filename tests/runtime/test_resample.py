@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,7 +21,7 @@ def pillow(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(across.resize((width, height), Image.Resampling.BICUBIC))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @example(
     2, 8, 4, 1, 1, True
 )  # a tie that went the other way in the first pass, and made two levels in the second
@@ -42,7 +43,7 @@ def test_resize_is_pillows(
     assert np.array_equal(resize_bicubic(frame, new_height, new_width), pillow(frame, new_height, new_width))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.integers(3, 60), st.integers(3, 60), st.integers(0, 99), st.booleans())
 def test_preprocess_is_pillows_x4_and_torchs_thumb(height: int, width: int, seed: int, extreme: bool) -> None:
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

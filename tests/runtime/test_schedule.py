@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
+from helpers.examples import examples
 from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
 from helpers.stages import dloral_manifest, shrunk
 from hypothesis import given, settings
@@ -50,7 +51,7 @@ def test_every_event_of_the_real_schedule_is_needed(height: int, width: int, slo
 
 
 @given(schedules)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_derived_events_are_enough_for_any_pipeline(schedule: Schedule) -> None:
     events = derive(schedule)
     assert hazards(schedule, events) == []
@@ -60,7 +61,7 @@ def test_derived_events_are_enough_for_any_pipeline(schedule: Schedule) -> None:
 
 
 @given(schedules, st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_the_proof_holds_for_any_number_of_frames(schedule: Schedule, turns: int) -> None:
     """The proof looks at two frames of a buffer; here all pairs of frames are looked at, one by one."""
     order = Order(schedule, derive(schedule))
@@ -76,7 +77,7 @@ def test_the_proof_holds_for_any_number_of_frames(schedule: Schedule, turns: int
 
 
 @given(schedules, st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_order_gives_the_same_bytes(schedule: Schedule, seed: int) -> None:
     clip = frames(2 * schedule.slots + 3)
     expected = in_order(schedule, clip)

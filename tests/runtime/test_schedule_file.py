@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 from helpers import planned_bundle
+from helpers.examples import examples
 from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedule
 from helpers.stages import dloral_manifest
 from hypothesis import given, settings
@@ -46,7 +47,7 @@ def test_a_schedule_comes_back_the_same(tmp_path: Path, size: tuple[int, int], s
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_executing_the_file_gives_the_same_bytes(seed: int, slots: int, lanes: int, stages: int) -> None:
     schedule = random_schedule(seed, slots, lanes, stages)
     events = derive(schedule)
@@ -98,7 +99,7 @@ def damaged(data: dict[str, Any], chance: random.Random) -> None:
 
 
 @given(st.integers(0, 10**9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_damaged_file_is_refused_or_harmless(seed: int) -> None:
     schedule = real((128, 128))
     events = derive(schedule)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from vsr_trt.runtime.bench.statistics import (
 )
 
 times = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=60)
-few = settings(max_examples=50, deadline=None)  # other programs share the processor
+few = settings(max_examples=examples(50), deadline=None)  # other programs share the processor
 percents = st.integers(1, 100)
 
 
