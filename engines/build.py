@@ -17,7 +17,7 @@ from vsr_trt.engines import additions
 from vsr_trt.engines import report as reports
 from vsr_trt.engines.cache import Cache, Entry
 from vsr_trt.engines.jobs import BuildJob, Pool, Result
-from vsr_trt.engines.plan import FORCED, Item
+from vsr_trt.engines.plan import Item, refuse_changed
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.engines.worker import Phase
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -128,7 +128,7 @@ class _Run:
                     continue
                 self._locks[item.key] = lock
                 # asked again under the lock: another process may just have finished it
-                entry = None if item.why == FORCED else self._valid(item)
+                entry = None if item.forced else self._valid(item)
                 if entry is None:
                     mine.append(item)
                 else:
@@ -145,6 +145,8 @@ class _Run:
         return others
 
     def _build(self, items: Sequence[Item]) -> None:
+        refuse_changed(self._bundle, {item.order.graph for item in items})
+
         def watch(job: BuildJob, phase: Phase) -> None:
             self._progress.phase(job.tag, phase)
 

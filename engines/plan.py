@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import google.protobuf.message
 import onnx
 import onnx.external_data_helper
 
@@ -22,7 +22,7 @@ from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.targets import PORTABLE, Target
 from vsr_trt.kernels import DOMAIN, OPERATORS
 from vsr_trt.kernels.gated_topk.onnx_function import DType
-from vsr_trt.kernels.gpu.build import compile_kernel
+from vsr_trt.kernels.gpu.build import fingerprint
 from vsr_trt.kernels.gpu.build import is_available as can_compile_kernels
 from vsr_trt.kernels.gpu.targets import TARGETS as KERNEL_TARGETS
 from vsr_trt.runtime.bundle.checks import is_inside
@@ -33,7 +33,6 @@ from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, STRIPS, Profile, 
 from vsr_trt.runtime.machine import gpu
 
 Precision = Literal["fp32", "fp16"]
-FORCED = "--force"  # why an engine is built that is there
 
 # Peak memory of a build: the compiler itself, and copies of the weights that it makes. Measured with
 # TensorRT-RTX 1.7.1 on networks of 0.01 to 1.7 GB of weights; `engines` prints the estimate next to the peak.
@@ -92,6 +91,7 @@ class Item:
         memory: estimated peak of building it, bytes.
         state: `bundle` and `cache` say where it is; `build` that it must be built.
         why: in words.
+        forced: build it whatever there is.
     """
 
     order: BuildOrder
@@ -107,6 +107,7 @@ class Item:
     memory: int
     state: Literal["bundle", "cache", "build"]
     why: str
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,13 +240,19 @@ def _graph(bundle: Bundle, name: str, precision: Precision) -> SourceGraph:
 
 
 def inspect(bundle: Bundle, file: str) -> SourceGraph:
-    """Reads a graph, without its weights, and makes sure that both are as they were written.
+    """Reads a graph, without its weights. Hashes are the manifest's; `refuse_changed` compares them with the files.
 
     Raises:
-        BundleError: they are not, or the weights lie elsewhere.
+        BundleError: it is no graph, or the weights lie elsewhere.
     """
-    path, digest = bundle.file(file), _same(bundle, file)  # before anything reads what may be damaged
-    model = onnx.load(path, load_external_data=False)
+    path, digest = bundle.file(file), bundle.manifest.files[file].sha256
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError, google.protobuf.message.Error) as error:
+        refuse_changed(bundle, [path])
+        raise BundleError(
+            f"{bundle.path}: {file} is no ONNX graph ({error}). Build the bundle again."
+        ) from error
     folder = Path(file).parent
     data: dict[str, str] = {}
     for location in sorted(set(_external(model))):
@@ -254,7 +261,7 @@ def inspect(bundle: Bundle, file: str) -> SourceGraph:
             raise BundleError(
                 f"{bundle.path}: {file} reads its weights from {location}, which is not the bundle's."
             )
-        data[location] = _same(bundle, beside)
+        data[location] = bundle.manifest.files[beside].sha256
     size = sum(bundle.manifest.files[name].bytes for name in (file, *((folder / d).as_posix() for d in data)))
     types = {operator: dtype for dtype, operator in OPERATORS.items()}
     calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in types]
@@ -281,15 +288,26 @@ def _external(model: onnx.ModelProto) -> Iterator[str]:
             yield from (entry.value for entry in tensor.external_data if entry.key == "location")
 
 
-def _same(bundle: Bundle, name: str) -> str:
-    """The file's SHA-256 as it is now, which must be the manifest's: what is compiled is what was checked."""
-    digest = sha256(bundle.file(name))
-    if digest != bundle.manifest.files[name].sha256:
-        raise BundleError(
-            f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "
-            "again, or build it again with vsr-build bundle."
-        )
-    return digest
+def refuse_changed(bundle: Bundle, graphs: Iterable[Path]) -> None:
+    """Reads all of some graphs and their weights: what is compiled is what was checked.
+
+    Raises:
+        BundleError: a file is not the one that the manifest names.
+    """
+    same: set[str] = set()
+
+    def check(name: str) -> None:
+        if name not in same and sha256(bundle.file(name)) != bundle.manifest.files[name].sha256:
+            raise BundleError(
+                f"{bundle.path}: {name} was changed since the bundle was built; it was not compiled. Copy the bundle "
+                "again, or build it again with vsr-build bundle."
+            )
+        same.add(name)
+
+    for graph in graphs:
+        check(graph.relative_to(bundle.path).as_posix())
+        for location in _external(onnx.load(graph, load_external_data=False)):
+            check((graph.parent / location).relative_to(bundle.path).as_posix())
 
 
 def _item(
@@ -371,6 +389,7 @@ def _item(
         memory=memory_estimate(graph.bytes),
         state=state,
         why=why,
+        forced=request.force,
     )
 
 
@@ -385,9 +404,8 @@ def _timing_file(library: CompilerLibrary, target: Target, cache: Cache) -> Path
 
 @functools.cache
 def _kernels(target: str, operators: tuple[tuple[DType, bool], ...]) -> list[str]:
-    """Hashes of the PTX that the engine will carry."""
-    texts = (compile_kernel(target, dtype, top_k).ptx for dtype, top_k in operators)
-    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    """What decides about the PTX that the engine will carry."""
+    return [fingerprint(target, dtype, top_k) for dtype, top_k in operators]
 
 
 def _plugin(library: CompilerLibrary, target: Target) -> str | None:
@@ -404,7 +422,7 @@ def state_of(
     """Where the engine is that these parts make, or why it must be built."""
     key = key_of(parts)
     if force:
-        return "build", FORCED
+        return "build", "--force"
     if any(engine.key == key and engine.file == file for engine in bundle.manifest.engines):
         return "bundle", "as it should be"
     if cache.find(key) is not None:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu.targets import TARGETS
+from vsr_trt.runtime.machine.files import write_whole
 
 _EXAMPLES = """\
 examples:
@@ -327,7 +328,7 @@ def _bench(options: argparse.Namespace) -> None:
         }
         try:
             with shell.shield():
-                options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                write_whole(options.json, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise _OutputError(f"{options.json} cannot be written: {error.strerror}.") from error
 

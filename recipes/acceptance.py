@@ -26,6 +26,7 @@ from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.demo import crop_clip, real_clip
 from vsr_trt.runtime.bundle.errors import DeviceError, OutputError
 from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.machine.files import write_whole
 
 SIZES = ("512x512", "1280x720", "1920x1080")
 SLOTS = 3
@@ -140,12 +141,8 @@ def accept(steps: Sequence[Task], out: Path, console: Console, run: Run | None =
         outcomes[step.name] = _do(step, outcomes, run or _run, console)
     _show(list(outcomes.values()), console)
     report = out / REPORT
-    temporary = report.with_suffix(".tmp")
     try:
-        temporary.write_text(
-            json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1) + "\n", encoding="utf-8"
-        )
-        temporary.replace(report)
+        write_whole(report, json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"the report {report} cannot be written: {error.strerror or error}.") from error
     console.print(f"report: {escape(str(report))}", highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from vsr_trt.recipes import SCRIPT
 from vsr_trt.runtime.bundle.errors import InputError, VsrError
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine.files import write_whole
 
 _MOST_FRAMES = 1000  # of a demonstration
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
@@ -163,7 +164,7 @@ def full_size(
         "engines": engines,
         "alternatives": alternatives,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_full_size(report, console)
     console.print(f"report: {escape(str(out / 'report.json'))}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import captures
 from helpers.examples import examples
 from helpers.golden import GOLDEN, PROMPT, read_png
 from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
@@ -56,14 +57,15 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in FP16."""
+def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory, golden_bundle: Path) -> Path:
+    """The same in FP16. Modules are captured once for both, which is most of an export's time."""
     return shared(tmp_path_factory, "fp16", lambda out: _build(out, "fp16"))
 
 
 def _build(out: Path, precision: str) -> None:
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision)
-    build(request)
+    with captures.kept(out.parent / "captures"):
+        build(request)
 
 
 @pytest.fixture(scope="module")

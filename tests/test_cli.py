@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import processes
 from helpers.golden import GOLDEN, psnr, read_png
-from helpers.media_clips import Clip, packets, times
+from helpers.media_clips import STEADY, Clip, packets, times
 from PIL import Image
 
 from vsr_trt import build
@@ -156,7 +156,7 @@ def test_refusals_are_machine_readable_too(golden_bundle: Path, tmp_path: Path, 
 
 def test_truncated_input_keeps_what_was_readable(golden_bundle: Path, tmp_path: Path, capsys) -> None:
     whole = tmp_path / "whole.mkv"
-    Clip(size=SIZE).write(whole)
+    Clip(pts=STEADY[:5], size=SIZE).write(whole)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
     whole.unlink()

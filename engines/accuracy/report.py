@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from vsr_trt.engines.accuracy import gate
 from vsr_trt.engines.accuracy.calibration import range_json
 from vsr_trt.engines.accuracy.metrics import Difference
 from vsr_trt.runtime.bundle.errors import OutputError
+from vsr_trt.runtime.machine.files import write_whole
 from vsr_trt.runtime.media.staging import write_failure
 
 if TYPE_CHECKING:
@@ -106,13 +106,10 @@ def write(report: VerifyReport, folder: Path) -> None:
 
     text = json.dumps(as_json(report), indent=1, allow_nan=False) + "\n"
     for name, data in ((JSON, text.encode()), (PNG, draw(report))):
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
         try:
             folder.mkdir(exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(folder / name)
+            write_whole(folder / name, data)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise write_failure(error, folder / name) from error
 
 

@@ -63,6 +63,7 @@ def list_graphs(bundle: Bundle, request: EngineRequest, cache: Cache) -> list[It
                 memory=memory_estimate(graph.bytes),
                 state=state,
                 why=why,
+                forced=request.force,
             )
         )
     return items

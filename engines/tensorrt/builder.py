@@ -21,6 +21,7 @@ from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.runtime.bundle.errors import DISK_FULL, EngineError, OutputError
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Profile
+from vsr_trt.runtime.machine.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -307,9 +308,7 @@ def _save_timings(config: Any, path: Path, log: BuildLog) -> None:
                 return
             if path.exists():
                 ours.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(ours.serialize())
-            temporary.replace(path)
+            write_whole(path, bytes(ours.serialize()))
     except OSError as error:
         log.warnings.append(f"the timing cache {path} was not written: {error}")
 

@@ -6,7 +6,7 @@ A fleet of GPUs then shares one file of weights: each card's stripped plans are 
 from __future__ import annotations
 
 from vsr_trt.engines import report as build_report
-from vsr_trt.engines.plan import inspect
+from vsr_trt.engines.plan import inspect, refuse_changed
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.runtime.bundle.directory import Bundle
@@ -32,6 +32,7 @@ def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:
         raise EngineError(
             f"{bundle.path} has no {engine.precision} graph of {engine.network} to take weights from."
         )
+    refuse_changed(bundle, [bundle.file(file)])
     graph, report = inspect(bundle, file), build_report.read(bundle.file(engine.report))
     if (graph.sha256, graph.data_sha256) != (report.get("graph"), report.get("graph_weights")):
         raise EngineError(

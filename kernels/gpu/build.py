@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +39,21 @@ class Compiled:
 def is_available() -> bool:
     """Whether Triton is installed, which compiles the kernels (for Linux only)."""
     return find_spec("triton") is not None
+
+
+def fingerprint(target: str, dtype: DType = "fp32", top_k: bool = False) -> str:
+    """A hash of all that decides what `compile_kernel` makes: sources, compiler, arguments. Compiles nothing.
+
+    Raises:
+        KernelError: Triton is not installed.
+    """
+    _need_triton()
+    folder = Path(__file__).parent
+    sources = (folder.parent / "gated_topk" / "triton_kernel.py", *sorted(folder.glob("*.py")))
+    state = hashlib.sha256(f"{importlib.metadata.version('triton')} {target} {dtype} {top_k}".encode())
+    for source in sources:
+        state.update(source.read_bytes())
+    return state.hexdigest()
 
 
 def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> Compiled:

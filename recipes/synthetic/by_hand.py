@@ -28,9 +28,13 @@ from pathlib import Path
 
 import torch
 
-from vsr_trt.recipes.synthetic import layout
 from vsr_trt.recipes.synthetic import random as full_size
-from vsr_trt.recipes.synthetic.layout import Checkpoint, Json, LazyTensor
+from vsr_trt.recipes.synthetic.checkpoint import Checkpoint
+from vsr_trt.recipes.synthetic.checkpoint_file import CHECKPOINT_FILE
+from vsr_trt.recipes.synthetic.safetensors_file import write_safetensors
+from vsr_trt.recipes.synthetic.sd_folder import Json, refuse_to_overwrite, write_frame_files, write_tokenizer
+from vsr_trt.recipes.synthetic.tensors import LazyTensor, held
+from vsr_trt.recipes.synthetic.torch_file import write_pkl
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +111,11 @@ def write_demo(out: Path, *, tokenizer: Path | None = None, overwrite: bool = Fa
     `tokenizer` is a directory with CLIP's vocab.json and merges.txt; without it the prompt is split into
     bytes. The same call always writes the same bytes.
     """
-    layout.refuse_to_overwrite(out, overwrite)
-    demo = Demo(out / "sd", out / layout.CHECKPOINT_FILE["pkl"])
-    vocabulary = layout.write_tokenizer(demo.sd / "tokenizer", tokenizer)
+    refuse_to_overwrite(out, overwrite)
+    demo = Demo(out / "sd", out / CHECKPOINT_FILE["pkl"])
+    vocabulary = write_tokenizer(demo.sd / "tokenizer", tokenizer)
     text_config = full_size.with_vocabulary({**TEXT_CONFIG, "vocab_size": len(vocabulary)}, vocabulary)
-    layout.write_frame_files(demo.sd)
+    write_frame_files(demo.sd)
     full_size.write_configs(demo.sd, UNET_CONFIG, VAE_CONFIG, text_config)
 
     unet = demo_unet()
@@ -119,17 +123,17 @@ def write_demo(out: Path, *, tokenizer: Path | None = None, overwrite: bool = Fa
     _write(demo.sd / "unet/diffusion_pytorch_model.safetensors", unet)
     _write(demo.sd / "vae/diffusion_pytorch_model.safetensors", demo_vae())
     _write(demo.sd / "text_encoder/model.safetensors", text_encoder)
-    layout.write_pkl(demo.checkpoint, _checkpoint(unet))
+    write_pkl(demo.checkpoint, _checkpoint(unet))
     log.info("wrote the demo model (set by hand, not trained) to %s", out)
     return demo
 
 
 def _write(path: Path, weights: Weights) -> None:
-    layout.write_safetensors(path, _halved(weights))
+    write_safetensors(path, _halved(weights))
 
 
 def _halved(weights: Weights) -> dict[str, LazyTensor]:
-    return {name: layout.held(tensor, torch.float16) for name, tensor in weights.items()}
+    return {name: held(tensor, torch.float16) for name, tensor in weights.items()}
 
 
 def _random(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
@@ -348,8 +352,8 @@ def _checkpoint(unet: Weights) -> Checkpoint:
     checkpoint = full_size.seeded_checkpoint(_SEED, _halved(unet), _RANK)
     adapted, bpp = dict(checkpoint.unet), dict(checkpoint.bpp)
     weight, bias = _wide_conv_in(unet["conv_in.bias"].shape[0])
-    adapted["conv_in.base_layer.weight"] = layout.held(weight, torch.float16)
-    adapted["conv_in.base_layer.bias"] = layout.held(bias, torch.float16)
+    adapted["conv_in.base_layer.weight"] = held(weight, torch.float16)
+    adapted["conv_in.base_layer.bias"] = held(bias, torch.float16)
     for name, tensor in adapted.items():
         module, marker, _ = name.partition(".lora_B.")
         if marker and module in _ON_THE_WAY:
@@ -361,4 +365,4 @@ def _checkpoint(unet: Weights) -> Checkpoint:
 
 
 def _zeros(tensor: LazyTensor) -> LazyTensor:
-    return layout.held(torch.zeros(tensor.shape, dtype=tensor.dtype))
+    return held(torch.zeros(tensor.shape, dtype=tensor.dtype))

@@ -18,8 +18,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vsr_trt.recipes.synthetic import layout
-from vsr_trt.recipes.synthetic.layout import Block, Checkpoint, Json, LazyTensor, Progress
+from vsr_trt.recipes.synthetic.checkpoint import (
+    Checkpoint,
+    bpp_shapes,
+    lora_modules,
+    peft_state_dict,
+    plain_entries,
+)
+from vsr_trt.recipes.synthetic.checkpoint_file import CHECKPOINT_FILE, write_checkpoint
+from vsr_trt.recipes.synthetic.safetensors_file import write_safetensors
+from vsr_trt.recipes.synthetic.sd_folder import (
+    Json,
+    refuse_to_overwrite,
+    write_frame_files,
+    write_json,
+    write_tokenizer,
+)
+from vsr_trt.recipes.synthetic.tensors import Block, LazyTensor, Progress, held, total_bytes
 
 log = logging.getLogger(__name__)
 
@@ -199,23 +214,23 @@ def seeded_checkpoint(seed: int, unet: Mapping[str, LazyTensor], rank: int) -> C
     outputs, latent, *kernel = unet["conv_in.weight"].shape
     wide = seeded(seed, "checkpoint/conv_in.weight", (outputs, 2 * latent, *kernel))
     base = {**unet, "conv_in.weight": wide}
-    modules = layout.lora_modules(list(base))
-    adapted = layout.peft_state_dict(
+    modules = lora_modules(list(base))
+    adapted = peft_state_dict(
         base, modules, rank, lambda name, shape: seeded(seed, f"checkpoint/{name}", shape)
     )
     constants = spynet_constants()
     bpp = {
         name: constants.get(name) or seeded(seed, f"checkpoint/{name}", shape)
-        for name, shape in layout.bpp_shapes().items()
+        for name, shape in bpp_shapes().items()
     }
-    return Checkpoint(adapted, bpp, layout.plain_entries(modules, rank))
+    return Checkpoint(adapted, bpp, plain_entries(modules, rank))
 
 
 def spynet_constants() -> dict[str, LazyTensor]:
     """SpyNet's two constants, (1,3,1,1): the mean and the deviation of ImageNet's colours."""
     values = {"spynet.mean": (0.485, 0.456, 0.406), "spynet.std": (0.229, 0.224, 0.225)}
     return {
-        name: layout.held(torch.tensor(value, dtype=torch.float16).reshape(1, 3, 1, 1))
+        name: held(torch.tensor(value, dtype=torch.float16).reshape(1, 3, 1, 1))
         for name, value in values.items()
     }
 
@@ -259,7 +274,7 @@ def write_model(
     is split into bytes. `progress` is called with the file's name and the share of all bytes written, 0..1.
     """
     shapes = shapes or Shapes()
-    layout.refuse_to_overwrite(out, overwrite)
+    refuse_to_overwrite(out, overwrite)
     unet = _seeded_all(seed, "unet", unet_shapes(shapes.unet))
     networks = {
         "unet/diffusion_pytorch_model.safetensors": unet,
@@ -269,19 +284,19 @@ def write_model(
         ),
     }
     checkpoint = seeded_checkpoint(seed, unet, shapes.rank)
-    total = sum(map(layout.total_bytes, [*networks.values(), *checkpoint.state_dicts.values()]))
+    total = sum(map(total_bytes, [*networks.values(), *checkpoint.state_dicts.values()]))
     meter = _Meter(total, progress)
 
     sd = out / "sd"
-    written = FullSize(sd, out / layout.CHECKPOINT_FILE[checkpoint_format])
-    vocabulary = layout.write_tokenizer(sd / "tokenizer", tokenizer)
-    layout.write_frame_files(sd)
+    written = FullSize(sd, out / CHECKPOINT_FILE[checkpoint_format])
+    vocabulary = write_tokenizer(sd / "tokenizer", tokenizer)
+    write_frame_files(sd)
     write_configs(sd, shapes.unet, shapes.vae, with_vocabulary(shapes.text_encoder, vocabulary))
     for file, tensors in networks.items():
         meter.begin(f"sd/{file}")
-        layout.write_safetensors(sd / file, tensors, advance=meter.advance)
+        write_safetensors(sd / file, tensors, advance=meter.advance)
     meter.begin(written.checkpoint.name)
-    layout.write_checkpoint(written.checkpoint, checkpoint, meter.advance)
+    write_checkpoint(written.checkpoint, checkpoint, meter.advance)
     log.info("wrote a model of %.2f GB with random weights (seed %d) to %s", total / 1e9, seed, out)
     return written
 
@@ -298,4 +313,4 @@ def with_vocabulary(text_encoder: Json, vocabulary: Mapping[str, int]) -> Json:
 def write_configs(sd: Path, unet: Json, vae: Json, text_encoder: Json) -> None:
     """Writes the three networks' config.json."""
     for part, config in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
-        layout.write_json(sd / part / "config.json", config)
+        write_json(sd / part / "config.json", config)

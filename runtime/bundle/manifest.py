@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsr_trt.runtime.bundle.symbols import Polynomial, Shape
+from vsr_trt.runtime.machine.files import write_whole
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "bundle.json"
@@ -445,10 +446,7 @@ class Manifest:
 
     def write(self, bundle: Path) -> None:
         """Writes `bundle.json` into the directory, whole or not at all."""
-        path = bundle / MANIFEST_NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(bundle / MANIFEST_NAME, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:

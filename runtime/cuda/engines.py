@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from typing import Any
 
 from vsr_trt.runtime.bundle.engine_check import EXTRAS, TITLES
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.machine.files import write_whole
 
 _log = logging.getLogger(__name__)
 _KEPT_MESSAGES = 20
@@ -185,14 +184,7 @@ class RuntimeCache:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=f".{self._file.name}-")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(blob)
-                Path(name).replace(self._file)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            write_whole(self._file, blob)
         except OSError as error:
             _log.warning("the compiled kernels cannot be kept in %s: %s", self._file, error.strerror or error)
             return

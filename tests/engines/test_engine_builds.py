@@ -116,30 +116,37 @@ def test_what_is_there_is_not_built_again(
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "networks"),
     [
-        "sm_75",
-        *(pytest.param(t, marks=pytest.mark.full_size) for t in ("sm_80", "sm_86", "sm_120", "sm_121")),
+        ("sm_75", {"vae_decoder", "cfr"}),
+        *(
+            pytest.param(target, NETWORKS, marks=pytest.mark.full_size)
+            for target in ("sm_75", "sm_80", "sm_86", "sm_120", "sm_121")
+        ),
     ],
 )
 def test_every_target_has_its_engines(
-    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, target: str
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, target: str, networks: set[str]
 ) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
-    made = build(bundle, cache, (target,))
-    assert {one.engine.network for one in made} == NETWORKS
+    made = build(bundle, cache, (target,), networks=tuple(sorted(networks)))
+    assert {one.engine.network for one in made} == networks
     for one in made:
         header = engine_check.read_header(bundle / one.engine.file, "tensorrt_rtx")
         assert header.targets == (target,)
 
 
+@pytest.mark.parametrize(
+    "networks", [{"unet", "warp"}, pytest.param(NETWORKS, marks=pytest.mark.full_size)], ids=["two", "all"]
+)
 def test_dynamic_engines_with_a_batch_of_tiles(
-    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path
+    golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, networks: set[str]
 ) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     layout = shapes.Layout(batch=3, dynamic=True)
-    made = build(bundle, cache, sizes=("512x512", "1280x720"), layout=layout)
-    assert {one.engine.network for one in made} == NETWORKS  # one each, for both sizes
+    wanted = tuple(sorted(networks))
+    made = build(bundle, cache, sizes=("512x512", "1280x720"), layout=layout, networks=wanted)
+    assert {one.engine.network for one in made} == networks  # one each, for both sizes
     manifest = read_manifest(bundle)
     for one in made:
         check_outputs(manifest, one.report, one.engine.profiles)

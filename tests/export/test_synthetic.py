@@ -11,8 +11,13 @@ import torch
 from safetensors import safe_open
 
 from vsr_trt.recipes.synthetic import by_hand as demo
-from vsr_trt.recipes.synthetic import layout
 from vsr_trt.recipes.synthetic import random as full_size
+from vsr_trt.recipes.synthetic.checkpoint import STATE_DICTS, Checkpoint, lora_modules
+from vsr_trt.recipes.synthetic.checkpoint_file import resave_as_safetensors, write_checkpoint
+from vsr_trt.recipes.synthetic.safetensors_file import write_safetensors
+from vsr_trt.recipes.synthetic.sd_folder import write_tokenizer
+from vsr_trt.recipes.synthetic.tensors import LazyTensor
+from vsr_trt.recipes.synthetic.torch_file import write_pkl
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/case_a"
 TOKENIZER = GOLDEN / "sd/tokenizer"
@@ -52,7 +57,7 @@ def golden() -> dict[str, Any]:
 
 def test_lora_modules_are_those_of_the_published_trainer(golden: dict[str, Any]) -> None:
     config = json.loads((GOLDEN / "sd/unet/config.json").read_text())
-    modules = layout.lora_modules(list(full_size.unet_shapes(config)))
+    modules = lora_modules(list(full_size.unet_shapes(config)))
     for part, names in modules.items():
         assert names == golden[f"unet_lora_{part}_modules_quality"]
 
@@ -106,7 +111,7 @@ def test_demo_loads_with_the_libraries_that_read_the_published_files(demo_model:
 def test_with_the_real_vocabulary_the_prompt_becomes_clips_ids(tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
-    vocabulary = layout.write_tokenizer(tmp_path, TOKENIZER)
+    vocabulary = write_tokenizer(tmp_path, TOKENIZER)
     assert len(vocabulary) == 49408
     prompt = "a street, people, trees,"
     ours, published = (
@@ -117,7 +122,7 @@ def test_with_the_real_vocabulary_the_prompt_becomes_clips_ids(tmp_path: Path) -
 
 def test_a_folder_without_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
-        layout.write_tokenizer(tmp_path / "out", tmp_path)
+        write_tokenizer(tmp_path / "out", tmp_path)
 
 
 # ---------------------------------------------------------------- bytes
@@ -143,27 +148,25 @@ def assert_same_content(pkl: Path, resaved: Path) -> None:
     with safe_open(resaved, "pt") as handle:
         metadata = handle.metadata()
         names = {
-            f"{group}.{name}": tensor
-            for group in layout.STATE_DICTS
-            for name, tensor in content[group].items()
+            f"{group}.{name}": tensor for group in STATE_DICTS for name, tensor in content[group].items()
         }
         assert set(handle.keys()) == set(names)
         for name, tensor in names.items():
             assert handle.get_tensor(name).dtype == tensor.dtype
             assert torch.equal(handle.get_tensor(name), tensor)
-    plain = {name: value for name, value in content.items() if name not in layout.STATE_DICTS}
+    plain = {name: value for name, value in content.items() if name not in STATE_DICTS}
     assert {name: json.loads(metadata[name]) for name in plain} == plain
 
 
 def test_both_forms_of_a_checkpoint_hold_the_same(tiny: full_size.FullSize, tmp_path: Path) -> None:
     written = full_size.write_model(tmp_path / "st", tiny_shapes(), seed=3, checkpoint_format="safetensors")
     assert_same_content(tiny.checkpoint, written.checkpoint)
-    resaved = layout.resave_as_safetensors(tiny.checkpoint, tmp_path / "resaved.safetensors")
+    resaved = resave_as_safetensors(tiny.checkpoint, tmp_path / "resaved.safetensors")
     assert resaved.read_bytes() == written.checkpoint.read_bytes()
 
 
 def test_a_checkpoint_that_torch_saved_is_resaved_whole(tmp_path: Path) -> None:
-    out = layout.resave_as_safetensors(GOLDEN / "model.pkl", tmp_path / "golden.safetensors")
+    out = resave_as_safetensors(GOLDEN / "model.pkl", tmp_path / "golden.safetensors")
     assert_same_content(GOLDEN / "model.pkl", out)
 
 
@@ -171,7 +174,7 @@ def test_streamed_pkl_is_what_torch_save_would_hold(tiny: full_size.FullSize, tm
     content = load(tiny.checkpoint)
     torch.save(content, tmp_path / "model.pkl")
     reference = load(tmp_path / "model.pkl")
-    for group in layout.STATE_DICTS:
+    for group in STATE_DICTS:
         assert type(content[group]) is type(reference[group])
         assert list(content[group]) == list(reference[group])
         mapped = torch.load(tiny.checkpoint, weights_only=True, mmap=True)[group]
@@ -182,12 +185,12 @@ def test_streamed_pkl_is_what_torch_save_would_hold(tiny: full_size.FullSize, tm
 def test_another_pickle_is_refused_with_what_was_expected(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "x.pkl")
     with pytest.raises(ValueError, match="no state_dict_unet and no state_dict_bpp"):
-        layout.resave_as_safetensors(tmp_path / "x.pkl", tmp_path / "x.safetensors")
+        resave_as_safetensors(tmp_path / "x.pkl", tmp_path / "x.safetensors")
 
 
 def test_a_checkpoint_of_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.bin"):
-        layout.write_checkpoint(tmp_path / "x.bin", layout.Checkpoint({}, {}, {}))
+        write_checkpoint(tmp_path / "x.bin", Checkpoint({}, {}, {}))
 
 
 def test_nothing_is_overwritten_unasked(demo_model: demo.Demo) -> None:
@@ -202,11 +205,11 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
     def short() -> Iterator[np.ndarray]:
         yield np.zeros(3, np.float16)
 
-    broken = {"x": layout.LazyTensor((4,), torch.float16, short)}
+    broken = {"x": LazyTensor((4,), torch.float16, short)}
     with pytest.raises(ValueError, match="6 bytes"):
-        layout.write_safetensors(tmp_path / "x.safetensors", broken)
+        write_safetensors(tmp_path / "x.safetensors", broken)
     with pytest.raises(ValueError, match="6 bytes"):
-        layout.write_pkl(tmp_path / "x.pkl", layout.Checkpoint(broken, {}, {}))
+        write_pkl(tmp_path / "x.pkl", Checkpoint(broken, {}, {}))
     assert not list(tmp_path.iterdir())
 
 

@@ -80,7 +80,7 @@ DTYPES = st.sampled_from(["float32", "float16"])
 SEEDS = st.integers(0, 10_000)
 
 
-@settings(deadline=None, max_examples=examples(30))
+@settings(deadline=None, max_examples=examples(12))
 @given(
     n=st.integers(1, 3),
     h=st.integers(1, 9),
@@ -95,7 +95,7 @@ def test_agrees_with_the_reference(
     check(kernel, n, h, w, heads, None, dtype, seed, TILE)
 
 
-@settings(deadline=None, max_examples=examples(10))
+@settings(deadline=None, max_examples=examples(5))
 @given(h=st.integers(1, 5), w=st.integers(1, 5), dtype=DTYPES, seed=SEEDS)
 def test_agrees_with_several_tiles_of_queries_and_keys(
     kernel: Kernel, h: int, w: int, dtype: str, seed: int
@@ -104,7 +104,7 @@ def test_agrees_with_several_tiles_of_queries_and_keys(
 
 
 # Each bisection walks over all keys: in the interpreter that takes a second or two.
-@settings(deadline=None, max_examples=examples(20))
+@settings(deadline=None, max_examples=examples(6))
 @given(h=st.integers(1, 8), w=st.integers(1, 9), k=st.integers(1, 72), dtype=DTYPES, seed=SEEDS)
 def test_top_k_agrees_with_the_reference(
     kernel: Kernel, h: int, w: int, k: int, dtype: str, seed: int
@@ -130,7 +130,7 @@ def test_agrees_at_the_size_and_heads_of_the_published_module(kernel: Kernel) ->
 # -- top-k ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=examples(12))
+@settings(deadline=None, max_examples=examples(5))
 @given(
     values=st.lists(st.integers(-3, 3), min_size=12, max_size=12),
     asked=st.lists(st.integers(-2, 2), min_size=12, max_size=12),
