@@ -6,77 +6,29 @@ streams, and one wait of the host: for the frame's result. Nothing is allocated 
 
 from __future__ import annotations
 
-import logging
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError, VsrError
+from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
-from vsr_trt.runtime.cuda.actions import Actions, ContextKey, Enqueue
-from vsr_trt.runtime.cuda.driver import Context, CudaError, Driver, Owned
+from vsr_trt.runtime.cuda.driver import Context, Driver
 from vsr_trt.runtime.cuda.engines import LoadedEngine, RuntimeCache, share
-from vsr_trt.runtime.cuda.interop import DeviceArray, DeviceFrame
-from vsr_trt.runtime.cuda.memory import Addresses, allocate
-from vsr_trt.runtime.cuda.segments import Segment, segments
-from vsr_trt.runtime.cuda.stopwatch import Stopwatch
+from vsr_trt.runtime.cuda.lanes import Lanes, Setup
 from vsr_trt.runtime.devices.actions import Buffers
-from vsr_trt.runtime.devices.protocol import StepError, Ticket
+from vsr_trt.runtime.devices.protocol import Arrangement, Ticket
 from vsr_trt.runtime.devices.timeline import Observer
-from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import Event
-from vsr_trt.runtime.schedule.forms import Form
-from vsr_trt.runtime.schedule.graph import Schedule, Step
-from vsr_trt.runtime.schedule.memory import MemoryPlan
-
-_log = logging.getLogger(__name__)
-_PATIENCE = 20.0  # seconds that work under way is waited for before its memory is given back
-_POLL = 20e-6  # seconds between looks at a frame that is waited for
-_WARM_FRAMES = 1  # of each slot, before its segments are captured: engines make ready in their first runs
+from vsr_trt.runtime.schedule.graph import Schedule
 
 Choose = Callable[[int, int, Options], EngineChoice]
 """The engines for frames of a height and width, and the tiles that they take."""
-
-
-@dataclass
-class _Slot:
-    """What belongs to one slot.
-
-    Attributes:
-        frame, result: staging memory, as arrays.
-        at: buffer -> address.
-        done: recorded when the result is in its staging memory.
-        met: recorded on the caller's stream, where lanes wait for it.
-        contexts: execution contexts, see `Actions.network`.
-        recorded: step -> event that is recorded after it, for those that something waits for.
-        launches: for each segment its steps' work.
-        graphs: segment's number -> graph, once captured.
-        used: how many frames went through.
-        external: a frame of the caller's on the device, None for a staged one. It is read where it lies, or
-            copied into the slot where engines could not read it there.
-        lent: the result that the caller may still read where it lies.
-    """
-
-    frame: np.ndarray
-    result: np.ndarray
-    at: Mapping[str, int]
-    done: Any
-    met: Any
-    contexts: dict[ContextKey, Any] = field(default_factory=dict)
-    recorded: dict[str, Any] = field(default_factory=dict)
-    launches: list[list[tuple[Step, Enqueue]]] = field(default_factory=list)
-    graphs: dict[int, Any] = field(default_factory=dict)
-    used: int = 0
-    external: DeviceArray | None = None
-    lent: bool = False
 
 
 class CudaDevice:
@@ -118,56 +70,22 @@ class CudaDevice:
         self._graphs, self._caller, self._device_results = graphs, stream, device_results
         self._cache = RuntimeCache(cache) if cache is not None else None
         self._context: Context | None = Context(driver)
-        self._owned = Owned(driver)
-        self._choice: EngineChoice | None = None
-        self.form: Form | None = None
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
+        self._lanes: Lanes | None = None
         self.load_seconds: dict[str, float] = {}
-        self._clear()
 
-    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`: as the engines for this size have it."""
-        self._choice = self._choose(height, width, options)
-        self.form = self._choice.form
-        return self._choice.options, self._choice.batches
-
-    def open(
-        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
-    ) -> None:
-        """See `runtime.devices.protocol.Device.open`."""
-        with self._current():
-            self._release()
-            try:
-                self._open(schedule, events, constants, observer)
-            except BaseException:
-                self._release()
-                raise
+        choice = self._choose(height, width, options)
+        return Arrangement(choice.options, choice.batches, choice.form, functools.partial(self._open, choice))
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """Takes a frame: into staging memory, or where it lies on the device."""
-        place = self._slots[slot]
-        if isinstance(frame, DeviceArray):
-            shape = self._schedule.buffers[self._schedule.frame].shape
-            if shape[0] != 1:
-                raise InputError(
-                    f"this family takes windows of {shape[0]} frames, which are gathered from "
-                    "arrays of the CPU; pass those."
-                )
-            frame.check(shape[1:])
-            place.external = frame
-        else:
-            place.external = None
-            place.frame[index] = frame
+        self._opened.receive(slot, frame, index)
 
     def deliver(self, slot: int, index: int = 0) -> Any:
         """A slot's result: a copy, or where it lies on the device (valid until the next frame is received)."""
-        place = self._slots[slot]
-        if not self._device_results:
-            return place.result[index].copy()
-        place.lent = True
-        buffer = self._schedule.buffers[self._result]
-        each = buffer.bytes // buffer.shape[0]
-        return DeviceFrame(place.at[self._result] + index * each, buffer.shape[1:])
+        return self._opened.deliver(slot, index)
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`.
@@ -175,39 +93,18 @@ class CudaDevice:
         Raises:
             StepError: a step could not be put on its stream.
         """
-        slot = self._slots[ticket.slot]
         with self._current():
-            try:
-                self._meet_caller(slot)
-                for number, segment in enumerate(self._segments):
-                    self._enqueue(ticket, slot, number, segment)
-                self._record(slot.done, self._streams[self._segments_end])
-            except CudaError as error:
-                raise self._lost(ticket, error) from error
-            slot.used += 1
+            self._opened.submit(ticket)
 
     def is_done(self, ticket: Ticket) -> bool:
         """See `runtime.devices.protocol.Device.is_done`."""
         with self._current():
-            try:
-                return self._driver.is_ready(self._slots[ticket.slot].done)
-            except CudaError:
-                return True  # `wait` tells
+            return self._opened.is_done(ticket)
 
     def wait(self, ticket: Ticket, timeout: float | None) -> None:
         """See `runtime.devices.protocol.Device.wait`."""
-        slot = self._slots[ticket.slot]
-        until = None if timeout is None else time.monotonic() + timeout
         with self._current():
-            try:
-                while not self._driver.is_ready(slot.done):
-                    if until is not None and time.monotonic() > until:
-                        raise self._late(ticket, slot, timeout)
-                    time.sleep(_POLL)
-                if self._stopwatch is not None:
-                    self._stopwatch.report(ticket)
-            except CudaError as error:
-                raise self._lost(ticket, error) from error
+            self._opened.wait(ticket, timeout)
 
     def close(self) -> None:
         """See `runtime.devices.protocol.Device.close`. What is under way is waited for: it uses what is given back."""
@@ -229,227 +126,56 @@ class CudaDevice:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that were allocated: `buffers` on the device, scratch included, and `pinned` on the host."""
-        return {"buffers": self._allocated, "pinned": self._pinned}
+        return self._lanes.memory if self._lanes is not None else {"buffers": 0, "pinned": 0}
 
     def _current(self) -> AbstractContextManager[None]:
         if self._context is None:
             raise DeviceError("the device is closed.")
         return self._context.current()
 
-    def _clear(self) -> None:
-        self._slots: list[_Slot] = []
-        self._streams: dict[str, Any] = {}
-        self._segments: list[Segment] = []
-        self._segments_end = ""
-        self._stopwatch: Stopwatch | None = None
-        self._allocated = self._pinned = 0
-        self._capture = self._graphs
-
-    def _release(self) -> None:
-        """Waits for the streams, then gives everything of the schedule back, in reverse order.
-
-        A GPU that does not end its work keeps what that work uses: giving it back would wait for ever.
-        """
-        ended = self._all_ended()
-        for slot in self._slots:  # contexts first: they hold addresses of what goes
-            slot.launches.clear()
-            slot.graphs.clear()
-            slot.contexts.clear()
-        self._clear()
-        if not ended:
-            _log.error(
-                "the GPU has not ended its work after %g seconds; its memory is lost to this process.",
-                _PATIENCE,
-            )
-            self._owned.abandon()
-        self._owned.close()
-
-    def _all_ended(self) -> bool:
-        """Whether the streams, the caller's where it reads results of ours, ended their work within `_PATIENCE`."""
-        streams = list(self._streams.values())
-        if self._caller is not None and any(slot.lent for slot in self._slots):
-            streams.append(self._caller)
-        until = time.monotonic() + _PATIENCE
-        for stream in streams:
-            try:
-                while not self._driver.is_idle(stream):
-                    if time.monotonic() > until:
-                        return False
-                    time.sleep(_POLL)
-            except DeviceError as error:  # lost: nothing runs any more
-                _log.warning("%s", error)
-        return True
+    @property
+    def _opened(self) -> Lanes:
+        if self._lanes is None:
+            raise DeviceError("the device has no schedule yet.")
+        return self._lanes
 
     def _open(
-        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
+        self,
+        choice: EngineChoice,
+        schedule: Schedule,
+        events: Sequence[Event],
+        constants: Buffers,
+        observer: Observer | None,
     ) -> None:
-        self._schedule = schedule
-        download = next(step for step in schedule.steps if step.action == "download")
-        upload = next(step for step in schedule.steps if step.action == "upload")
-        self._frame, self._result = upload.writes["target"], download.reads["source"]
-        self._load()
-        needs = {name: found.scratch for name, (_, found) in self._engines.items()}
-        planned = memory.add_up(schedule, needs, {})
-        self._check_memory(planned)
-        addresses = allocate(schedule, planned.scratch, self._owned)
-        self._allocated = addresses.bytes
-        actions = Actions(self._driver, self._owned, self._bundle, self._capability, schedule)
-        for name, buffer in schedule.buffers.items():
-            if buffer.kind == "constant":
-                array = np.ascontiguousarray(constants[name], buffer.dtype)
-                self._driver.call("cuMemcpyHtoD", addresses.slots[0][name], array.ctypes.data, array.nbytes)
-        self._streams = {lane: self._owned.stream() for lane in schedule.device_lanes}
-        self._segments = segments(schedule, events, (self._frame,))
-        self._segments_end = download.lane
-        if observer is not None:
-            self._stopwatch = Stopwatch(self._driver, self._owned, schedule, observer, self._streams)
-            self._capture = False
-        for number in range(schedule.slots):
-            self._add_slot(number, schedule, addresses, actions)
-        # copies of constants return before they have arrived, and lanes do not wait for the stream that they are on
-        self._driver.call("cuCtxSynchronize")
+        with self._current():
+            self._release()
+            self._load(choice)
+            setup = Setup(
+                self._driver,
+                self._bundle,
+                self._capability,
+                self._engines,
+                self._cache,
+                self._graphs,
+                self._caller,
+                self._device_results,
+            )
+            self._lanes = Lanes(setup, schedule, events, constants, observer)
 
-    def _load(self) -> None:
+    def _release(self) -> None:
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.release()
+
+    def _load(self, choice: EngineChoice) -> None:
         """The engines that were chosen; those that are loaded and still fit stay."""
-        if self._choice is None:
-            raise DeviceError("no engines were chosen: arrange() comes first.")
         assert self._context is not None
         context, former = self._context.address, self._engines
         self._engines = {}
-        for network, record in self._choice.engines.items():
+        for network, record in choice.engines.items():
             started = time.perf_counter()
             key = self._bundle.manifest.files[record.file].sha256
             loaded = share(self._trt, self._bundle.file(record.file), key, context)
             self._engines[network] = record, loaded
             if network not in former or former[network][1] is not loaded:
                 self.load_seconds[network] = time.perf_counter() - started
-
-    def _check_memory(self, planned: MemoryPlan) -> None:
-        """Weights are there already."""
-        free, total = self._driver.call("cuMemGetInfo")
-        if planned.device > free:
-            raise DeviceError(
-                f"{planned.device / 1e9:.2f} GB of GPU memory are needed for {planned.slots} slots of this size, and "
-                f"{free / 1e9:.2f} of {total / 1e9:.2f} GB are free. Use fewer slots or smaller tiles; "
-                "`vsr plan` tells what is needed."
-            )
-
-    def _add_slot(self, number: int, schedule: Schedule, addresses: Addresses, actions: Actions) -> None:
-        names = (schedule.frame,) if self._device_results else (schedule.frame, schedule.result)
-        buffers = [schedule.buffers[name] for name in names]
-        staged = [self._owned.pinned(buffer.bytes).reshape(buffer.shape) for buffer in buffers]
-        self._pinned += sum(array.nbytes for array in staged)
-        slot = _Slot(staged[0], staged[-1], addresses.slots[number], self._owned.event(), self._owned.event())
-        self._slots.append(slot)  # before its contexts are made: what fails from here on is released with it
-        for segment in self._segments:
-            if segment.records:
-                slot.recorded[segment.steps[-1].name] = self._owned.event()
-            slot.launches.append(
-                [(step, self._enqueuer(step, slot, addresses, actions)) for step in segment.steps]
-            )
-
-    def _enqueuer(self, step: Step, slot: _Slot, addresses: Addresses, actions: Actions) -> Enqueue:
-        if step.action == "network":
-            assert step.network is not None
-            if step.network not in self._engines:
-                return actions.kernel(step)
-            assert step.workspace is not None
-            scratch = addresses.scratch[step.workspace]
-            return actions.network(step, self._engines, scratch, slot.contexts, self._cache)
-        if step.action == "upload":
-            return actions.upload(step, slot.frame)
-        if step.action == "download":
-            return actions.download(step, slot.result)
-        return {"cut": actions.cut, "blend": actions.blend, "copy": actions.copy}[step.action](step)
-
-    def _meet_caller(self, slot: _Slot) -> None:
-        """Streams wait for what others were asked before: to write the frame, or to read the slot's last result."""
-        others = {self._caller} if slot.external is not None or slot.lent else set()
-        if slot.external is not None:
-            others.add(slot.external.stream)
-        for other in others - {None}:
-            self._record(slot.met, self._driver.module.CUstream(other))
-            for stream in self._streams.values():
-                self._driver.call("cuStreamWaitEvent", stream, slot.met, 0)
-        slot.lent = False
-
-    def _enqueue(self, ticket: Ticket, slot: _Slot, number: int, segment: Segment) -> None:
-        stream = self._streams[segment.lane]
-        for event in segment.waits:
-            former = ticket.frame - event.frames
-            if former >= 0:
-                source = self._slots[former % self._schedule.slots].recorded[event.before]
-                self._driver.call("cuStreamWaitEvent", stream, source, 0)
-        graph = slot.graphs.get(number)
-        if graph is None and segment.capture and self._capture and slot.used >= _WARM_FRAMES:
-            graph = self._captured(ticket, slot, number, stream)
-        if graph is not None:
-            self._driver.call("cuGraphLaunch", graph, stream)
-        else:
-            self._run(ticket, slot, slot.launches[number], stream)
-        if segment.records:
-            self._record(slot.recorded[segment.steps[-1].name], stream)
-
-    def _run(
-        self, ticket: Ticket, slot: _Slot, launches: Sequence[tuple[Step, Enqueue]], stream: Any
-    ) -> None:
-        at, frame = slot.at, slot.external
-        if frame is not None and frame.is_aligned:
-            at = {**at, self._frame: frame.address}
-        for step, enqueue in launches:
-            if step.action == "upload" and frame is not None and not frame.is_aligned:
-                size = self._schedule.buffers[self._frame].bytes
-                self._driver.call("cuMemcpyDtoDAsync", at[self._frame], frame.address, size, stream)
-            if self._passed_over(step, ticket, slot):
-                continue
-            started = time.perf_counter()
-            try:
-                if self._stopwatch is not None:
-                    self._stopwatch.begin(ticket, step, stream)
-                enqueue(stream, at)
-                if self._stopwatch is not None:
-                    self._stopwatch.end(ticket, step, stream, time.perf_counter() - started)
-            except VsrError as error:
-                raise StepError(str(error), ticket.frame, step.name, step.stage) from error
-
-    def _passed_over(self, step: Step, ticket: Ticket, slot: _Slot) -> bool:
-        return (
-            bool(step.first and not ticket.first)
-            or (step.action == "upload" and slot.external is not None)
-            or (step.action == "download" and self._device_results)
-        )
-
-    def _captured(self, ticket: Ticket, slot: _Slot, number: int, stream: Any) -> Any:
-        """A segment as a graph; None where that fails, which is said once."""
-        launches = slot.launches[number]
-        try:
-            slot.graphs[number] = self._owned.graph(stream, lambda: self._run(ticket, slot, launches, stream))
-        except DeviceError as error:
-            self._capture = False
-            _log.warning("CUDA graphs are not used: %s", error)
-        return slot.graphs.get(number)
-
-    def _record(self, event: Any, stream: Any) -> None:
-        self._driver.call("cuEventRecord", event, stream)
-
-    def _late(self, ticket: Ticket, slot: _Slot, timeout: float | None) -> StepError:
-        """Names the stages among which one has not ended, by the events that are known to have passed."""
-        began: dict[str, str] = {}  # lane -> its first stage of which nothing is known
-        for segment in self._segments:
-            began.setdefault(segment.lane, segment.steps[0].stage)
-            last = segment.steps[-1]
-            done = slot.recorded.get(last.name) if segment.lane != self._segments_end else slot.done
-            if done is None:
-                continue
-            if not self._driver.is_ready(done):
-                first = began[segment.lane]
-                stages = last.stage if first == last.stage else f"{first} to {last.stage}"
-                return StepError(
-                    f"it has not ended within {timeout:g} seconds", ticket.frame, last.name, stages
-                )
-            began.pop(segment.lane)
-        raise AssertionError("a frame whose last event is recorded is done")
-
-    def _lost(self, ticket: Ticket, error: CudaError) -> StepError:
-        text = f"the GPU was lost: {str(error).rstrip('.')}. A new process can use it again"
-        return StepError(text, ticket.frame, self._schedule.steps[-1].name, "GPU")

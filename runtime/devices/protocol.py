@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,25 @@ class Ticket:
     first: bool
 
 
+@dataclass(frozen=True)
+class Arrangement:
+    """How a device restores frames of a size.
+
+    Attributes:
+        options: the caller's, with the tiles that it takes.
+        batches: network -> how many tiles it takes at once; 1 for those that are not named.
+        form: how pictures go through the VAE, None where that is not known.
+        open: makes lanes and buffers for a schedule of these options and batches, with its events, the arrays of its
+            constants, and an observer or None; gives those of the former one back first. Raises DeviceError where there
+            is not enough memory; nothing is kept then.
+    """
+
+    options: Options
+    batches: Mapping[str, int]
+    form: Form | None
+    open: Callable[[Schedule, Sequence[Event], Buffers, Observer | None], None]
+
+
 class StepError(DeviceError):
     """A step failed; the message is the cause's.
 
@@ -48,12 +67,10 @@ class Device(Protocol):
     Attributes:
         name: of the backend.
         times_itself: whether an observer costs nothing worth mentioning.
-        form: how the pictures of the last `arrange` go through the VAE; None before, and where that is not known.
     """
 
     name: str
     times_itself: bool
-    form: Form | None
 
     @property
     def memory(self) -> dict[str, int]:
@@ -63,20 +80,11 @@ class Device(Protocol):
     def load_seconds(self) -> dict[str, float]:
         """What loading took, by network, for those that are loaded."""
 
-    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
-        """How this device cuts frames (height, width, 3): options, and how many tiles its networks take at once.
+    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
+        """How this device restores frames (height, width, 3), with what it needs to open a schedule for them.
 
         Raises:
             EngineError: it has no engines for this size.
-        """
-
-    def open(
-        self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
-    ) -> None:
-        """Makes lanes and buffers for a schedule; gives those of the former one back first.
-
-        Raises:
-            DeviceError: not enough memory, or no engine for this size; nothing is kept then.
         """
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:

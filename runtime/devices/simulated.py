@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import numpy as np
 from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks, perform
-from vsr_trt.runtime.devices.protocol import StepError, Ticket
+from vsr_trt.runtime.devices.protocol import Arrangement, StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.schedule.events import Event, waits_of
 from vsr_trt.runtime.schedule.graph import Schedule, Step
@@ -137,14 +137,14 @@ class SimulatedDevice:
         """See `runtime.devices.protocol.Device.memory`."""
         return {"buffers": sum(array.nbytes for slot in self._arrays for array in slot.values())}
 
-    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`."""
-        return options, {}
+        return Arrangement(options, {}, None, self.open)
 
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
-        """See `runtime.devices.protocol.Device.open`."""
+        """See `runtime.devices.protocol.Arrangement.open`; any schedule will do."""
         self._clear()
         wanted = sum(schedule.copies(buffer) for buffer in schedule.buffers)
         if self._faults.buffers is not None and wanted > self._faults.buffers:

@@ -6,13 +6,13 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks, perform
-from vsr_trt.runtime.devices.protocol import StepError, Ticket
+from vsr_trt.runtime.devices.protocol import Arrangement, StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.schedule.events import Event, waits_of
 from vsr_trt.runtime.schedule.forms import Form
@@ -45,19 +45,17 @@ class ThreadedDevice:
         self.load_seconds = load_seconds if load_seconds is not None else {}
         self._networks, self._cancel = networks, cancel
         self._arrange = arrange
-        self.form: Form | None = None
         self._run: _Run | None = None
 
-    def arrange(self, height: int, width: int, options: Options) -> tuple[Options, Mapping[str, int]]:
+    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`: the CPU takes any tile, one at a time."""
-        if self._arrange is not None:
-            self.form = self._arrange(height, width, options)
-        return options, {}
+        form = None if self._arrange is None else self._arrange(height, width, options)
+        return Arrangement(options, {}, form, self.open)
 
     def open(
         self, schedule: Schedule, events: Sequence[Event], constants: Buffers, observer: Observer | None
     ) -> None:
-        """See `runtime.devices.protocol.Device.open`."""
+        """See `runtime.devices.protocol.Arrangement.open`; any schedule will do."""
         self._stop()
         self._run = _Run(schedule, events, constants, self._networks, observer)
 

@@ -102,6 +102,7 @@ class Restorer:
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
+        self._form: Form | None = None
         self._device: Device | None = backends.open_device(
             self.backend,
             opened,
@@ -219,7 +220,7 @@ class Restorer:
     @property
     def form(self) -> Form | None:
         """How frames of the present size go through the VAE, and why; None before the first one."""
-        return self._device.form if self._device is not None else None
+        return self._form
 
     @property
     def load_seconds(self) -> dict[str, float]:
@@ -287,12 +288,13 @@ class Restorer:
             self._runner, self._prepared = None, None
             started = time.perf_counter()
             shape = FrameShape.of(self.manifest, height, width)
-            options, batches = self._device.arrange(*shape.given, self._options)
-            schedule = build(self.manifest, *shape.given, options, self.slots, batches)
-            known = constants(self.manifest, schedule, options, self._files)
+            arranged = self._device.arrange(*shape.given, self._options)
+            schedule = build(self.manifest, *shape.given, arranged.options, self.slots, arranged.batches)
+            known = constants(self.manifest, schedule, arranged.options, self._files)
             watched = self._device.times_itself or self._observer is not None
             observer = _weakly(self._observe) if watched else None
-            self._device.open(schedule, derive(schedule), known, observer)
+            arranged.open(schedule, derive(schedule), known, observer)
+            self._form = arranged.form
             self._loading += time.perf_counter() - started
             self._clocks.clear()
             self._returned = 0

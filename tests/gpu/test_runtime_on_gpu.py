@@ -97,9 +97,9 @@ def _run(engines: tuple, frames: list, then: Callable = lambda device: None, **s
     device = open_device(bundle, backend, **settings)
     try:
         height, width = frames[0].shape[:2]
-        options, batches = device.arrange(height, width, Options())
-        schedule = build(bundle.manifest, height, width, options, 2, batches)
-        device.open(schedule, derive(schedule), bundle.constants(), None)
+        arranged = device.arrange(height, width, Options())
+        schedule = build(bundle.manifest, height, width, arranged.options, 2, arranged.batches)
+        arranged.open(schedule, derive(schedule), bundle.constants(), None)
         runner = Runner(device, 2, 60)
         results = [result for frame in frames for result in runner.push(frame)] + runner.flush()
         then(device)

@@ -27,8 +27,8 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, FrameError, InputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Kernel
 from vsr_trt.runtime.bundle.options import Options
-from vsr_trt.runtime.cuda import device as module
 from vsr_trt.runtime.cuda import engines
+from vsr_trt.runtime.cuda import lanes as module
 from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import CudaError, Driver
 from vsr_trt.runtime.cuda.interop import DeviceArray
@@ -83,8 +83,7 @@ class Gpu:
         self.observer = observer
 
     def open(self) -> Runner:
-        self.device.arrange(*SMALL, TILED)
-        self.device.open(self.schedule, self.events, PROMPT, self.observer)
+        self.device.arrange(*SMALL, TILED).open(self.schedule, self.events, PROMPT, self.observer)
         return Runner(self.device, self.schedule.slots, timeout=GUARD)
 
 
@@ -191,7 +190,7 @@ def test_each_stream_does_what_its_lane_says(bundle: Bundle) -> None:
     """Who records and who waits: the events of the schedule, and no others."""
     gpu = Gpu(bundle, SMALL, 2, graphs=False)
     runner = gpu.open()
-    streams = {int(stream): lane for lane, stream in gpu.device._streams.items()}
+    streams = {int(stream): lane for lane, stream in gpu.device._opened._streams.items()}
     start = len(gpu.driver.calls)
     runner.push(clip(SMALL, 1)[0])
     recorded: dict[int, str] = {}
@@ -248,8 +247,7 @@ def _whole_run(bundle: Bundle, fail: int | None) -> tuple[FakeDriver, Exception 
         return driver, error, []
     told: Exception | None = None
     try:
-        device.arrange(*LARGE, TILED)
-        device.open(schedule, derive(schedule), PROMPT, None)
+        device.arrange(*LARGE, TILED).open(schedule, derive(schedule), PROMPT, None)
         run(Runner(device, 1, timeout=GUARD), [np.zeros((*LARGE, 3), np.uint8)] * 2)
     except DeviceError as error:
         told = error
@@ -281,7 +279,7 @@ def test_a_frame_that_never_ends_is_timed_out(
     gpu.driver.stuck = True
     with pytest.raises(FrameError, match=r"frame 0: upload: it has not ended within 0.05 seconds"):
         runner.push(clip(SMALL, 1)[0])
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
     gpu.device.close()  # a GPU that hangs is not waited for
     assert "its memory is lost" in caplog.text
 

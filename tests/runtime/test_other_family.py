@@ -157,7 +157,7 @@ def through(
     device: Any, bundle: Bundle, size: tuple[int, int], slots: int, frames: list[np.ndarray]
 ) -> list[bytes]:
     schedule, events, known, shape = opened(bundle, size, slots)
-    device.open(schedule, events, known, None)
+    device.arrange(*shape.given, Options()).open(schedule, events, known, None)
     runner = Runner(device, slots, timeout=600, window=bundle.manifest.window)
     placed = [shape.place(frame, 255) for frame in frames]
     return [r.tobytes() for frame in placed for r in runner.push(frame)] + [
@@ -213,7 +213,6 @@ def test_the_cuda_device_gives_the_same_bytes(tmp_path: Path, size: tuple[int, i
         "sm_89",
         lambda h, w, options: EngineChoice(options, records, {}),
     )
-    device.arrange(*FrameShape.of(bundle.manifest, *size).given, Options())
     found = through(device, bundle, size, slots, frames)
     device.close()
     assert driver.live == []
