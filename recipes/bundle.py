@@ -18,8 +18,8 @@ from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.machine.memory import peak_bytes
 
 if TYPE_CHECKING:
-    from vsr_trt.export.bundle import BundleRequest
     from vsr_trt.export.network import Exported
+    from vsr_trt.export.request import BundleRequest
     from vsr_trt.runtime.bundle.manifest import Manifest
 
 _MOST_POSITIONS = 2**31 - 1  # that an attention may look at
@@ -74,19 +74,19 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from vsr_trt.export import bundle
+    from vsr_trt.export.request import DEFAULT_PROMPT, BundleRequest
 
     if options.top_k is not None and not 1 <= options.top_k <= _MOST_POSITIONS:
         raise InputError(
             f"--top-k is {options.top_k}; expected 1 to {_MOST_POSITIONS}, or no --top-k for all positions."
         )
-    request = bundle.BundleRequest(
+    request = BundleRequest(
         sd=options.sd,
         checkpoint=options.checkpoint,
         out=options.out,
         stage=options.stage,
         adapters=_adapters(options.adapter),
-        prompt=bundle.DEFAULT_PROMPT if options.prompt is None else options.prompt,
+        prompt=DEFAULT_PROMPT if options.prompt is None else options.prompt,
         top_k=options.top_k,
         precision=options.precision,
         kernels=options.kernels,

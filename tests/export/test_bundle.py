@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from vsr_trt.engines.graphs.cpu import Lowered
 from vsr_trt.export import bundle as bundles
 from vsr_trt.export import network
 from vsr_trt.export.bundle import BundleRequest, build
+from vsr_trt.export.families.dloral import bundle as dloral_bundle
 from vsr_trt.export.families.dloral import cfr, checkpoint
 from vsr_trt.export.families.dloral import unet as unet_network
 from vsr_trt.kernels.gpu import launch
@@ -249,6 +252,13 @@ def test_an_export_that_disagrees_with_torch_is_refused(
 # -- GPU kernels ---------------------------------------------------------------------------------------
 
 
+def compiled(request: BundleRequest, folder: Path, progress: bundles.Progress) -> tuple[str, ...]:
+    """The kernels of a bundle, with as much of a model as compiles them."""
+    model = SimpleNamespace(_request=request)
+    model.kernels = functools.partial(dloral_bundle.BundleModel.kernels, model)
+    return bundles._kernels(request, model, folder, progress)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 def test_the_kernels_are_there_for_every_target(golden_bundle: Path, manifest: Manifest) -> None:
     found = [launch.read(golden_bundle / path) for path in manifest.kernels]
@@ -269,7 +279,7 @@ def test_the_kernels_are_there_for_every_target(golden_bundle: Path, manifest: M
 def test_the_operands_are_the_graphs_and_give_its_result(golden_bundle: Path, tmp_path: Path) -> None:
     """What a host of the kernel gets from the bundle, through the reference in numpy, against the whole graph."""
     (tmp_path / "kernels").mkdir()
-    kernel = bundles._attention(checkpoint.load(GOLDEN / "model.pkl"), 30, (), tmp_path)
+    kernel = dloral_bundle._attention(checkpoint.load(GOLDEN / "model.pkl"), 30, (), tmp_path)
     files = kernel.constants
     assert kernel.numbers == {"k": (30, "positions")}
     assert files == {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
@@ -307,7 +317,7 @@ def request(tmp_path: Path, **options: Any) -> BundleRequest:
 def test_kernels_can_be_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     progress = bundles.Progress(note=said.append)
-    assert bundles._kernels(request(tmp_path, kernels=False), tmp_path, progress) == ()
+    assert compiled(request(tmp_path, kernels=False), tmp_path, progress) == ()
     assert not said
     assert not list(tmp_path.iterdir())
 
@@ -317,7 +327,7 @@ def test_without_triton_the_bundle_says_that_it_has_no_kernels(
 ) -> None:
     monkeypatch.setattr(bundles.gpu_kernel, "is_available", lambda: False)
     said: list[str] = []
-    assert bundles._kernels(request(tmp_path), tmp_path, bundles.Progress(note=said.append)) == ()
+    assert compiled(request(tmp_path), tmp_path, bundles.Progress(note=said.append)) == ()
     assert "no GPU kernels" in said[0]
     assert "pip install triton" in said[0]
 
@@ -336,7 +346,7 @@ def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundles, "TARGETS", {"sm_89": TARGETS["sm_89"]})
-    paths = bundles._kernels(request(tmp_path, top_k=32), tmp_path, bundles.Progress())
+    paths = compiled(request(tmp_path, top_k=32), tmp_path, bundles.Progress())
     attention, blending = (launch.read(tmp_path / path) for path in paths)
     assert (attention.kernel, attention.top_k) == (launch.ATTENTION, True)
     assert blending.kernel == launch.BLENDING

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from build import main as build_main
 from vsr_trt.export import bundle as bundles
 from vsr_trt.export.bundle import BundleRequest, Progress, build
+from vsr_trt.export.families.dloral import bundle as dloral_bundle
 from vsr_trt.export.families.dloral.checkpoint import load
 from vsr_trt.export.families.dloral.family import DLoRAL
 from vsr_trt.export.families.dloral.lora import adapter_weights, merge_into
@@ -548,7 +549,7 @@ def test_output_json_and_provenance_tell_of_a_prefix_and_the_hash_is_the_same(
         return Exported(spec.name, record, 0, 0.0, 0.0)
 
     monkeypatch.setattr(bundles, "export", write_nothing)
-    monkeypatch.setattr(bundles, "embed", lambda *_: np.zeros((77, 32), np.float32))
+    monkeypatch.setattr(dloral_bundle, "embed", lambda *_: np.zeros((77, 32), np.float32))
     content, reports = golden_content(), []
     for prefix in ("", "module._orig_mod."):
         wrapped = prefixed(content, prefix)

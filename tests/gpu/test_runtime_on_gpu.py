@@ -110,8 +110,8 @@ def _run(engines: tuple, frames: list, then: Callable = lambda device: None, **s
 
 def test_segments_are_captured(engines: tuple, wide: list) -> None:
     def look(device: object) -> None:
-        assert device._capture, "capture failed; the log says why"
-        assert all(len(slot.graphs) >= 3 for slot in device._slots)
+        assert device._opened._capture, "capture failed; the log says why"
+        assert all(len(slot.graphs) >= 3 for slot in device._opened._slots)
 
     _run(engines, wide * 3, look)
 

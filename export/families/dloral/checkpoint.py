@@ -34,6 +34,7 @@ from vsr_trt.export.tensors import (
 from vsr_trt.runtime.bundle.errors import CheckpointError
 
 _UNET, _CFR = "state_dict_unet", "state_dict_bpp"
+PARTS = (_UNET, _CFR)
 _LORA = re.compile(r"(.+)\.lora_([AB])\.([^.]+)\.weight")
 QUALITY = ("default_encoder_quality", "default_decoder_quality", "default_others_quality")
 CONSISTENCY = ("default_encoder_consistency", "default_decoder_consistency", "default_others_consistency")

@@ -1,0 +1,150 @@
+"""DLoRAL's bundles: what they are made of, and what their manifest says."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vsr_trt.export.families.dloral import cfr, family, lora
+from vsr_trt.export.families.dloral import checkpoint as checkpoints
+from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.request import BundleRequest
+from vsr_trt.kernels.gpu import build as gpu_kernel
+from vsr_trt.kernels.gpu import launch as launches
+from vsr_trt.runtime.bundle.manifest import Kernel, Manifest, Network, Prompt, Provenance, Source, sha256
+
+_TOOLS = (
+    "vsr-trt",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "diffusers",
+    "transformers",
+    "onnxruntime",
+    "numpy",
+    "triton",
+)
+
+
+def recognises(names: Collection[str]) -> bool:
+    """Whether these are names of a DLoRAL checkpoint: of its entries, or of the tensors in them."""
+    return any(name == part or name.startswith(f"{part}.") for name in names for part in checkpoints.PARTS)
+
+
+class BundleModel(family.DLoRAL):
+    """DLoRAL's weights for one request."""
+
+    def __init__(
+        self,
+        request: BundleRequest,
+        base: BaseModel,
+        checkpoint: checkpoints.Checkpoint,
+        phase: Callable[[str], None],
+    ) -> None:
+        weights = lora.adapter_weights(request.stage, request.adapters)
+        super().__init__(base, checkpoint, weights, request.top_k, phase, request.precision)
+        self._request = request
+        self._tokens, self._cut = base.tokenize(request.prompt)
+
+    @staticmethod
+    def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
+        """Opens the Stable Diffusion directory and the checkpoint.
+
+        Raises:
+            CheckpointError: one of them is refused.
+        """
+        lora.adapter_weights(request.stage, request.adapters)  # refused before anything is read
+        base = BaseModel.open(request.sd)
+        return BundleModel(request, base, checkpoints.load(request.checkpoint), phase)
+
+    def notes(self) -> list[str]:
+        """Prefixes that were left out, and a prompt that was cut."""
+        notes = [
+            f"{prefix!r}, which a wrapper had put before all names of {part}, was left out of them"
+            for part, prefix in self.prefixes().items()
+        ]
+        if self._cut:
+            notes.append(f"the prompt is {self._cut} tokens too long; its end was cut off")
+        return notes
+
+    def kernels(self, target: str) -> list[gpu_kernel.Compiled]:
+        """The attention, an FP32 island in every bundle, and the blending of tiles."""
+        attention = gpu_kernel.compile_kernel(target, "fp32", self._request.top_k is not None)
+        return [attention, gpu_kernel.compile_blending(target)]
+
+    def manifest(self, folder: Path, networks: dict[str, Network], kernels: tuple[str, ...]) -> Manifest:
+        """Embeds the prompt with the bundle's own text encoder, and writes the attention's constants."""
+        request = self._request
+        text_encoder = folder / networks["text_encoder"].graphs["native"]
+        np.save(folder / "prompt.npy", embed(text_encoder, self._tokens.numpy()))
+        if kernels:
+            kernel = _attention(self.checkpoint, request.top_k, kernels, folder)
+            networks = networks | {"cfr": dataclasses.replace(networks["cfr"], kernel=kernel)}
+        return Manifest(
+            family="dloral",
+            scale=family.SCALE,
+            precision=request.precision,
+            canvas=family.CANVAS,
+            latent_scale=family.LATENT_SCALE,
+            top_k=request.top_k,
+            networks=networks,
+            stages=family.STAGES,
+            tilings=family.TILINGS,
+            options=family.OPTIONS,
+            inputs=family.INPUTS,
+            output="result",
+            prompt=Prompt(request.prompt, "prompt.npy"),
+            files={},
+            kernels=kernels,
+            provenance=Provenance(
+                checkpoint=_source(request.checkpoint, request.checkpoint.name),
+                checkpoint_layout=self.checkpoint.layout,
+                base_model=tuple(
+                    _source(path, path.relative_to(request.sd).as_posix())
+                    for path in self.base.weight_files()
+                ),
+                stage=request.stage,
+                adapters=self.adapter_weights,
+                merged_sha256=self.merged_sha256,
+                stripped_prefixes=self.prefixes(),
+                tools={tool: _version(tool) for tool in _TOOLS},
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ),
+        )
+
+
+def embed(text_encoder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Runs the exported text encoder: token ids (77,) -> embedding (77,c) float32."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(text_encoder, providers=["CPUExecutionProvider"])
+    return session.run(None, {"tokens": tokens})[0]
+
+
+def _attention(
+    checkpoint: checkpoints.Checkpoint, top_k: int | None, kernels: Sequence[str], folder: Path
+) -> Kernel:
+    """Writes the attention's constants next to its kernels."""
+    operands = cfr.operands(checkpoint.cfr)
+    files = {name: f"kernels/attention_{name}.npy" for name in ("M", "P", "bias")}
+    for name, file in files.items():
+        np.save(folder / file, getattr(operands, name))
+    launch = [path for path in kernels if launches.read(folder / path).kernel == launches.ATTENTION]
+    return cfr.kernel(launch, files, top_k)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # vsr-trt itself, run from a checkout
+
+
+def _source(path: Path, name: str) -> Source:
+    return Source(name, path.stat().st_size, sha256(path))

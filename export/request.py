@@ -1,0 +1,40 @@
+"""What a bundle is asked to be made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
+
+
+@dataclass(frozen=True)
+class BundleRequest:
+    """What to make a bundle from.
+
+    Attributes:
+        sd: Stable Diffusion 2.1 directory in diffusers' layout.
+        checkpoint: of a family that is known, as published or as safetensors; its tensors' names tell which.
+        out: the bundle's directory; it appears whole or not at all.
+        stage: which adapters count fully: all six, or the three for consistency.
+        adapters: weights of single adapters that override the stage's.
+        prompt: text that conditions the restoration.
+        top_k: positions the cross-frame attention retrieves, None for all (the published weights).
+        precision: storage and arithmetic of the heavy networks.
+        kernels: compile the GPU kernels for every target; None to do so where Triton is installed, and to note
+            it where not.
+        overwrite: replace an existing bundle.
+    """
+
+    sd: Path
+    checkpoint: Path
+    out: Path
+    stage: Literal["both", "consistency"] = "both"
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = DEFAULT_PROMPT
+    top_k: int | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    kernels: bool | None = None
+    overwrite: bool = False
