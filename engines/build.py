@@ -72,7 +72,7 @@ def build_engines(
         cache: shared with other builds.
         jobs: processes at once.
         memory: bytes that they may take together by estimate.
-        progress: told how far the work is.
+        progress: is called with how far the work is.
 
     Raises:
         EngineError: the compiler refuses some; all others are in the bundle.

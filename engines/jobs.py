@@ -68,7 +68,7 @@ class Pool:
         backend: that compiles.
         limit: processes at once.
         memory: bytes that the running builds may take together by estimate; one build always runs.
-        watch: told the phases.
+        watch: is passed the phases.
     """
 
     def __init__(

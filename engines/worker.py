@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Complaint:
-    """An error of the compiler, told at once in case that it does not survive it."""
+    """An error of the compiler, reported at once in case that it does not survive it."""
 
     text: str
 

@@ -44,7 +44,7 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
 
     Args:
         request: what to make it from.
-        progress: told how far the work is.
+        progress: is called with how far the work is.
 
     Returns:
         The manifest, as written.

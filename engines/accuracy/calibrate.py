@@ -93,7 +93,7 @@ def calibrate(
 
     Args:
         request: what to do.
-        phase: told what is done now.
+        phase: is passed what is done now.
 
     Raises:
         InputError, BundleError: see `check`.

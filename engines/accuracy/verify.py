@@ -171,7 +171,7 @@ def verify(
         bundle: opened.
         clip: frames to compare on.
         torch: runs the torch modules, None to leave them out; closed afterwards.
-        phase: told what is done now.
+        phase: is passed what is done now.
 
     Raises:
         BundleError: nothing to compare.

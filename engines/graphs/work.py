@@ -342,7 +342,7 @@ def _fit(samples: _Samples, symbols: Sequence[str], number: Callable[[Count], in
 
 
 def _bases(symbols: Sequence[str]) -> Iterable[list[str]]:
-    """Products to try, few before many. Sides are told by their names, which end with h and w."""
+    """Products to try, few before many. Sides are known by their names, which end with h and w."""
     heights = [name for name in symbols if name.endswith("h")]
     widths = [name for name in symbols if name.endswith("w")]
     if len(heights) != len(widths) or len(heights) + len(widths) != len(symbols):

@@ -187,7 +187,7 @@ def _config(library: CompilerLibrary, builder: Any, network: Any, order: BuildOr
 
 
 def _monitor(module: Any, listener: Listener) -> Any:
-    """TensorRT nests its phases; only the innermost one that is at work is told."""
+    """TensorRT nests its phases; only the innermost one that is at work is reported."""
 
     class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:

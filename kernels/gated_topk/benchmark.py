@@ -185,21 +185,21 @@ def available_forms() -> list[str]:
 def measure(
     sizes: Sequence[tuple[int, int]],
     seconds: float = 3.0,
-    told: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> list[Measurement]:
     """Measures every form that can run here at every size, one process after another.
 
     Args:
         sizes: latents, (height, width).
         seconds: to time a form for, at least; three runs are the least, after one for warm-up.
-        told: the form and size that is measured next.
+        report: is passed the form and size that is measured next.
     """
     context = multiprocessing.get_context("spawn")
     measured = []
     for height, width in sizes:
         expected: np.ndarray | None = None
         for form in available_forms():
-            told(f"{form} at {height}x{width}")
+            report(f"{form} at {height}x{width}")
             with _pool(context) as pool:
                 times, memory, result = pool.apply(_measure_here, (form, height, width, seconds))
             added = result.astype(np.float64) - _latents(height, width)[0]

@@ -55,7 +55,7 @@ def run(command: Sequence[str], variables: Mapping[str, str], hear: Callable[[st
     Args:
         command: program and arguments.
         variables: added to the environment.
-        hear: is told every line that it writes to standard error.
+        hear: is passed every line that it writes to standard error.
 
     Raises:
         DeviceError: it cannot be started.

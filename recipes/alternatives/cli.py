@@ -40,7 +40,7 @@ the ways, and how kind the comparison is to each:
                  the attention is dense, the text encoder runs for every frame. Kinder than the published code: the
                  adapters are merged, and nothing describes the first frame. Always FP32.
   {COMPILED}  the same, with every module through torch.compile (inductor, static shapes). It compiles while the
-                 first frame is restored, again every time; that is told apart: no frame's time has it. Needs a C++
+                 first frame is restored, again every time; that is reported apart: no frame's time has it. Needs a C++
                  compiler, whose own memory is not counted; what torch takes while compiling is.
 
 how it is measured:

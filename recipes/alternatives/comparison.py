@@ -76,7 +76,7 @@ class ComparisonRequest:
 
 
 class Watcher(Protocol):
-    """Is told how far things are; `said` from another thread."""
+    """Is called with how far things are; `said` from another thread."""
 
     def began(self, way: str) -> None:
         """A way's process is started."""

@@ -142,7 +142,7 @@ def refuse_small(way: str, least: int, height: int, width: int) -> None:
 
 
 def refuse_short(source: Source, clip: Path) -> None:
-    """Refuses clips that end with the warm-up, as far as can be told before they are read.
+    """Refuses clips that end with the warm-up, as far as is known before they are read.
 
     Raises:
         InputError: fewer than two frames.
@@ -165,7 +165,7 @@ def measure(
         opening: makes it ready. That counts as loading, libraries included.
         source: the clip, at most as many frames as shall be restored. Reading it is not timed.
         clip: its name.
-        say: is told how far it is, always between frames.
+        say: is called with how far it is, always between frames.
 
     Returns:
         What `vsr-build time` prints.

@@ -26,7 +26,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     advance: Callable[[int], None] = no_advance,
 ) -> None:
-    """Writes a safetensors file, one block of values at a time. `advance` is told the bytes written."""
+    """Writes a safetensors file, one block of values at a time. `advance` is passed the bytes written."""
     # Most aligned type first, as the library does: then every tensor starts at a multiple of its item size.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}

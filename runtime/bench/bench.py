@@ -25,7 +25,7 @@ _OBSERVED_SHARE = 0.25  # of the seconds that a mode is measured for
 
 
 class Watcher(Protocol):
-    """Is told how far things are, always between frames."""
+    """Is called with how far things are, always between frames."""
 
     def loading(self, title: str) -> None:
         """A Restorer is being made."""
@@ -46,8 +46,8 @@ def run(
     Args:
         plan: checked already.
         factory: makes a Restorer.
-        watcher: is told how far things are.
-        opened: is told of each mode's Restorer before it is measured, and may refuse it by raising.
+        watcher: is called with how far things are.
+        opened: is passed each mode's Restorer before it is measured, and may refuse it by raising.
         clock: seconds; another one for tests.
 
     Raises:

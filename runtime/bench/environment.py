@@ -14,7 +14,7 @@ BUSY = 0.25
 
 @dataclass(frozen=True)
 class GpuRecord:
-    """What NVML told: who it is, and how it was before, during and after the measurement.
+    """What NVML reported: who it is, and how it was before, during and after the measurement.
 
     Attributes:
         identity: name, driver, largest clocks in MHz.

@@ -1,4 +1,4 @@
-"""Where a frame's time goes, told from the spans that a Restorer's observer heard."""
+"""Where a frame's time goes, from the spans that a Restorer's observer heard."""
 
 from __future__ import annotations
 

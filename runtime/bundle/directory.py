@@ -89,7 +89,7 @@ class Bundle:
         return constants
 
     def check_hashes(self, progress: Callable[[str], None] = lambda name: None) -> None:
-        """Compares every file with the manifest's SHA-256; `progress` is told each name.
+        """Compares every file with the manifest's SHA-256; `progress` is passed each name.
 
         Raises:
             BundleError: naming the first file that was changed.

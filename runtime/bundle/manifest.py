@@ -364,7 +364,7 @@ class Provenance:
         stage: `both` or `consistency`.
         adapters: weight of each merged adapter, LoRA scale excluded.
         merged_sha256: hash over the merged UNet's tensors (names, shapes, FP32 bytes), so that two
-            bundles can be told to hold the same weights.
+            bundles can be seen to hold the same weights.
         tools: versions of the libraries that wrote the bundle.
         created: UTC, ISO 8601.
         stripped_prefixes: part of the weights -> what a wrapper had put before all of its tensors' names, such as

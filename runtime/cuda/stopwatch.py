@@ -18,7 +18,7 @@ class Stopwatch:
     Args:
         driver, owned: make the events.
         schedule: whose steps are timed.
-        observer: is told.
+        observer: is passed the spans.
         streams: lane -> stream; the clock starts on the first.
     """
 

@@ -1,6 +1,6 @@
 """Between the YUV samples of a video and 8-bit RGB: matrix, range and orientation.
 
-swscale does the arithmetic. It is told the matrix and the range of both sides on every call, because
+swscale does the arithmetic. It is given the matrix and the range of both sides on every call, because
 what it assumes on its own (BT.601, limited) is wrong for most HD clips. The tests compare its results
 with the matrices of the standards.
 """

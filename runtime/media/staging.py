@@ -28,7 +28,7 @@ _LABEL_BYTES = 180  # of them
 
 
 def write_failure(error: OSError | Exception, final: Path, temporary: Path | None = None) -> OutputError:
-    """What the person at the terminal is told when writing `final` failed with `error`."""
+    """The message for the person at the terminal when writing `final` failed with `error`."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error)
     if code in DISK_FULL:

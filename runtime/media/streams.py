@@ -304,7 +304,7 @@ class StreamCopier:
 
 
 def _in_microseconds(packet: Packet) -> None:
-    """Counts the packet's times so finely that many in a millisecond can be told apart."""
+    """Counts the packet's times so finely that many in a millisecond can be distinguished."""
     factor = packet.time_base / _MICROSECOND
     assert packet.pts is not None
     assert packet.dts is not None

@@ -1,9 +1,9 @@
-"""ONNX Runtime's providers for NVIDIA GPUs: what they are called, what they are told, whether they are here.
+"""ONNX Runtime's providers for NVIDIA GPUs: what they are called, which options they get, whether they are here.
 
 Sources of the options' names:
 
 - CUDA and TensorRT: the strings that libonnxruntime_providers_{cuda,tensorrt}.so of onnxruntime-gpu 1.27.0 and
-  1.31.1 parse (core/providers/{cuda,tensorrt}/*_execution_provider_info.cc); what they mean is told at
+  1.31.1 parse (core/providers/{cuda,tensorrt}/*_execution_provider_info.cc); what they mean is described at
   https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html and CUDA-ExecutionProvider.html.
 - TensorRT-RTX: tensorrt_rtx_provider_options.h inside the package onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0.
 """
@@ -69,7 +69,7 @@ PROVIDERS = {
 
 
 def provider_options(backend: str, cache: Path) -> dict[str, str]:
-    """What the provider of a backend is told.
+    """Options of a backend's provider.
 
     No range of shapes is among it: sessions are made for one shape (see `runtime.onnxruntime.gpu`), for which
     the providers need no profile. Nor is a precision: it is in the graph.
@@ -104,7 +104,7 @@ def provider_options(backend: str, cache: Path) -> dict[str, str]:
 def cache_folder(
     environment: Mapping[str, str] = os.environ, system: str = sys.platform, home: Path | None = None
 ) -> Path:
-    """Where providers keep their engines unless told otherwise: in the platform's folder for caches.
+    """Where providers keep their engines unless another is given: in the platform's folder for caches.
 
     Args:
         environment: variables.
@@ -149,7 +149,7 @@ def prepare(library: Any, backend: str) -> list[Any]:
     """Makes a provider ready for use.
 
     Returns:
-        ONNX Runtime's devices that sessions are made for; empty where sessions are told the provider's name.
+        ONNX Runtime's devices that sessions are made for; empty where sessions take the provider's name.
 
     Raises:
         DeviceError: it is not installed, or finds no driver or no GPU.

@@ -1,1 +1,1 @@
-"""What a size takes, told before anything is loaded: memory, engines, schedule, time."""
+"""What a size takes, known before anything is loaded: memory, engines, schedule, time."""

@@ -1,4 +1,4 @@
-"""What restoring a clip of some size will do, and in how much memory: told before anything is loaded."""
+"""What restoring a clip of some size will do, and in how much memory: known before anything is loaded."""
 
 from __future__ import annotations
 

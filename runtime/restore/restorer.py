@@ -50,7 +50,7 @@ class Restorer:
         bundle: directory made by `vsr-build bundle`.
         settings: how; None for the defaults.
         timeout: seconds that a frame may take once it is waited for; None for ever.
-        observer: told every step that is done, from whichever thread did it. On a GPU that takes the
+        observer: is passed every step that is done, from whichever thread did it. On a GPU that takes the
             place of CUDA graphs, and costs a little.
         stream: of the application's, on a GPU: its address, or a stream of cuda-python, torch or pycuda.
             Frames that lie on the GPU are read after what was put on it; results that stay there are to

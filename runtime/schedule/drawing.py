@@ -10,7 +10,7 @@ from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.graph import Schedule
 from vsr_trt.runtime.schedule.sketch import Box, Sketch, Wait, sketch
 
-# fill and edge, frame after frame; told apart in grey and by the colour-blind, too
+# fill and edge, frame after frame; distinct in grey and by the colour-blind, too
 _COLOURS = (
     ("#cfe3f7", "#2b6cb0"),
     ("#fde3b8", "#b7791f"),

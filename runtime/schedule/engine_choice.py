@@ -1,4 +1,4 @@
-"""Which engines restore a picture of some size: told from their profiles, before anything is loaded.
+"""Which engines restore a picture of some size, by their profiles, before anything is loaded.
 
 Engines decide how a frame is cut: a static one takes tiles of one shape. Of all tile sizes that the bundle's
 networks accept, those are left for which every stage has an engine; the best of them is taken.

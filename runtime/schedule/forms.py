@@ -1,4 +1,4 @@
-"""How pictures go through the VAE: whole, in strips, or in tiles; and why, told before anything is loaded.
+"""How pictures go through the VAE: whole, in strips, or in tiles; and why, before anything is loaded.
 
 Whole and in strips are the same picture: strips share the statistics of all of it, so that they change the memory,
 the time, and the last bit here and there. Tiles have statistics of their own, and are another picture: only who asks

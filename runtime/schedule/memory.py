@@ -1,4 +1,4 @@
-"""How much memory a schedule takes, and where: told before anything is loaded."""
+"""How much memory a schedule takes, and where, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A schedule in time, as far as it can be told without measuring: every network takes as long as any other.
+"""A schedule in time, as far as it is known without measuring: every network takes as long as any other.
 
 What lanes and events allow is done as soon as they allow it. This shows what may overlap, not how long it takes.
 """

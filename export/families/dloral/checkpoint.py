@@ -100,7 +100,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, truncated, holding code, of another layout, or with tensors that are no plain
-            numbers. Whether the UNet's are finite is told when they are merged.
+            numbers. Whether the UNet's are finite shows when they are merged.
     """
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "does not exist"

@@ -123,7 +123,7 @@ class DLoRAL:
         checkpoint: the trained weights.
         adapter_weights: how much of each adapter is merged.
         top_k: positions that the cross-frame attention retrieves, None for all.
-        phase: told that the adapters are merged now.
+        phase: is passed that the adapters are merged now.
         precision: of the graphs that the specs are for; weights that it cannot hold are refused.
     """
 
@@ -164,7 +164,7 @@ class DLoRAL:
     def check(self) -> None:
         """Reads all weights but the UNet's, one network after another, and keeps none.
 
-        An export takes minutes; what is wrong with the last network should not be told after that of the first. The
+        An export takes minutes; what is wrong with the last network should not be reported after that of the first. The
         UNet is the first, and merging looks at its weights.
 
         Raises:
@@ -174,7 +174,7 @@ class DLoRAL:
         path = self.base.weights_file("vae")
         refuse_overflow(self.base.vae(), self._limit, lambda name: f"{path}: {name}")
         self.base.text_encoder()
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             folded = cfr.operands(self.checkpoint.cfr)
         if not all(np.isfinite(array).all() for array in (folded.M, folded.P, folded.bias)):
             raise CheckpointError(
