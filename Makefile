@@ -31,7 +31,8 @@ full-size: setup
 	$(BIN)/vsr-build full-size
 
 gpu-acceptance: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[rtx]"
+	extra=$$($(BIN)/vsr-build gpu-acceptance --extra) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extra]"
 	$(BIN)/vsr-build gpu-acceptance
 
 clean:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from vsr_trt.engines import cli as engines
 from vsr_trt.engines import schedules
 from vsr_trt.engines.accuracy import cli as accuracy
-from vsr_trt.recipes import acceptance, bundle, demo, vae_forms
+from vsr_trt.recipes import bundle, demo, vae_forms
+from vsr_trt.recipes.acceptance import cli as acceptance
 from vsr_trt.recipes.alternatives import cli as alternatives
 from vsr_trt.runtime.cli import terminal
 

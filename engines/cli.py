@@ -145,7 +145,12 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         "an engine like all others, or the kernel; engines of it that are there for these targets then go (default: "
         "inside)",
     )
-    add("--jobs", type=int, metavar="N", help="builds at once (default: as many as cores and memory allow)")
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="builds at once (default: as many as cores and memory allow; with tensorrt, which times on the GPU, one)",
+    )
     add("--force", action="store_true", help="build even what is there")
     add("--dry-run", action="store_true", help="say what would be built and why; build nothing")
     _add_cache_dir(command)
@@ -207,9 +212,9 @@ def _engines(options: argparse.Namespace) -> int:
     from vsr_trt.runtime.bundle.options import Options, Settings
     from vsr_trt.runtime.cli import choices
     from vsr_trt.runtime.cli.values import parse_memory
-    from vsr_trt.runtime.onnxruntime.cpu import available_cores
 
     _check_numbers(options)
+    _jobs(options.jobs, _BACKENDS[options.backend])
     console = Console(stderr=True)
     bundle = Bundle.open(options.bundle)
     if not options.dry_run:
@@ -258,7 +263,7 @@ def _engines(options: argparse.Namespace) -> int:
         if options.json:
             _print_json([plan.as_json(item) for item in items])
         return 0
-    jobs, memory = options.jobs or available_cores(), _memory()
+    jobs, memory = _jobs(options.jobs, backend), _memory()
     with Builds(console, items, cache, jobs, memory) as builds:
         built = build_engines(bundle, items, backend, cache, jobs, memory, builds.progress)
     if left:
@@ -270,6 +275,24 @@ def _engines(options: argparse.Namespace) -> int:
         ]
         _print_json({"bundle": str(options.bundle), "seconds": builds.seconds, "engines": engines})
     return 0
+
+
+def _jobs(asked: int | None, backend: str) -> int:
+    """How many builds at once.
+
+    Raises:
+        InputError: several, of a library that measures on the GPU.
+    """
+    from vsr_trt.runtime.onnxruntime.cpu import available_cores
+
+    if backend != "tensorrt":
+        return asked or available_cores()
+    if asked is not None and asked > 1:
+        raise InputError(
+            f"--jobs {asked}: TensorRT times its tactics on the GPU, so that two builds at once would spoil each "
+            "other's choice; leave --jobs out."
+        )
+    return 1
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

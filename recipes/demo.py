@@ -123,7 +123,7 @@ def full_size(
             model = write_model(
                 weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
             )
-        crop_clip(real_clip(), clip, frames, _SIDE)
+        crop_clip(real_clip(), clip, frames, _SIDE, _SIDE)
         console.rule("2. vsr-build bundle")
         sources = ["--sd", model.sd, "--checkpoint", model.checkpoint]
         options = ["--out", bundle, "--precision", precision, "--overwrite", "--json"]
@@ -212,15 +212,15 @@ def _machine(doctor: dict[str, Any]) -> str:
     )
 
 
-def crop_clip(clip: Path, folder: Path, frames: int, side: int) -> None:
-    """Writes the middle `side` x `side` pixels of a video's first frames as PNG files."""
+def crop_clip(clip: Path, folder: Path, frames: int, width: int, height: int) -> None:
+    """Writes the middle of a video's first frames as PNG files of that size."""
     shutil.rmtree(folder, ignore_errors=True)  # frames of an earlier run
     folder.mkdir(parents=True)
     with av.open(str(clip)) as container:
         for index, frame in zip(range(frames), container.decode(video=0), strict=False):
             picture = frame.to_image()
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            cropped = picture.crop((left, top, left + side, top + side))
+            left, top = (picture.width - width) // 2, (picture.height - height) // 2
+            cropped = picture.crop((left, top, left + width, top + height))
             cropped.save(folder / f"frame_{index:04d}.png")
 
 

@@ -34,6 +34,7 @@ _OTHER = (
     "tensorrt-rtx-cu13",
     "tensorrt-rtx-cu12",
     "cuda-python",
+    "pycuda",
     "torch",
 )
 

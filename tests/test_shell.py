@@ -72,8 +72,18 @@ REFUSED: list[tuple[object, ...]] = [
     (*RUNTIME, "restore", "missing.mkv", "-o", "o.mkv", "--bundle", "{bundle}", "--json"),
     (*KERNELS, "report", "--size", "0x0"),
 ]
+# A command of each program, one that prints much, and one that is refused; the others in `make full-size`.
+_OFTEN = (COMMANDS[0], COMMANDS[6], COMMANDS[8], COMMANDS[11], REFUSED[0])
 each = pytest.mark.parametrize(
-    "command", COMMANDS + REFUSED, ids=lambda command: " ".join(map(str, command[1:]))[-60:]
+    "command",
+    [
+        pytest.param(
+            command,
+            id=" ".join(map(str, command[1:]))[-60:],
+            marks=() if command in _OFTEN else pytest.mark.full_size,
+        )
+        for command in COMMANDS + REFUSED
+    ],
 )
 
 

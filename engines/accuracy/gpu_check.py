@@ -1,13 +1,13 @@
 """Each engine of a bundle that this machine's GPU can run, against ONNX Runtime on the graph it was made from.
 
-An engine runs in a process of its own (`python -m engines.accuracy.gpu_check`): Polygraphy takes either TensorRT or
-TensorRT-RTX for the whole life of a process, and a library that aborts takes the verification with it otherwise.
+An engine runs by the code that ships, in a process of its own (`python -m vsr_trt.engines.accuracy.gpu_check`): a
+library that aborts takes the verification with it otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,12 +23,14 @@ from vsr_trt.engines.accuracy.metrics import Difference, difference
 from vsr_trt.engines.accuracy.recording import Call, Calls
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.cuda.driver import Driver, bindings
+from vsr_trt.runtime.cuda.engines import library
+from vsr_trt.runtime.cuda.single import run_engine
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.machine import gpu
 
-RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _BACKENDS = ("tensorrt", "tensorrt_rtx")
 _SECONDS = 900  # TensorRT-RTX compiles kernels when a plan runs for the first time
 
@@ -94,50 +96,53 @@ def _compare(bundle: Bundle, engine: Engine, calls: Sequence[Call]) -> EngineRep
         references = [dict(zip(names, session.run(names, call.inputs), strict=True)) for call in calls]
     del session
     feeds = [{name: call.inputs[name] for name in engine.profiles} for call in calls]
-    results = run_apart(bundle.file(engine.file), engine.backend, feeds)
+    results = run_apart(bundle.file(engine.file), engine.backend, engine.network, feeds, references)
     return EngineReport(engine.file, engine.backend, engine.precision, difference(results, references))
 
 
-def run_apart(plan: Path, backend: str, feeds: Sequence[Buffers]) -> list[Buffers]:
-    """Runs an engine in a process of its own.
+def run_apart(
+    plan: Path, backend: str, network: str, feeds: Sequence[Buffers], like: Sequence[Buffers]
+) -> list[Buffers]:
+    """Runs an engine in a process of its own: a library that aborts takes nothing with it.
+
+    Args:
+        plan: the engine's file.
+        backend: the library that built it.
+        network: that it computes.
+        feeds: its inputs.
+        like: for each of them, arrays of its outputs' shapes and dtypes.
 
     Raises:
         DeviceError: with the library's first error.
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-        np.savez(inputs, **_flat(feeds))  # type: ignore[arg-type]
+        shapes = [{name: (array.shape, array.dtype.str) for name, array in one.items()} for one in like]
+        np.savez(inputs, **_flat(feeds), shapes=np.array(json.dumps(shapes)))  # type: ignore[arg-type]
         command = [
             sys.executable,
             "-m",
             "vsr_trt.engines.accuracy.gpu_check",
-            str(plan.absolute()),
-            str(inputs),
-            str(outputs),
+            *(str(plan.absolute()), backend, network),
+            *(str(inputs), str(outputs)),
         ]
-        environment = os.environ | {RTX_VARIABLE: str(int(backend == "tensorrt_rtx"))}
         try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"the engine {plan} did not finish in {_SECONDS} s; build it again.") from error
         if done.returncode != 0:
             raise DeviceError(
                 f"the engine {plan} does not run ({backend}, exit code {done.returncode}): "
-                f"{_reason(done.stdout + done.stderr)}. Build it again for this machine: vsr-build engines"
+                f"{_reason(done.stderr)}. Build it again for this machine: vsr-build engines"
             )
         with np.load(outputs) as arrays:
             return _nested(dict(arrays), len(feeds))
 
 
 def _reason(log: str) -> str:
-    """The library's own first error, else Polygraphy's, else the last line."""
+    """The last line: what this module says of an error, or a library that aborts."""
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
-    for mark in ("[E] ", "[!] "):
-        if found := [line.removeprefix(mark) for line in lines if line.startswith(mark)]:
-            return found[0].rstrip(".")
-    return lines[-1].rstrip(".")
+    return lines[-1].removeprefix("error: ").rstrip(".")
 
 
 def _flat(feeds: Sequence[Buffers]) -> Buffers:
@@ -152,27 +157,34 @@ def _nested(arrays: Buffers, count: int) -> list[Buffers]:
     return nested
 
 
-def _run_here(plan: Path, inputs: Path, outputs: Path) -> None:
-    """The other process: runs a plan on every set of inputs, and writes the outputs."""
-    from polygraphy.backend.common import BytesFromPath
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
+def _run_here(plan: Path, backend: str, network: str, inputs: Path, outputs: Path) -> None:
+    """The other process: runs a plan on every set of inputs, as the runtime does, and writes the outputs."""
     with np.load(inputs) as arrays:
         flat = dict(arrays)
-    feeds = _nested(flat, 1 + max(int(key.partition("/")[0]) for key in flat))
-    with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
-        # its results lie in buffers that the next run writes again
-        results = [{name: np.array(array) for name, array in runner.infer(feed).items()} for feed in feeds]
+    shapes = json.loads(str(flat.pop("shapes")))
+    wanted = [{name: (tuple(shape), dtype) for name, (shape, dtype) in one.items()} for one in shapes]
+    feeds = _nested(flat, len(wanted))
+    results = run_engine(library(backend), Driver(bindings()), plan.read_bytes(), network, feeds, wanted)
     np.savez(outputs, **_flat(results))  # type: ignore[arg-type]
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m engines.accuracy.gpu_check", description=__doc__)
-    for name in ("plan", "inputs", "outputs"):
-        parser.add_argument(name, type=Path)
-    options = parser.parse_args()
-    _run_here(options.plan, options.inputs, options.outputs)
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m vsr_trt.engines.accuracy.gpu_check", description=__doc__)
+    for name, kind in (
+        ("plan", Path),
+        ("backend", str),
+        ("network", str),
+        ("inputs", Path),
+        ("outputs", Path),
+    ):
+        parser.add_argument(name, type=kind)
+    try:
+        _run_here(**vars(parser.parse_args()))
+    except VsrError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(_main())

@@ -17,6 +17,7 @@ from vsr_trt.kernels.errors import KernelError
 
 _ENTRY = re.compile(r"(\.entry\s+(\w+)\(\n)(.*?)(\n\))", re.DOTALL)
 _VERSION = re.compile(r"^\.version (\d+)\.(\d+)", re.MULTILINE)
+_BLACKWELL = 100
 _TARGET = re.compile(r"^\.target (sm_\d+)a?\b", re.MULTILINE)
 
 
@@ -80,7 +81,11 @@ def target(ptx: str) -> str:
 
 
 def assemble(ptx: str) -> Assembled:
-    """Runs the ptxas that Triton brings along.
+    """Runs a ptxas that Triton brings along: that of CUDA 12.9 up to sm_90, whose binaries drivers of CUDA 12 take.
+
+    For Blackwell it is that of CUDA 13: 12.9 makes one multiply-add of a packed product and a packed sum, although both
+    are to be rounded (`mul.rn.f32x2`, `add.rn.f32x2`; also with --fmad=false), which changes results. There the headers
+    of what both make are alike.
 
     Raises:
         KernelError: ptxas refuses the text; the message is its own.
@@ -88,7 +93,7 @@ def assemble(ptx: str) -> Assembled:
     from triton import knobs
 
     arch = target(ptx)
-    tool = knobs.nvidia.ptxas if int(arch[3:]) < 90 else knobs.nvidia.ptxas_blackwell
+    tool = knobs.nvidia.ptxas if int(arch[3:]) < _BLACKWELL else knobs.nvidia.ptxas_blackwell
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx, encoding="utf-8")

@@ -42,7 +42,8 @@ class Launch:
         threads: of a block.
         shared_memory: dynamic, of a block, in bytes.
         arguments: in order.
-        cubin: file in the bundle.
+        cubin: file in the bundle; None where there is none for this GPU, and the driver compiles the PTX.
+        ptx: file in the bundle, which drivers of this GPU and of later ones compile.
     """
 
     kernel: str
@@ -50,7 +51,8 @@ class Launch:
     threads: int
     shared_memory: int
     arguments: tuple[Argument, ...]
-    cubin: str
+    cubin: str | None
+    ptx: str
 
 
 def find(bundle: Bundle, files: Sequence[str], capability: str) -> Launch:
@@ -69,26 +71,36 @@ def find(bundle: Bundle, files: Sequence[str], capability: str) -> Launch:
     for name in files:
         content = _read(bundle, name)
         found[content["target"]] = name, content
-    # machine code runs on GPUs of the same generation, its own minor version or a later one
+    # machine code runs on GPUs of the same generation, its own minor version or a later one; PTX on all later ones
     fitting = [target for target in found if _serves(target, capability)]
-    if not fitting:
+    older = [target for target in found if capability_number(target) <= capability_number(capability)]
+    if not older:
         called = next((f" {content['kernel']}" for _, content in found.values()), "")
         raise EngineError(
             f"the bundle has no kernel{called} for {capability}"
             f"{', only for ' + ', '.join(sorted(found)) if found else ''}. "
             "Build the bundle again with: vsr-build bundle ... --kernels"
         )
-    name, content = found[max(fitting, key=capability_number)]
+    name, content = found[max(fitting or older, key=capability_number)]
     x, y, z = content["grid"]
-    cubin = str(PurePosixPath(name).parent / content["files"]["cubin"]["name"])
-    if cubin not in bundle.manifest.files:
-        raise BundleError(f"{bundle.path}: {name} names {cubin}, which is no file of the bundle.")
+    files_of = {
+        kind: str(PurePosixPath(name).parent / content["files"][kind]["name"]) for kind in ("cubin", "ptx")
+    }
+    for file in files_of.values():
+        if file not in bundle.manifest.files:
+            raise BundleError(f"{bundle.path}: {name} names {file}, which is no file of the bundle.")
     arguments = tuple(
         Argument(argument["name"], argument["type"], tuple(argument.get("shape", ())))
         for argument in content["arguments"]
     )
     return Launch(
-        content["kernel"], (x, y, z), int(content["threads"]), int(content["shared_memory"]), arguments, cubin
+        content["kernel"],
+        (x, y, z),
+        int(content["threads"]),
+        int(content["shared_memory"]),
+        arguments,
+        files_of["cubin"] if fitting else None,
+        files_of["ptx"],
     )
 
 

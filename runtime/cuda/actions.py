@@ -33,13 +33,14 @@ class Actions:
         bundle: whose kernels they are.
         capability: of the GPU.
         schedule: whose steps they are.
+        stream: that constants go up on.
     """
 
     def __init__(
-        self, driver: Driver, owned: Owned, bundle: Bundle, capability: str, schedule: Schedule
+        self, driver: Driver, owned: Owned, bundle: Bundle, capability: str, schedule: Schedule, stream: Any
     ) -> None:
         self._driver, self._owned, self._bundle = driver, owned, bundle
-        self._capability, self._schedule = capability, schedule
+        self._capability, self._schedule, self._stream = capability, schedule, stream
         self._kernels: dict[tuple[str, ...], Kernel] = {}  # by their launch metadata
         self._constants: dict[str, int] = {}  # their addresses
 
@@ -48,7 +49,7 @@ class Actions:
         if name not in self._constants:
             array = np.ascontiguousarray(array)
             address = self._owned.memory(array.nbytes)
-            self._driver.call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
+            self._driver.copy_in(address, array, self._stream)
             self._constants[name] = address
         return self._constants[name]
 

@@ -7,6 +7,7 @@ streams, and one wait of the host: for the frame's result. Nothing is allocated 
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -41,7 +42,8 @@ class CudaDevice:
         driver: CUDA's.
         capability: of the GPU, e.g. `sm_89`.
         choose: picks the engines for a size of frames.
-        cache: file for kernels that TensorRT-RTX compiles, None to keep none.
+        cache: names the files for kernels that TensorRT-RTX compiles, `STEM-HASH.SUFFIX` for each set of engines; None
+            to keep none.
         graphs: capture CUDA graphs.
         stream: of the caller's, an address: frames that lie on the device are read after what is on it, and
             results that stay there are to be read on it. None: the caller has waited, and will wait.
@@ -68,7 +70,7 @@ class CudaDevice:
         self._bundle, self._trt, self._driver = bundle, trt, driver
         self._capability, self._choose = capability, choose
         self._graphs, self._caller, self._device_results = graphs, stream, device_results
-        self._cache = RuntimeCache(cache) if cache is not None else None
+        self._cache_file, self._caches = cache, dict[Path, RuntimeCache]()
         self._context: Context | None = Context(driver)
         self._engines: dict[str, tuple[Engine, LoadedEngine]] = {}
         self._lanes: Lanes | None = None
@@ -117,8 +119,8 @@ class CudaDevice:
                 self._context = None
                 self._release()
                 self._engines.clear()
-                if self._cache is not None:
-                    self._cache.save()
+                for cache in self._caches.values():
+                    cache.save()
         finally:
             if self._context is None:
                 context.close()
@@ -150,17 +152,29 @@ class CudaDevice:
         with self._current():
             self._release()
             self._load(choice)
+            cache = self._cache(choice)
             setup = Setup(
                 self._driver,
                 self._bundle,
                 self._capability,
                 self._engines,
-                self._cache,
+                cache,
                 self._graphs,
                 self._caller,
                 self._device_results,
             )
             self._lanes = Lanes(setup, schedule, events, constants, observer)
+            if cache is not None:
+                cache.save()  # all kernels were needed by now; a process that is killed later keeps them
+
+    def _cache(self, choice: EngineChoice) -> RuntimeCache | None:
+        """A file for each set of engines: processes with other engines do not overwrite it."""
+        if self._cache_file is None:
+            return None
+        hashes = sorted(self._bundle.manifest.files[record.file].sha256 for record in choice.engines.values())
+        digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        file = self._cache_file.with_name(f"{self._cache_file.stem}-{digest}{self._cache_file.suffix}")
+        return self._caches.setdefault(file, RuntimeCache(file))
 
     def _release(self) -> None:
         lanes, self._lanes = self._lanes, None
@@ -170,12 +184,21 @@ class CudaDevice:
     def _load(self, choice: EngineChoice) -> None:
         """The engines that were chosen; those that are loaded and still fit stay."""
         assert self._context is not None
+        hashes = {
+            network: self._bundle.manifest.files[record.file].sha256
+            for network, record in choice.engines.items()
+        }
         context, former = self._context.address, self._engines
-        self._engines = {}
+        # what does not stay goes first: two sizes' engines need not fit at the same time
+        self._engines = {
+            network: found
+            for network, found in former.items()
+            if self._bundle.manifest.files[found[0].file].sha256 == hashes.get(network)
+        }
+        former = dict(self._engines)
         for network, record in choice.engines.items():
             started = time.perf_counter()
-            key = self._bundle.manifest.files[record.file].sha256
-            loaded = share(self._trt, self._bundle.file(record.file), key, context)
+            loaded = share(self._trt, self._bundle.file(record.file), hashes[network], context)
             self._engines[network] = record, loaded
             if network not in former or former[network][1] is not loaded:
                 self.load_seconds[network] = time.perf_counter() - started

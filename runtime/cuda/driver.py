@@ -82,6 +82,12 @@ class Driver:
             return tuple(results)
         return results[0] if results else None
 
+    def copy_in(self, address: int, array: np.ndarray, stream: Any) -> None:
+        """Copies an array of the host to the device, and waits for it. On a stream of ours: to wait for the whole
+        context is forbidden while anyone captures a graph."""
+        self.call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
+        self.call("cuStreamSynchronize", stream)
+
     def is_ready(self, event: Any) -> bool:
         """Whether what came before an event's last record is done.
 

@@ -39,15 +39,19 @@ class _Library:
     """A library's only logger and runtime in this process: it keeps pointers to the first that it is given.
 
     Attributes:
-        messages: errors since they were last cleared.
         runtime: deserialises engines.
     """
 
     def __init__(self, trt: Any) -> None:
         self.trt = trt
-        self.messages: list[str] = []
-        self._logger = _logger(trt, self.messages)
+        self._messages: dict[int, list[str]] = {}
+        self._logger = _logger(trt, self._messages)
         self.runtime = trt.Runtime(self._logger)
+
+    @property
+    def messages(self) -> list[str]:
+        """What the library has said in this thread: other threads may load other engines meanwhile."""
+        return self._messages.setdefault(threading.get_ident(), [])
 
 
 _libraries: dict[int, _Library] = {}  # never emptied
@@ -112,11 +116,16 @@ class LoadedEngine:
             config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
             if cache is not None:
                 cache.use(config)
+                messages.clear()  # a cache that is refused costs time, and no start
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(ours)
         if context is None:
             raise DeviceError(f"{self._name}: no execution context could be made: {self.why()}.")
+        context.nvtx_verbosity = (
+            trt.ProfilingVerbosity.NONE
+        )  # ranges around every layer cost time of the host
+        messages.clear()
         context.set_device_memory(*memory)
         if messages:  # it has no other way to say that it refuses the memory
             raise DeviceError(f"{self._name} cannot work in the memory that it is given: {self.why()}.")
@@ -170,9 +179,13 @@ class RuntimeCache:
             with suppress(OSError):
                 self._read = self._file.read_bytes()
             if self._read and not self._cache.deserialize(self._read):
-                _log.warning("%s is of another version or damaged; it is written again.", self._file)
-                self._read = b""
-        config.set_runtime_cache(self._cache)
+                _log.warning(
+                    "%s is of another version, driver or GPU, or damaged; it is thrown away and written again.",
+                    self._file,
+                )
+                self._read, self._cache = b"", config.create_runtime_cache()
+        if not config.set_runtime_cache(self._cache):
+            _log.warning("TensorRT-RTX takes no cache of kernels; they are compiled at every start.")
 
     def save(self) -> None:
         """Writes what is new in it, whole or not at all. A folder that cannot be written costs time, not more."""
@@ -205,7 +218,7 @@ def set_shapes(context: Any, name: str, shapes: Mapping[str, tuple[int, ...]]) -
             )
 
 
-def _logger(trt: Any, messages: list[str]) -> Any:
+def _logger(trt: Any, messages: dict[int, list[str]]) -> Any:
     severities = trt.ILogger.Severity
 
     class Logger(trt.ILogger):
@@ -214,8 +227,9 @@ def _logger(trt: Any, messages: list[str]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (severities.INTERNAL_ERROR, severities.ERROR):
-                messages.append(message)
-                del messages[:-_KEPT_MESSAGES]
+                kept = messages.setdefault(threading.get_ident(), [])
+                kept.append(message)
+                del kept[:-_KEPT_MESSAGES]
             _log.log(_LEVELS.get(severity.name, logging.DEBUG), "%s", message)
 
     return Logger()

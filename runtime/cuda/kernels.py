@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.launches import Launch
-from vsr_trt.runtime.cuda.driver import Driver, Owned
+from vsr_trt.runtime.cuda.driver import CudaError, Driver, Owned
 
+_log = logging.getLogger(__name__)
+_NOT_FOR_HERE = (
+    "CUDA_ERROR_INVALID_IMAGE",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+)
 _PARTS = re.compile(r"ceil\((\w+) / (\d+)\)")
 
 
@@ -25,10 +31,28 @@ class Kernel:
 
     def __init__(self, driver: Driver, owned: Owned, bundle: Bundle, metadata: Launch) -> None:
         self._driver, self._metadata = driver, metadata
-        self._function = owned.function(bundle.file(metadata.cubin).read_bytes(), metadata.kernel)
+        self._function = self._load(owned, bundle)
         if metadata.shared_memory > 48 * 1024:  # more than a kernel gets without asking
             attribute = driver.module.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.call("cuFuncSetAttribute", self._function, attribute, metadata.shared_memory)
+
+    def _load(self, owned: Owned, bundle: Bundle) -> Any:
+        """The machine code; where the driver does not take it, the PTX, which it compiles."""
+        metadata = self._metadata
+        if metadata.cubin is not None:
+            try:
+                return owned.function(bundle.file(metadata.cubin).read_bytes(), metadata.kernel)
+            except CudaError as error:
+                if error.status not in _NOT_FOR_HERE:
+                    raise
+                _log.warning(
+                    "the driver does not take %s (%s); it compiles %s, which takes a moment at every start.",
+                    metadata.cubin,
+                    error.status,
+                    metadata.ptx,
+                )
+        text = bundle.file(metadata.ptx).read_bytes()
+        return owned.function(text + b"\0", metadata.kernel)  # the driver reads text up to a zero
 
     @property
     def launch_metadata(self) -> Launch:

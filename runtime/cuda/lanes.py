@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,8 @@ from vsr_trt.runtime.schedule.memory import MemoryPlan
 _log = logging.getLogger(__name__)
 PATIENCE = 20.0  # seconds that work under way is waited for before its memory is given back
 _POLL = 20e-6  # seconds between looks at a frame that is waited for
-_WARM_FRAMES = 1  # of each slot, before its segments are captured: engines make ready in their first runs
+# Capturing forbids what opening does, also in other threads: one of either at a time in a process.
+_opening = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,7 @@ class _Slot:
         contexts: execution contexts, see `Actions.network`.
         recorded: step -> event that is recorded after it, for those that something waits for.
         launches: for each segment its steps' work.
-        graphs: segment's number -> graph, once captured.
-        used: how many frames went through.
+        graphs: segment's number -> graph, where it could be captured.
         external: a frame of the caller's on the device, None for a staged one. It is read where it lies, or
             copied into the slot where engines could not read it there.
         lent: the result that the caller may still read where it lies.
@@ -87,7 +89,6 @@ class _Slot:
     recorded: dict[str, Any] = field(default_factory=dict)
     launches: list[list[tuple[Step, Enqueue]]] = field(default_factory=list)
     graphs: dict[int, Any] = field(default_factory=dict)
-    used: int = 0
     external: DeviceArray | None = None
     lent: bool = False
 
@@ -114,45 +115,52 @@ class Lanes:
         observer: Observer | None,
     ) -> None:
         self._setup, self._driver, self._schedule = setup, setup.driver, schedule
-        self._owned = Owned(setup.driver)
+        self._owned, self._captures = Owned(setup.driver), Owned(setup.driver)
         self._slots: list[_Slot] = []
         self._streams: dict[str, Any] = {}
         self._stopwatch: Stopwatch | None = None
         self._capture = setup.graphs and observer is None
-        self._pinned = 0
+        self._allocated = self._pinned = self._contexts = 0
         download = next(step for step in schedule.steps if step.action == "download")
         upload = next(step for step in schedule.steps if step.action == "upload")
         self._frame, self._result = upload.writes["target"], download.reads["source"]
         self._segments = segments(schedule, events, (self._frame,))
         self._segments_end = download.lane
-        try:
-            needs = {name: found.scratch for name, (_, found) in setup.engines.items()}
-            planned = memory.add_up(schedule, needs, {})
-            self._check_memory(planned)
-            addresses = allocate(schedule, planned.scratch, self._owned)
-            self._allocated = addresses.bytes
-            actions = Actions(self._driver, self._owned, setup.bundle, setup.capability, schedule)
-            for name, buffer in schedule.buffers.items():
-                if buffer.kind == "constant":
-                    array = np.ascontiguousarray(constants[name], buffer.dtype)
-                    self._driver.call(
-                        "cuMemcpyHtoD", addresses.slots[0][name], array.ctypes.data, array.nbytes
-                    )
-            self._streams = {lane: self._owned.stream() for lane in schedule.device_lanes}
-            if observer is not None:
-                self._stopwatch = Stopwatch(self._driver, self._owned, schedule, observer, self._streams)
-            for _ in range(schedule.slots):
-                self._add_slot(schedule, addresses, actions)
-            # copies of constants return before they have arrived, and lanes do not wait for the stream that they are on
-            self._driver.call("cuCtxSynchronize")
-        except BaseException:
-            self.release()
-            raise
+        with _opening:
+            try:
+                self._open(setup, schedule, constants, observer)
+            except BaseException:
+                self.release()
+                raise
+
+    def _open(self, setup: Setup, schedule: Schedule, constants: Buffers, observer: Observer | None) -> None:
+        needs = {name: found.scratch for name, (_, found) in setup.engines.items()}
+        planned = memory.add_up(schedule, needs, {})
+        self._check_memory(planned)
+        addresses = allocate(schedule, planned.scratch, self._owned)
+        self._allocated = addresses.bytes
+        self._streams = {lane: self._owned.stream() for lane in schedule.device_lanes}
+        up = self._owned.stream()
+        actions = Actions(self._driver, self._owned, setup.bundle, setup.capability, schedule, up)
+        for name, buffer in schedule.buffers.items():
+            if buffer.kind == "constant":
+                array = np.ascontiguousarray(constants[name], buffer.dtype)
+                self._driver.copy_in(addresses.slots[0][name], array, up)
+        if observer is not None:
+            self._stopwatch = Stopwatch(self._driver, self._owned, schedule, observer, self._streams)
+        free, _ = self._driver.call("cuMemGetInfo")
+        for _ in range(schedule.slots):
+            self._add_slot(schedule, addresses, actions)
+        for number in range(schedule.slots):
+            self._make_ready(number)
+        left, _ = self._driver.call("cuMemGetInfo")
+        self._contexts = max(0, free - left)
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes that were allocated: `buffers` on the device, scratch included, and `pinned` on the host."""
-        return {"buffers": self._allocated, "pinned": self._pinned}
+        """Bytes that were allocated: `buffers` on the device, scratch included, `pinned` on the host, and `contexts`:
+        what execution contexts and graphs took besides, as the driver says."""
+        return {"buffers": self._allocated, "pinned": self._pinned, "contexts": self._contexts}
 
     def release(self) -> None:
         """Waits for the streams, then gives everything of the schedule back, in reverse order.
@@ -160,7 +168,10 @@ class Lanes:
         A GPU that does not end its work keeps what that work uses: giving it back would wait for ever.
         """
         ended = self._all_ended()
-        for slot in self._slots:  # contexts first: they hold addresses of what goes
+        if not ended:
+            self._captures.abandon()
+        self._captures.close()  # graphs before the contexts that they run, contexts before the memory
+        for slot in self._slots:
             slot.launches.clear()
             slot.graphs.clear()
             slot.contexts.clear()
@@ -213,7 +224,6 @@ class Lanes:
             self._record(slot.done, self._streams[self._segments_end])
         except CudaError as error:
             raise self._lost(ticket, error) from error
-        slot.used += 1
 
     def is_done(self, ticket: Ticket) -> bool:
         """See `runtime.devices.protocol.Device.is_done`."""
@@ -301,8 +311,6 @@ class Lanes:
                 source = self._slots[former % self._schedule.slots].recorded[event.before]
                 self._driver.call("cuStreamWaitEvent", stream, source, 0)
         graph = slot.graphs.get(number)
-        if graph is None and segment.capture and self._capture and slot.used >= _WARM_FRAMES:
-            graph = self._captured(ticket, slot, number, stream)
         if graph is not None:
             self._driver.call("cuGraphLaunch", graph, stream)
         else:
@@ -339,15 +347,37 @@ class Lanes:
             or (step.action == "download" and self._setup.device_results)
         )
 
-    def _captured(self, ticket: Ticket, slot: _Slot, number: int, stream: Any) -> Any:
-        """A segment as a graph; None where that fails, which is said once."""
-        launches = slot.launches[number]
+    def _make_ready(self, number: int) -> None:
+        """Takes an empty frame through a slot, in which engines make ready, and captures its segments as graphs: so no
+        frame of a clip is slower than the others. Where capturing fails, it is said once."""
+        slot, ticket = self._slots[number], Ticket(number, number, True)
+        slot.frame[...] = 0
+        stopwatch, self._stopwatch = self._stopwatch, None  # no frame of the clip's
         try:
-            slot.graphs[number] = self._owned.graph(stream, lambda: self._run(ticket, slot, launches, stream))
-        except DeviceError as error:
-            self._capture = False
-            _log.warning("CUDA graphs are not used: %s", error)
-        return slot.graphs.get(number)
+            self.submit(ticket)
+            self.wait(ticket, None)
+        finally:
+            self._stopwatch = stopwatch
+        for index, segment in enumerate(self._segments):
+            if not self._capture or not segment.capture:
+                continue
+            stream, launches = self._streams[segment.lane], slot.launches[index]
+            try:
+                self._refuse_uncapturable(slot, segment, stream)
+                slot.graphs[index] = self._captures.graph(
+                    stream, functools.partial(self._run, ticket, slot, launches, stream)
+                )
+            except DeviceError as error:
+                self._capture = False
+                _log.warning("CUDA graphs are not used: %s", error)
+
+    def _refuse_uncapturable(self, slot: _Slot, segment: Segment, stream: Any) -> None:
+        """Asks the contexts, where they can be asked, before a capture that would fail spoils the stream."""
+        networks = {step.network for step in segment.steps if step.network is not None}
+        for (lane, network, _), context in slot.contexts.items():
+            asked = getattr(context, "is_stream_capturable", None)
+            if lane == segment.lane and network in networks and asked is not None and not asked(int(stream)):
+                raise DeviceError(f"the engine of {network} cannot be captured.")
 
     def _record(self, event: Any, stream: Any) -> None:
         self._driver.call("cuEventRecord", event, stream)

@@ -138,6 +138,7 @@ def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_
         (["--compatible"], 10, r"--compatible needs --backend tensorrt"),
         (["--precision", "fp32"], 10, r"has FP16 graphs only"),
         (["--dynamic", "--network", "unet"], 10, r"no fused kernel .* at dynamic sizes.*leave out --dynamic"),
+        (["--backend", "tensorrt", "--jobs", "2"], 2, r"--jobs 2: TensorRT times its tactics on the GPU"),
         (["--backend", "tensorrt"], 10, r"TensorRT cannot be loaded.*pip install 'vsr-trt\[gpu\]'"),
     ],
 )
@@ -160,6 +161,13 @@ def test_what_cannot_be_done_is_a_sentence(
     assert found == code, error
     assert re.search(said, " ".join(error.split())), error
     assert (golden_bundle_fp16 / "bundle.json").read_bytes() == before
+
+
+def test_builds_that_are_timed_on_the_gpu_are_one_at_a_time() -> None:
+    from vsr_trt.engines import cli
+
+    assert cli._jobs(None, "tensorrt") == cli._jobs(1, "tensorrt") == 1
+    assert cli._jobs(7, "tensorrt_rtx") == 7
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:
@@ -294,7 +302,10 @@ def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp
         for name in ("one", "other"):
             (tmp_path / name).mkdir()
             bundle = copy_of(golden_bundle_fp16, tmp_path / name)
-            arguments = command(bundle, "--target", "sm_89", "--size", "512x512", "--json", cache=cache)
+            networks = [word for network in ("preprocess", "warp", "cfr") for word in ("--network", network)]
+            arguments = command(
+                bundle, "--target", "sm_89", "--size", "512x512", "--json", *networks, cache=cache
+            )
             both.append(stack.enter_context(processes.started(arguments)))
         outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -302,7 +313,7 @@ def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp
     for output, _ in outputs:
         for engine in json.loads(output)["engines"]:
             origins.setdefault(engine["key"], []).append(engine["origin"])
-    assert len(origins) == 10
+    assert len(origins) == 3
     assert all(sorted(found) == ["built", "cache"] for found in origins.values()), origins
 
 

@@ -201,7 +201,7 @@ def test_a_normalisation_of_the_networks_own_input() -> None:
 
 
 @pytest.mark.parametrize("network", ["vae_encoder", "vae_decoder"])
-@pytest.mark.parametrize(("h", "w"), [(32, 32), (80, 128), (88, 152)])
+@pytest.mark.parametrize(("h", "w"), [(32, 32), (56, 88), pytest.param(88, 152, marks=pytest.mark.full_size)])
 def test_the_bundles_vae_in_strips(golden_bundle: Path, network: str, h: int, w: int) -> None:
     bundle = Bundle.open(golden_bundle)
     record = bundle.manifest.networks[network]

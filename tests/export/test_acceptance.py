@@ -1,74 +1,226 @@
-"""Acceptance on a GPU: its steps, its report, and the refusal without one."""
+"""Acceptance on a GPU: its steps, what counts as passed, its report, and the refusal without one."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import processes
+from PIL import Image
 from rich.console import Console
 
-from vsr_trt.recipes.acceptance import REPORT, SIZES, Task, accept, tasks
+from vsr_trt import build
+from vsr_trt.recipes import SCRIPT
+from vsr_trt.recipes.acceptance import checks, cli
+from vsr_trt.recipes.acceptance.library import RTX_TARGETS, Library, library_for
+from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept, run_program
+from vsr_trt.recipes.acceptance.steps import SIZES, Task, tasks
+from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.machine.gpu import Gpu
 
 BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"summary": {"median": 0.0412}}}}}
+VERIFIED = {"networks": {"unet": {"engines": [{"file": "a"}]}}, "engines": "1 of 1 run on NVIDIA L4 (sm_89)"}
+PASSED = "<testsuites><testsuite><testcase name='a' classname='t'/></testsuite></testsuites>"
+SKIPPED = PASSED.replace(
+    "/></testsuite>", "><skipped message='TensorRT is not here'/></testcase></testsuite>"
+)
+RTX = Library("tensorrt_rtx", "sm_89", "rtx")
 
 
-def steps(tmp_path: Path) -> list[Task]:
-    model = {"sd": tmp_path / "sd", "checkpoint": tmp_path / "model.pkl"}
-    return tasks(Path("build.py"), tmp_path, "tensorrt_rtx", model, tmp_path / "clip")
+def steps(out: Path, library: Library = RTX) -> list[Task]:
+    model = {"sd": out / "sd", "checkpoint": out / "model.pkl"}
+    return tasks(SCRIPT, out, library, model, {size: out / f"input-{size}" for size in SIZES})
 
 
 class Commands:
-    """Stands in for the commands: all pass, but for those named."""
+    """Stands in for the commands: all pass, but for those with one of the words."""
 
     def __init__(self, *failing: str) -> None:
         self.failing, self.ran = failing, []
+        self.verified: dict = VERIFIED
+        self.tests = PASSED
 
-    def __call__(self, arguments: Sequence[str]) -> tuple[int, str, str]:
-        self.ran.append(" ".join(arguments))
+    def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
+        self.ran.append(" ".join(program))
         if any(name in self.ran[-1] for name in self.failing):
             return 10, "", "error: sm_89 is not to be had\n"
-        if "bench" in arguments and "vsr_trt.runtime" in arguments:
-            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(BENCH))
-        return 0, '{"fine": true}', ""
+        if "bench" in program and "vsr_trt.runtime" in program:
+            Path(program[program.index("--json") + 1]).write_text(json.dumps(BENCH))
+        for word in program:
+            if word.startswith("--junitxml="):
+                Path(word.partition("=")[2]).write_text(self.tests)
+        if "restore" in program:
+            folder = Path(program[program.index("-o") + 1])
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(folder / "a.png")
+        return 0, json.dumps(self.verified if "verify" in program else {"load_seconds": 1.5}), ""
+
+
+def report(out: Path) -> dict[str, dict]:
+    return {step["name"]: step for step in json.loads((out / REPORT).read_text())["done"]}
 
 
 def test_every_step_is_in_the_report(tmp_path: Path) -> None:
     console, run = Console(record=True, width=100), Commands()
     assert accept(steps(tmp_path), tmp_path, console, run) == 0
-    report = json.loads((tmp_path / REPORT).read_text())
-    assert [step["state"] for step in report] == ["passed"] * len(steps(tmp_path))
-    assert {step["name"] for step in report} >= {"tests", "engines", "verify", *(f"bench {s}" for s in SIZES)}
-    assert [step["result"] for step in report if step["name"] == "bench 512x512"] == [BENCH]
+    found = report(tmp_path)
+    assert list(found) == [step.name for step in steps(tmp_path)]
+    assert {step["state"] for name, step in found.items() if name != "memcheck"} == {"passed"}
+    assert set(found) >= {"tests", "engines", *(f"bench {s}" for s in SIZES), *(f"verify {s}" for s in SIZES)}
+    assert found["bench 512x512"]["result"] == BENCH
+    assert found["restore 1280x720 by onnxruntime-cpu"]["result"] == {"frames": 1, "psnr": [100.0]}
+    assert found["tests"]["result"]["passed"] == 1
     assert "24.5" in console.export_text()
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_page_shows_it(tmp_path: Path) -> None:
+    accept(steps(tmp_path), tmp_path, Console(quiet=True), Commands("verify"))
+    page = (tmp_path / PAGE).read_text()
+    for words in ("<svg", "24.5", "41.2", "verify 512x512: failed", "sm_89 is not to be had", "100.0 dB"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", ""), "it loads nothing from elsewhere"
+
+
+def test_the_report_is_written_after_each_step(tmp_path: Path) -> None:
+    """A machine that goes down in the middle leaves what was done."""
+
+    class Falling(Commands):
+        def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
+            if "calibrate" in program:
+                raise KeyboardInterrupt
+            return super().__call__(program, limit)
+
+    with pytest.raises(KeyboardInterrupt):
+        accept(steps(tmp_path), tmp_path, Console(quiet=True), Falling())
+    assert list(report(tmp_path)) == ["doctor", "tests", "bundle"]
+    assert f"{len(steps(tmp_path)) - 3} steps are still to be done" in (tmp_path / PAGE).read_text()
+
+
 def test_what_depends_on_a_failed_step_is_not_run(tmp_path: Path) -> None:
-    console, run = Console(record=True, width=100), Commands("engines")
-    assert accept(steps(tmp_path), tmp_path, console, run) == 9
-    states = {step["name"]: step for step in json.loads((tmp_path / REPORT).read_text())}
-    assert states["engines"]["state"] == "failed"
-    assert states["engines"]["said"] == ["error: sm_89 is not to be had"]
-    for name in ("verify", "bench 1280x720"):
-        assert states[name]["state"] == "not run"
-        assert states[name]["said"] == ["engines did not pass"]
-    assert states["tests"]["state"] == states["kernel"]["state"] == "passed", "the others go on"
+    run = Commands(" engines ")
+    assert accept(steps(tmp_path), tmp_path, Console(quiet=True), run) == 9
+    found = report(tmp_path)
+    assert found["engines"]["state"] == "failed"
+    assert found["engines"]["said"] == ["error: sm_89 is not to be had"]
+    for name in ("verify 512x512", "bench 1280x720"):
+        assert found[name]["state"] == "not run"
+        assert found[name]["said"] == ["engines did not pass"]
+    assert found["tests"]["state"] == found["kernels"]["state"] == "passed", "the others go on"
 
 
-def test_every_command_is_understood(tmp_path: Path) -> None:
-    """The parsers of the commands take the arguments of the steps."""
-    from vsr_trt import build
-    from vsr_trt.runtime.cli import main as cli
+def test_nothing_that_was_left_out_counts_as_passed(tmp_path: Path) -> None:
+    run = Commands()
+    run.verified = {"networks": {"unet": {"engines": []}}, "engines": "0 of 9 run on NVIDIA H100 (sm_90)"}
+    run.tests = PASSED.replace(
+        "</testsuite>",
+        "<testcase name='b' classname='t'><skipped message='not run: no CUDA driver'/></testcase></testsuite>",
+    )
+    assert accept(steps(tmp_path), tmp_path, Console(quiet=True), run) == 9
+    found = report(tmp_path)
+    assert found["verify 512x512"]["state"] == found["tests"]["state"] == "failed"
+    assert found["verify 512x512"]["said"][-1] == "no engine was run: 0 of 9 run on NVIDIA H100 (sm_90)"
+    assert found["tests"]["said"][-1] == "tests were not run: not run: no CUDA driver"
 
-    for step in steps(tmp_path):
-        if step.arguments[0] == "build.py":
-            build.parser().parse_args(step.arguments[1:])
-        elif step.arguments[1] == "vsr_trt.runtime":
-            cli.parser().parse_args(step.arguments[2:])
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (PASSED, None),
+        (PASSED.replace("<testcase name='a' classname='t'/>", ""), "no test was run"),
+        (SKIPPED, "no test was run"),
+    ],
+)  # fmt: skip
+def test_what_tests_must_say(tmp_path: Path, text: str, said: str | None) -> None:
+    (tmp_path / "t.xml").write_text(text)
+    assert checks.ran_tests(checks.read_tests(tmp_path / "t.xml")) == said
+    (tmp_path / "t.xml").write_text("no report")
+    with pytest.raises(ValueError, match="is no report of tests"):
+        checks.read_tests(tmp_path / "t.xml")
+
+
+def test_pictures_that_are_far_from_the_cpus_fail(tmp_path: Path) -> None:
+    for name, level in (("a", 100), ("b", 120)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(tmp_path / name / "0.png")
+    found = checks.compare_pictures(tmp_path / "a", tmp_path / "b")
+    assert checks.are_near(found) == "a frame is 22.1 dB from the CPU's, at least 35 expected"
+    (tmp_path / "b" / "0.png").rename(tmp_path / "b" / "1.png")
+    with pytest.raises(ValueError, match="do not hold the same pictures"):
+        checks.compare_pictures(tmp_path / "a", tmp_path / "b")
+
+
+def test_there_is_nothing_personal_in_the_report(tmp_path: Path) -> None:
+    class Telling(Commands):
+        def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
+            super().__call__(program, limit)
+            return 1, "", f"at {tmp_path}/x in {Path.home()}/y on {socket.gethostname()}, in {os.getcwd()}\n"  # noqa: PTH109
+
+    accept(steps(tmp_path), tmp_path, Console(quiet=True), Telling())
+    for name in (REPORT, PAGE):
+        text = (tmp_path / name).read_text()
+        assert str(tmp_path) not in text
+        if len(str(Path.home())) > 1:
+            assert f"{Path.home()}/" not in text
+        assert f"on {socket.gethostname()}," not in text
+        assert "at OUT/x in ~/y" in text
+
+
+def test_a_step_that_takes_too_long_is_ended() -> None:
+    program = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+print("begun", flush=True)
+time.sleep(600)
+"""
+    assert run_program([sys.executable, "-c", program], 3.0) == (5, "begun\n", ""), "it could tidy up"
+
+
+@pytest.mark.parametrize("library", [RTX, Library("tensorrt", "this-gpu", "gpu")])
+def test_every_command_is_understood(tmp_path: Path, library: Library) -> None:
+    """By the parsers of all programs that are called."""
+    for step in steps(tmp_path, library):
+        cli.check_command(step)
+    with pytest.raises(
+        InputError, match=r"the command of x is not understood: -m vsr_trt.kernels bench --json"
+    ):
+        cli.check_command(Task("x", ("-m", "vsr_trt.kernels", "bench", "--json")))
+    with pytest.raises(InputError, match="other is no program of this project"):
+        cli.check_command(Task("x", ("-m", "other")))
+
+
+def test_a_dry_run_checks_them_and_runs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert build.main(["gpu-acceptance", "--dry-run", "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(steps(out))} commands, all understood; none was run" in said
+    assert not out.exists()
+
+
+def test_the_library_is_the_gpus() -> None:
+    for capability in ("sm_75", "sm_86", "sm_89", "sm_120"):
+        assert library_for(Gpu("a", capability, 1, "13.0")) == Library("tensorrt_rtx", capability, "rtx")
+    for capability in ("sm_90", "sm_100", "sm_103"):
+        here = Gpu("NVIDIA H100", capability, 1, "13.0")
+        assert library_for(here) == Library("tensorrt", "this-gpu", "gpu")
+        with pytest.raises(InputError, match=r"does not build for NVIDIA H100 .*take --backend tensorrt"):
+            library_for(here, "tensorrt_rtx")
+    assert library_for(Gpu("a", "sm_89", 1, "13.0"), "tensorrt").extra == "gpu"
+
+
+def test_the_library_builds_for_what_it_is_chosen_for() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from vsr_trt.engines.tensorrt.library import load
+
+    assert set(load("tensorrt_rtx").targets) == set(RTX_TARGETS)
 
 
 def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
@@ -76,8 +228,8 @@ def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
 
     if why_not() is None:
         pytest.skip("this machine has a GPU")
-    script = Path(__file__).parents[2] / "build.py"
-    done = processes.run([sys.executable, str(script), "gpu-acceptance", "--out", str(tmp_path / "out")])
-    assert done.returncode == 7
-    assert "acceptance needs an NVIDIA GPU" in done.stderr
-    assert not (tmp_path / "out").exists()
+    for more in ([], ["--extra"]):
+        done = processes.run([sys.executable, SCRIPT, "gpu-acceptance", "--out", tmp_path / "out", *more])
+        assert done.returncode == 7
+        assert "acceptance needs an NVIDIA GPU" in done.stderr
+        assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""An engine of each library on a GPU, against ONNX Runtime, through Polygraphy."""
+"""An engine of each library on a GPU, against ONNX Runtime, in memory of ours, as the runtime runs it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def add(folder: Path, manifest: Manifest, kernels: Sequence[str] = ("sm_80",)) -
         "grid": ["ceil(width / 128)", "height", "channels"],
         "threads": 128,
         "shared_memory": 0,
-        "files": {"cubin": {"name": "blend.cubin"}},
+        "files": {"cubin": {"name": "blend.cubin"}, "ptx": {"name": "blend.ptx"}},
         "arguments": [{"name": name, "type": "pointer"} for name in arguments]
         + [{"name": name, "type": "int32"} for name in sizes],
     }
@@ -53,4 +53,5 @@ def add(folder: Path, manifest: Manifest, kernels: Sequence[str] = ("sm_80",)) -
         for target in kernels
     )
     put("kernels/blend.cubin", b"machine code")
+    put("kernels/blend.ptx", b"text")
     return dataclasses.replace(manifest, files=files, engines=tuple(records), kernels=launches)

@@ -47,6 +47,17 @@ PAIRS = {
     "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease",
 }
 RELEASES = {release: make for make, release in PAIRS.items()}
+UNCAPTURABLE = {
+    *("cuCtxSynchronize", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuMemcpyDtoD", "cuMemAlloc", "cuMemFree"),
+    *(
+        "cuMemHostAlloc",
+        "cuMemFreeHost",
+        "cuModuleLoadData",
+        "cuModuleUnload",
+        "cuStreamDestroy",
+        "cuEventQuery",
+    ),
+}
 SYNCHRONISING = {
     "cuStreamSynchronize",
     "cuEventSynchronize",
@@ -116,9 +127,12 @@ class FakeDriver:
                 raise
         else:
             raise AssertionError("these tests are for machines without a driver")
+        self._refuse_while_capturing(name, arguments)
         number = len(self.calls)
         self.calls.append((name, arguments))
         if number == self.fail:
+            if name == "cuStreamEndCapture":
+                self._capturing.pop(int(arguments[0]), None)  # it has ended all the same
             return (getattr(self.real.CUresult, self.status), *[None] * 2)
         if name in RELEASES:
             self._release(name, arguments[0])
@@ -127,6 +141,19 @@ class FakeDriver:
         if name in PAIRS and name != "cuDevicePrimaryCtxRetain":
             self.live.append((name, int(result[0])))
         return (self.real.CUresult.CUDA_SUCCESS, *result)
+
+    def _refuse_while_capturing(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """What CUDA forbids while a stream is captured, in the mode that forbids least ("Prohibited and Unhandled
+        Operations" in the programming guide): it would spoil the capture, whoever's it is."""
+        if not self._capturing:
+            return
+        assert name not in UNCAPTURABLE, f"{name} while a graph is captured"
+        if name in ("cuStreamQuery", "cuStreamSynchronize"):
+            assert int(arguments[0]) not in self._capturing, f"{name} of a stream that is captured"
+        if name.endswith("Async") or name in ("cuLaunchKernel", "cuEventRecord", "cuStreamWaitEvent"):
+            assert all(int(value) for value in arguments if isinstance(value, self.real.CUstream)), (
+                "legacy stream"
+            )
 
     def _release(self, name: str, handle: Any) -> None:
         made = RELEASES[name], int(handle)
@@ -393,7 +420,7 @@ def blend(*values: Any) -> None:
 
 
 class FakeTensorRT:
-    """See the module. A plan is the name of its network, and `+warp` where the attention is left out.
+    """See the module. A plan is the name of its network.
 
     Args:
         manifest: whose networks the engines run.
@@ -428,6 +455,7 @@ class FakeTensorRT:
         self.objects: weakref.WeakSet[Any] = weakref.WeakSet()  # engines and contexts that live
         self.caches: list[bytes] = []
         self.damaged = False
+        self.capturable = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -493,6 +521,8 @@ class IRuntimeCache(_Checked):
 
     def deserialize(self, blob: bytes) -> bool:
         self._trt.caches.append(blob)
+        if self._trt.damaged:
+            self._trt.logger.log(self._trt.real.ILogger.Severity.ERROR, "the runtime cache is rejected")
         return not self._trt.damaged
 
     def serialize(self) -> bytes:
@@ -513,6 +543,9 @@ class _Context(_Checked):
             self._trt.logger.log(self._trt.real.ILogger.Severity.ERROR, "memory must be aligned on 512 bytes")
             return
         self._memory = memory, size
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._trt.capturable
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = shape

@@ -61,6 +61,9 @@ def check_binary(made: build.Compiled, target: str) -> None:
     assert made.cubin[:4] == b"\x7fELF"
     machine, flags = struct.unpack_from("<H", made.cubin, 18)[0], struct.unpack_from("<I", made.cubin, 48)[0]
     assert machine == 190  # EM_CUDA
+    # OS ABI and its version: a driver of CUDA 12 takes these, and of the newer one only for GPUs that it knows by it
+    assert (made.cubin[7], made.cubin[8]) == ((0x33, 7) if TARGETS[target].capability < 100 else (0x41, 8))
+    assert info.ptxas.startswith("12.") == (TARGETS[target].capability < 100)
     capability = TARGETS[target].capability
     assert capability in (flags & 0xFF, flags >> 8 & 0xFF)
     assert info.kernel.encode() in made.cubin

@@ -213,7 +213,11 @@ def with_kernel(folder: Path, targets: Sequence[str] = ("sm_89",)) -> Bundle:
             "grid": ["1", "1", "1"],
             "threads": 1,
         }
-        content |= {"shared_memory": 0, "files": {"cubin": {"name": f"k.{target}.cubin"}}, "arguments": []}
+        content |= {
+            "shared_memory": 0,
+            "files": {"cubin": {"name": f"k.{target}.cubin"}, "ptx": {"name": f"k.{target}.cubin"}},
+            "arguments": [],
+        }
         path.write_text(json.dumps(content))
         (folder / f"k.{target}.cubin").write_bytes(b"")
         files |= {name.name: FileEntry.of(name) for name in (path, path.with_suffix(".cubin"))}
@@ -234,6 +238,9 @@ def test_a_kernel_computes_what_has_no_engine(tmp_path: Path) -> None:
     assert found.batches["cfr"] == 2, "all tiles at once"
     assert choose_engines(bundle, every, "sm_89", (HD.width, HD.height), Options()).kernels == ()
     assert choose_engines(bundle, few, "portable", (HD.width, HD.height), Options()).kernels == ("cfr",)
+    assert choose_engines(bundle, few, "sm_120", (HD.width, HD.height), Options()).kernels == ("cfr",), (
+        "by PTX"
+    )
     with pytest.raises(EngineError, match="no engine for sm_75 of cfr"):
         choose_engines(bundle, few, "sm_75", (HD.width, HD.height), Options())
 

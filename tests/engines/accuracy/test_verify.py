@@ -318,9 +318,14 @@ def test_an_engine_is_compared_with_the_graph_it_was_made_from(
     monkeypatch.setattr(gpu_check.gpu, "detect", lambda: Gpu("NVIDIA L4", "sm_89", 24 << 30, "13.0"))
 
     def run_apart(
-        plan: Path, backend: str, feeds: list[dict[str, np.ndarray]]
+        plan: Path,
+        backend: str,
+        network: str,
+        feeds: list[dict[str, np.ndarray]],
+        like: list[dict[str, np.ndarray]],
     ) -> list[dict[str, np.ndarray]]:
-        assert (plan.name, backend) == ("encode.engine", "tensorrt_rtx")
+        assert (plan.name, backend, network) == ("encode.engine", "tensorrt_rtx", "encode")
+        assert [set(one) for one in like] == [{"latent"}] * len(feeds)
         exact = onnxruntime.InferenceSession(bundle / "onnx" / "encode.onnx")
         return [{"latent": exact.run(None, feed)[0] * np.float32(1.1)} for feed in feeds]
 
@@ -342,10 +347,12 @@ def test_an_engine_is_compared_with_the_graph_it_was_made_from(
 
 def test_a_plan_that_does_not_run_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "net.engine").write_bytes(b"no plan")
+    feeds = [{"x": np.zeros(1, np.float32)}]
+    # without a driver already the first call of it fails; with one, the plan does
     with pytest.raises(
-        DeviceError, match=r"net\.engine does not run \(tensorrt_rtx, exit code \d+\): .*Error"
+        DeviceError, match=r"net\.engine does not run \(tensorrt_rtx, exit code \d+\): .*(driver|loaded)"
     ):
-        gpu_check.run_apart(tmp_path / "net.engine", "tensorrt_rtx", [{"x": np.zeros(1, np.float32)}])
+        gpu_check.run_apart(tmp_path / "net.engine", "tensorrt_rtx", "net", feeds, feeds)
 
 
 # ---------------------------------------------------------------- the golden bundle, with torch

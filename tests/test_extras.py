@@ -1,0 +1,48 @@
+"""The extras by which users install a side: what each brings can be imported where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vsr_trt.runtime import doctor
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+EXTRAS = {
+    name: [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]  # type: ignore[index]
+    for name, requirements in PROJECT["optional-dependencies"].items()
+}
+IMPORTED = {
+    "onnxruntime-gpu": "onnxruntime",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+    "cuda-python": "cuda.bindings.driver",
+    "nvidia-ml-py": "pynvml",
+}
+RUN = ("cpu", "gpu", "rtx", "ort-gpu", "pycuda")
+
+
+def test_all_sides_have_an_extra() -> None:
+    assert set(EXTRAS) == {*RUN, "build", "dev"}
+    assert "onnxruntime" not in EXTRAS["ort-gpu"], "both share an import name"
+
+
+@pytest.mark.parametrize(
+    "package", sorted({p for name in ("cpu", "gpu", "rtx", "ort-gpu", "pycuda") for p in EXTRAS[name]})
+)
+def test_what_is_installed_can_be_imported(package: str) -> None:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"not run: {package} is not installed")
+    importlib.import_module(IMPORTED.get(package, package))
+
+
+def test_the_doctor_has_a_row_for_each() -> None:
+    rows = set(doctor.diagnose(None).packages)
+    for extra in RUN:
+        assert set(EXTRAS[extra]) - {"nvidia-ml-py"} <= rows
