@@ -72,7 +72,11 @@ class Driver:
         """
         try:
             status, *results = getattr(self.module, name)(*arguments)
-        except RuntimeError as error:  # cuda-python found no driver library
+        except RuntimeError as error:  # cuda-python found no driver library, or not this function in it
+            if "not found" in str(error) and "library" not in str(error):
+                raise DeviceError(
+                    f"this CUDA driver is too old: it has no {name}. Install a driver for CUDA 12 or later."
+                ) from error
             raise DeviceError(
                 "there is no CUDA driver on this machine. onnxruntime-cpu runs without one."
             ) from error

@@ -261,3 +261,47 @@ def test_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ptx_that_ptxas_refuses_shows_its_words() -> None:
     with pytest.raises(KernelError, match=r"ptxas refuses the kernel for sm_89: .*nonsense"):
         ptx.assemble(compiled().ptx.replace("ret;", "nonsense;"))
+
+
+# -- parameters of the binary --------------------------------------------------------------------------
+
+
+def parameters_of(cubin: bytes, kernel: str) -> list[tuple[int, int]]:
+    """Offset and size of the entry's parameters, by their order: EIATTR_KPARAM_INFO of `.nv.info.<kernel>`."""
+    table, size, count, names = (
+        struct.unpack_from("<Q10xHHH", cubin, 40)[0],
+        *struct.unpack_from("<HHH", cubin, 58),
+    )
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + index * size) for index in range(count)]
+    strings = sections[names][4]
+
+    def name_of(section: tuple[int, ...]) -> str:
+        start = strings + section[0]
+        return cubin[start : cubin.index(b"\0", start)].decode()
+
+    (info,) = (section for section in sections if name_of(section) == f".nv.info.{kernel}")
+    content, found, place = cubin[info[4] : info[4] + info[5]], {}, 0
+    while place < len(content):
+        form, attribute, length = struct.unpack_from("<BBH", content, place)
+        place += 4
+        if form != 4:  # the value is in the header itself
+            continue
+        if attribute == 0x17:
+            _, ordinal, offset, flags = struct.unpack_from("<IHHI", content, place)
+            found[ordinal] = offset, flags >> 18
+        place += length
+    return [found[ordinal] for ordinal in sorted(found)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_binary_takes_the_arguments_of_the_metadata(target: str) -> None:
+    """In number, order and size, as the host passes them: pointers of 8 bytes, integers of 4, each aligned."""
+    for made in (compiled(target), blending(target)):
+        declared = launch.arguments(made.launch.kernel, made.launch.dtype)
+        expected, end = [], 0
+        for argument in declared:
+            size = 8 if argument.type == "pointer" else 4
+            end = -(-end // size) * size
+            expected.append((end, size))
+            end += size
+        assert parameters_of(made.cubin, made.launch.kernel) == expected

@@ -1,0 +1,102 @@
+"""The real cuda-python on a driver that is compiled here: every call passes the real binary interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import processes
+
+TESTS = Path(__file__).parents[1]
+MAKES = {
+    "cuMemAlloc": "cuMemFree",
+    "cuMemHostAlloc": "cuMemFreeHost",
+    "cuStreamCreate": "cuStreamDestroy",
+    "cuEventCreate": "cuEventDestroy",
+    "cuModuleLoadData": "cuModuleUnload",
+    "cuGraphInstantiate": "cuGraphExecDestroy",
+    "cuStreamEndCapture": "cuGraphDestroy",
+    "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease",
+}
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("NOT RUN: the stub driver needs a C compiler (cc, gcc or clang) and Linux")
+    pytest.importorskip("cuda.bindings.driver", reason="NOT RUN: cuda-python is not installed")
+    pytest.importorskip("tensorrt_rtx", reason="NOT RUN: TensorRT-RTX is not installed")
+    folder = tmp_path_factory.mktemp("stub")
+    source = TESTS / "data" / "stub" / "libcuda.c"
+    command = [
+        compiler,
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-ffp-contract=off",
+    ]
+    subprocess.run([*command, "-o", folder / "libcuda.so.1", source], check=True)
+    return folder
+
+
+def through(stub: Path, folder: Path, graphs: str) -> tuple[dict, list[list[str]]]:
+    log = folder / "calls.log"
+    (folder / "bundle").mkdir()
+    paths = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+    variables = {"LD_LIBRARY_PATH": str(stub), "VSR_STUB_LOG": str(log), "PYTHONPATH": paths}
+    script = TESTS / "helpers" / "stub_run.py"
+    done = processes.run([sys.executable, script, folder / "bundle", graphs], env=os.environ | variables)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), [line.split() for line in log.read_text().splitlines()]
+
+
+def test_the_bytes_are_the_cpus_and_everything_is_given_back(stub: Path, tmp_path: Path) -> None:
+    found, calls = through(stub, tmp_path, "eager")
+    assert found["gpu"] == "Stub (sm_89)"
+    assert found["got"] == found["expected"]
+    count = Counter(call[0] for call in calls)
+    for make, release in MAKES.items():
+        assert count[make] == count[release], f"{make} and {release}"
+    assert ["cuMemcpyHtoDAsync", str(136 * 200 * 3)] in calls
+    assert ["cuMemcpyDtoHAsync", str(16 * 136 * 200 * 3)] in calls
+    # blocks, threads, shared memory and integers of both blendings, as numbers that came through the interface
+    assert {" ".join(call[1:]) for call in calls if call[0] == "cuLaunchKernel"} == {
+        "1 72 4 128 1 1 0: 2 2 4 64 64 72 104",
+        "7 576 3 128 1 1 0: 2 2 3 512 512 576 832",
+    }
+    assert count["cuMemcpy3DAsync"] > 0
+
+
+def test_graphs_are_made_launched_and_destroyed(stub: Path, tmp_path: Path) -> None:
+    _, calls = through(stub, tmp_path, "graphs")
+    count = Counter(call[0] for call in calls)
+    for make, release in MAKES.items():
+        assert count[make] == count[release], f"{make} and {release}"
+    assert count["cuStreamBeginCapture"] == count["cuGraphInstantiate"] > 0
+    assert {call[1] for call in calls if call[0] == "cuStreamBeginCapture"} == {"1"}, "thread-local"
+    assert count["cuGraphLaunch"] == 3 * count["cuGraphInstantiate"] // 2  # 3 frames, 2 slots
+    last = max(i for i, call in enumerate(calls) if call[0] == "cuGraphExecDestroy")
+    first = next(i for i, call in enumerate(calls) if call[0] == "cuMemFree")
+    assert last < first, "graphs go before the memory that they work in"
+
+
+def test_a_driver_without_a_function_is_too_old_and_not_missing(stub: Path, tmp_path: Path) -> None:
+    script = """
+from cuda.bindings import driver
+from vsr_trt.runtime.cuda.driver import Driver
+Driver(driver).call("cuCtxSynchronize")
+"""
+    variables = {"LD_LIBRARY_PATH": str(stub), "VSR_STUB_LOG": str(tmp_path / "log")}
+    done = processes.run([sys.executable, "-c", script], env=os.environ | variables)
+    assert "this CUDA driver is too old: it has no cuCtxSynchronize" in done.stderr
