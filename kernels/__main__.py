@@ -27,6 +27,7 @@ from rich.table import Table
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.machine.files import write_whole
+from vsr_trt.runtime.machine.gpu import why_none
 
 _EXAMPLES = """\
 examples:
@@ -316,8 +317,10 @@ def _bench(options: argparse.Namespace) -> None:
         )
     found = benchmark.machine()
     console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
-    if "Triton kernel" not in {row.form for row in measured}:
-        console.print("Triton kernel: not run, no GPU here.")
+    forms = {row.form for row in measured}
+    for form in benchmark.GPU_FORMS:
+        if form not in forms:
+            console.print(f"{form}: not run, {why_none() or 'what it needs is not installed'}.")
     if options.json:
         content = {
             "machine": found,

@@ -16,15 +16,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vsr_trt.kernels.gated_topk.fold import AttentionWeights, fold
+from vsr_trt.kernels.gpu.build import is_available
+from vsr_trt.kernels.gpu.targets import TARGETS
+from vsr_trt.runtime.cuda.driver import Driver, bindings
+from vsr_trt.runtime.machine.gpu import detect
 
 HEADS, WIDTH, CHANNELS = 9, 64, 4  # of the published module
 _PACKAGES = ("numpy", "torch", "onnxruntime", "triton", "tensorrt-rtx-cu13")
+_PASSES = 20  # of many launches each, on a GPU
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = Path("/proc/self/clear_refs")
 
@@ -36,7 +42,7 @@ class Measurement:
     Attributes:
         form: its name.
         height, width: of the latents.
-        seconds: of each timed run, in order.
+        seconds: of each timed run, in order; on a GPU of a launch, from passes of 100.
         memory: highest, above what was held before, in bytes; None where the system does not tell.
         difference: from the dense module: the largest, over the largest value of what it adds to the latent.
     """
@@ -133,53 +139,45 @@ def _onnx_function(height: int, width: int) -> Run:
     return lambda: session.run(None, {"current": current, "previous": previous})[0]
 
 
-def _triton(height: int, width: int) -> Run:
-    import torch
-
-    from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention
-    from vsr_trt.kernels.gpu.build import KEYS, QUERIES, WARPS
+def _kernel(height: int, width: int) -> Run:
+    from vsr_trt.kernels.gated_topk.gpu_forms import Kernel
 
     folded = fold(seeded_weights()).astype(np.float32)
-    constants = [torch.from_numpy(array).cuda() for array in (folded.M, folded.P, folded.bias)]
-    current, previous = (torch.from_numpy(latent).cuda() for latent in _latents(height, width))
-    fused = torch.empty_like(current)
-    positions = height * width
-    grid = (-(-positions // QUERIES), 1)
+    here = detect()
+    assert here is not None
+    return Kernel(Driver(bindings()), here.capability, folded, *_latents(height, width))
 
-    def run() -> np.ndarray:
-        gated_topk_attention[grid](
-            current,
-            previous,
-            *constants,
-            HEADS,
-            positions,
-            0,
-            fused,
-            TOP_K=False,
-            BLOCK_P=QUERIES,
-            BLOCK_Q=KEYS,
-            num_warps=WARPS,
-            enable_fp_fusion=False,  # as it is compiled ahead of time
-        )
-        torch.cuda.synchronize()
-        return fused.cpu().numpy()
 
-    return run
+def _engine(height: int, width: int) -> Run:
+    import tensorrt_rtx
+
+    from vsr_trt.kernels.gated_topk.gpu_forms import Engine
+    from vsr_trt.kernels.gated_topk.onnx_function import Chunking
+    from vsr_trt.kernels.gated_topk.rtx_plan import build_plan
+
+    here = detect()
+    assert here is not None
+    kind = here.capability.replace("sm_", "SM")
+    plan, _ = build_plan(fold(seeded_weights()), height, width, Chunking.for_compilers(None), capability=kind)
+    return Engine(Driver(bindings()), tensorrt_rtx, plan, *_latents(height, width))
 
 
 FORMS: dict[str, Callable[[int, int], Run]] = {
     "torch, dense": _dense_torch,
     "torch, folded": _folded_torch,
     "ONNX function": _onnx_function,
-    "Triton kernel": _triton,
+    "GPU kernel": _kernel,
+    "GPU engine": _engine,
 }
+GPU_FORMS = ("GPU kernel", "GPU engine")
 
 
 def available_forms() -> list[str]:
-    """The forms that can run here; the Triton kernel needs a GPU."""
-    import torch
-
-    return [form for form in FORMS if form != "Triton kernel" or torch.cuda.is_available()]
+    """The forms that can run here: those for a GPU need one that kernel or engine are compiled for."""
+    here = detect()
+    able = {"GPU kernel": here is not None and here.capability in TARGETS and is_available()}
+    able["GPU engine"] = here is not None and find_spec("tensorrt_rtx") is not None
+    return [form for form in FORMS if able.get(form, True)]
 
 
 def measure(
@@ -231,11 +229,18 @@ def _measure_here(form: str, height: int, width: int, seconds: float) -> tuple[l
     result = run()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
+        if hasattr(run, "seconds"):  # the GPU's own time, of many launches
+            times.append(run.seconds())
+            if len(times) >= _PASSES:
+                break
+            continue
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
     after = _resident("VmHWM")
-    return times, None if before is None or after is None else max(0, after - before), result
+    if before is None or after is None or hasattr(run, "seconds"):
+        return times, None, result
+    return times, max(0, after - before), result
 
 
 def _resident(field: str) -> int | None:

@@ -20,7 +20,23 @@ def activation_memory(
     dtype: DType = "fp32",
     capability: str = "SM89",
 ) -> int:
-    """Builds a plan of the operator alone, and reads off its activation memory in bytes.
+    """Activation memory of a plan of the operator alone, in bytes; see `build_plan`."""
+    return build_plan(folded, height, width, chunking, k, dtype, capability)[1]
+
+
+def build_plan(
+    folded: FoldedAttention,
+    height: int,
+    width: int,
+    chunking: Chunking,
+    k: int | None = None,
+    dtype: DType = "fp32",
+    capability: str = "SM89",
+) -> tuple[bytes, int]:
+    """Builds a plan of the operator alone.
+
+    Returns:
+        The plan, and its activation memory in bytes.
 
     Raises:
         KernelError: TensorRT-RTX is not installed or refuses the graph; the message is its own.
@@ -62,4 +78,4 @@ def activation_memory(
     found = [int(match[1]) for _, text in lines if (match := _ACTIVATIONS.search(text))]
     if not found:
         raise KernelError("TensorRT-RTX did not say how much memory the plan takes.")
-    return found[-1]
+    return bytes(plan), found[-1]

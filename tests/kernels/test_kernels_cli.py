@@ -118,7 +118,8 @@ def test_bench_measures_every_form_that_runs_here(tmp_path: Path) -> None:
     content = json.loads(report.read_text())
     forms = [row["form"] for row in content["measured"]]
     assert forms[:3] == ["torch, dense", "torch, folded", "ONNX function"]
-    assert ("Triton kernel" in forms) != ("Triton kernel: not run, no GPU here" in done.stdout)
+    for form in ("GPU kernel", "GPU engine"):
+        assert (form in forms) != (f"{form}: not run, " in done.stdout)
     for row in content["measured"]:
         assert len(row["seconds"]) >= 3
         assert row["median"] > 0
