@@ -30,7 +30,7 @@ class Bands:
 
 
 def cut(
-    writer: Writer, data: ir.Value, filter: Filter, target: int, inset: tuple[int, int] = (0, 0)
+    writer: Writer, data: ir.Value, scheme: Filter, target: int, inset: tuple[int, int] = (0, 0)
 ) -> Bands:
     """Cuts pictures into bands of rows.
 
@@ -38,12 +38,12 @@ def cut(
         writer: of the nodes that find the cut out in a run.
         data: (n,h,w,c); whole windows.
         inset: rows of the data above and below that windows only reach into, where zeros would be otherwise.
-        filter: that bands are cut for.
+        scheme: that bands are cut for.
         target: windows that a band has at most, if its rows allow.
     """
     graph, op = writer.graph, writer.op
     count, height, width = (writer.shape(data, axis) for axis in range(3))
-    step, side = integers(graph, filter.step), filter.window
+    step, side = integers(graph, scheme.step), scheme.window
     inner = op("Sub", height, integers(graph, sum(inset))) if any(inset) else height
     down, columns = op("Div", inner, step), op("Div", width, step)
     rows = _windows_down(writer, down, columns, target)
@@ -56,20 +56,20 @@ def cut(
     picture = op("Div", start, op("Mul", down, step))
     top = op("Mul", picture, height)
     start = op("Add", start, op("Mul", picture, op("Sub", height, op("Mul", down, step))))
-    start = op("Sub", start, integers(graph, filter.before - inset[0]))
-    stop = op("Add", start, op("Add", high, integers(graph, side - filter.step)))
+    start = op("Sub", start, integers(graph, scheme.before - inset[0]))
+    stop = op("Add", start, op("Add", high, integers(graph, side - scheme.step)))
     first, end = op("Max", start, top), op("Min", stop, op("Add", top, height))
     none = op("Mul", numbers, integers(graph, 0))
-    left = op("Add", none, integers(graph, filter.before))
-    right = op("Add", none, integers(graph, side - filter.step - filter.before))
+    left = op("Add", none, integers(graph, scheme.before))
+    right = op("Add", none, integers(graph, side - scheme.step - scheme.before))
     pads = (op("Sub", first, start), left, none, op("Sub", stop, end), right, none)
 
     # lines of its windows, and pixels of each window's lines; or pixels of its windows
-    wide = op("Add", width, integers(graph, side - filter.step))
+    wide = op("Add", width, integers(graph, side - scheme.step))
     within = constant(graph, f"cpu_range_{side}", np.arange(side))
     down, across = (op("Mul", writer.range(value), step) for value in (rows, columns))
     lines = op("Add", op("Reshape", within, integers(graph, side, 1)), down)
-    if filter.is_direct:
+    if scheme.is_direct:
         lines = op("Mul", op("Add", op("Reshape", down, integers(graph, -1, 1)), within), wide)
         pixels = op("Add", op("Reshape", across, integers(graph, -1, 1)), within)
         lines = op("Unsqueeze", lines, integers(graph, 1, 3))

@@ -251,13 +251,13 @@ class _Rewriting(Writer):
             return None
         if (found := self._filter(node, data, inputs * outputs)) is None:
             return None
-        filter, inset = found
-        if filter.name == "upsampling":
+        scheme, inset = found
+        if scheme.name == "upsampling":
             small = before_doubling(data, inset)
             assert small is not None
-            return _Layer(filter, small, weight, bias, None, inset)
+            return _Layer(scheme, small, weight, bias, None, inset)
         norm = norm_before(data)
-        return _Layer(filter, norm.data if norm is not None else data, weight, bias, norm, inset)
+        return _Layer(scheme, norm.data if norm is not None else data, weight, bias, norm, inset)
 
     def _filter(self, node: ir.Node, data: ir.Value, channels: int) -> tuple[Filter, tuple[int, int]] | None:
         """How a 3x3 convolution is best computed, and the rows that it has instead of zeros."""
@@ -294,11 +294,11 @@ class _Rewriting(Writer):
             result: what is rewritten.
             residual: with the channels last, to be added.
         """
-        graph, filter = self.graph, layer.filter
+        graph, scheme = self.graph, layer.filter
         outputs = integers(graph, layer.channels[1])
         bands = self._bands_of(layer)
         high, wide = (
-            self.op("Mul", windows, integers(graph, filter.results))
+            self.op("Mul", windows, integers(graph, scheme.results))
             for windows in (bands.rows, bands.columns)
         )
         shape = self.joined(high, wide, outputs)
@@ -335,7 +335,7 @@ class _Rewriting(Writer):
             has_residual: whether a band of the residual is the last input.
             is_measured: whether the means and squares of rows are outputs too.
         """
-        graph, filter, op = self.graph, layer.filter, self.op
+        graph, scheme, op = self.graph, layer.filter, self.op
         inputs, outputs = layer.channels
         data = self._to_last(layer.data)
         rows = op(
@@ -343,7 +343,7 @@ class _Rewriting(Writer):
         )
         kernels = self._kernels(layer, bands)
         squares = self.joined(
-            integers(graph, filter.results, filter.results),
+            integers(graph, scheme.results, scheme.results),
             bands.rows,
             bands.columns,
             integers(graph, outputs),
@@ -363,12 +363,12 @@ class _Rewriting(Writer):
             pixels = op("Add", op("Mul", pixels, factor), shift)
             pixels = op("QuickGelu", pixels, domain=_CONTRIB, alpha=1.0)  # with alpha 1, it is SiLU
         pixels = op("Pad", pixels, pads)
-        if filter.is_direct:
+        if scheme.is_direct:
             pixels = op("Gather", op("Reshape", pixels, integers(graph, -1, inputs)), bands.pixels)
             values = op("MatMul", op("Reshape", pixels, integers(graph, -1, TAPS * TAPS * inputs)), kernels)
         else:
-            values = op("MatMul", self._values(filter, pixels, bands, inputs), kernels)
-            values = op("Reshape", self._results(filter, values), squares)
+            values = op("MatMul", self._values(scheme, pixels, bands, inputs), kernels)
+            values = op("Reshape", self._results(scheme, values), squares)
             values = op("Transpose", values, perm=[2, 0, 3, 1, 4])
         values = op("Reshape", values, shape)
         if layer.bias is not None:
@@ -392,61 +392,61 @@ class _Rewriting(Writer):
         self.steps = outside
         return body
 
-    def _values(self, filter: Filter, pixels: ir.Value, bands: Bands, channels: int) -> ir.Value:
+    def _values(self, scheme: Filter, pixels: ir.Value, bands: Bands, channels: int) -> ir.Value:
         """(rows,w,c) -> (products,windows,c), first down the windows, then across."""
         graph, op = self.graph, self.op
-        side, products = filter.window, filter.products
-        transform = self._transform(filter, "B")
+        side, products = scheme.window, scheme.products
+        transform = self._transform(scheme, "B")
         lines = op("Reshape", op("Gather", pixels, bands.lines), integers(graph, side, -1))
         lines = op("Reshape", op("MatMul", transform, lines), integers(graph, products, -1, channels))
         squares = op("Gather", lines, bands.pixels, axis=1)
         values = op("MatMul", transform, op("Reshape", squares, integers(graph, products, side, -1)))
         return op("Reshape", values, integers(graph, products**2, -1, channels))
 
-    def _results(self, filter: Filter, values: ir.Value) -> ir.Value:
+    def _results(self, scheme: Filter, values: ir.Value) -> ir.Value:
         """(products,windows,c) -> (results,results,windows*c), likewise."""
         graph, op = self.graph, self.op
-        transform = self._transform(filter, "A")
-        lines = op("MatMul", transform, op("Reshape", values, integers(graph, filter.products, -1)))
+        transform = self._transform(scheme, "A")
+        lines = op("MatMul", transform, op("Reshape", values, integers(graph, scheme.products, -1)))
         return op(
-            "MatMul", transform, op("Reshape", lines, integers(graph, filter.results, filter.products, -1))
+            "MatMul", transform, op("Reshape", lines, integers(graph, scheme.results, scheme.products, -1))
         )
 
-    def _transform(self, filter: Filter, name: str) -> ir.Value:
-        matrix: np.ndarray = getattr(filter, name)
-        return constant(self.graph, f"{filter.name}_{name}", matrix.astype(np.float32))
+    def _transform(self, scheme: Filter, name: str) -> ir.Value:
+        matrix: np.ndarray = getattr(scheme, name)
+        return constant(self.graph, f"{scheme.name}_{name}", matrix.astype(np.float32))
 
     def _kernels(self, layer: _Layer, bands: Bands) -> ir.Value:
         """(products, inputs, outputs): the kernel's values; (taps * inputs, outputs) if they are its taps."""
-        graph, filter = self.graph, layer.filter
+        graph, scheme = self.graph, layer.filter
         inputs, outputs = layer.channels
         # in two steps that ONNX Runtime, which computes them as it loads the graph, has fast code for
         taps = self.op("Transpose", layer.weight, perm=[1, 2, 3, 0])
         taps = self.op("Transpose", taps, perm=[1, 2, 0, 3])
-        if filter.is_direct:
+        if scheme.is_direct:
             return self.op("Reshape", taps, integers(graph, -1, outputs))
-        key = layer.weight, filter.name
+        key = layer.weight, scheme.name
         if key in self._transformed:  # strips share them
             return self._transformed[key]
         # a shape that is known in a run only: what is computed from here on would be kept otherwise
         one = self.op("Div", bands.count, bands.count)
         shape = self.joined(self.op("Mul", one, integers(graph, TAPS * TAPS)), integers(graph, -1))
         taps = self.op("Reshape", taps, shape)
-        both_ways = np.kron(filter.G, filter.G).astype(np.float32)
-        taps = self.op("MatMul", constant(graph, f"{filter.name}_G", both_ways), taps)
-        taps = self.op("Reshape", taps, integers(graph, filter.products**2, inputs, outputs))
+        both_ways = np.kron(scheme.G, scheme.G).astype(np.float32)
+        taps = self.op("MatMul", constant(graph, f"{scheme.name}_G", both_ways), taps)
+        taps = self.op("Reshape", taps, integers(graph, scheme.products**2, inputs, outputs))
         self._transformed[key] = taps
         return taps
 
     def _bands_of(self, layer: _Layer) -> Bands:
         """Cuts pictures; once for all of one size."""
-        data, filter = layer.data, layer.filter
+        data, scheme = layer.data, layer.filter
         inputs, outputs = layer.channels
-        windows = (_WIDE_BAND if inputs * outputs > _WIDE else _BAND) // filter.products**2
+        windows = (_WIDE_BAND if inputs * outputs > _WIDE else _BAND) // scheme.products**2
         assert data.shape is not None
-        key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), filter.name, str(windows), str(layer.inset))
+        key = (*(str(data.shape[axis]) for axis in (0, 2, 3)), scheme.name, str(windows), str(layer.inset))
         if key not in self._bands:
-            self._bands[key] = cut(self, self._to_last(data), filter, windows, layer.inset)
+            self._bands[key] = cut(self, self._to_last(data), scheme, windows, layer.inset)
         return self._bands[key]
 
     def _normalisation(self, node: ir.Node) -> tuple[ir.Value, None] | None:
