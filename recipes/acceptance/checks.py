@@ -57,6 +57,13 @@ def ran_tests(result: Any) -> str | None:
     return f"tests were not run: {wanting[0]}" if wanting else None
 
 
+def all_hold(result: Any) -> str | None:
+    """Of a program that prints named checks: each holds."""
+    found = result.get("checks", {}) if isinstance(result, dict) else {}
+    wrong = [name for name, holds in found.items() if not holds]
+    return f"not so: {', '.join(wrong)}" if wrong or not found else None
+
+
 def compare_pictures(one: Path, other: Path) -> dict[str, Any]:
     """PSNR of two folders of pictures, frame by frame.
 

@@ -134,7 +134,9 @@ def check_command(step: Task) -> None:
     """
     first, *rest = step.arguments
     try:
-        if first == str(SCRIPT):
+        if not rest and Path(first).is_file():
+            compile(Path(first).read_text(encoding="utf-8"), first, "exec")
+        elif first == str(SCRIPT):
             from vsr_trt import build
 
             build.parser().parse_args(rest)

@@ -64,6 +64,11 @@ def tasks(
     made = ("bundle", "calibrate", "engines")
     return [
         Task("doctor", (*runtime, "doctor", "--json"), limit=5 * _MINUTE),
+        Task(
+            "device without TensorRT",
+            (str(build_script.parent / "tests" / "gpu" / "device_without_tensorrt.py"),),
+            check=checks.all_hold,
+        ),
         _tests("tests", out, ("tests/gpu",)),
         Task("bundle", (script, "bundle", *weights, "--out", bundle, "--kernels", "--overwrite", "--json")),
         Task(

@@ -59,6 +59,8 @@ class Commands:
             folder = Path(program[program.index("-o") + 1])
             folder.mkdir(exist_ok=True)
             Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(folder / "a.png")
+        if program[-1].endswith("device_without_tensorrt.py"):
+            return 0, json.dumps({"checks": {"whole": True}}), ""
         return 0, json.dumps(self.verified if "verify" in program else {"load_seconds": 1.5}), ""
 
 
@@ -101,8 +103,8 @@ def test_the_report_is_written_after_each_step(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         accept(steps(tmp_path), tmp_path, Console(quiet=True), Falling())
-    assert list(report(tmp_path)) == ["doctor", "tests", "bundle"]
-    assert f"{len(steps(tmp_path)) - 3} steps are still to be done" in (tmp_path / PAGE).read_text()
+    assert list(report(tmp_path)) == ["doctor", "device without TensorRT", "tests", "bundle"]
+    assert f"{len(steps(tmp_path)) - 4} steps are still to be done" in (tmp_path / PAGE).read_text()
 
 
 def test_what_depends_on_a_failed_step_is_not_run(tmp_path: Path) -> None:

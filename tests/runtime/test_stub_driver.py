@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,42 @@ def test_graphs_are_made_launched_and_destroyed(stub: Path, tmp_path: Path) -> N
     last = max(i for i, call in enumerate(calls) if call[0] == "cuGraphExecDestroy")
     first = next(i for i, call in enumerate(calls) if call[0] == "cuMemFree")
     assert last < first, "graphs go before the memory that they work in"
+
+
+def test_the_check_for_a_real_driver_holds_here(stub: Path, tmp_path: Path) -> None:
+    """The program for machines with a GPU and no TensorRT: whole, tiles, slots, graphs, threads, interop, leaks."""
+    (tmp_path / "bundle").mkdir()
+    variables = {"LD_LIBRARY_PATH": str(stub), "VSR_STUB_LOG": str(tmp_path / "log")}
+    program = TESTS / "gpu" / "device_without_tensorrt.py"
+    done = processes.run([sys.executable, program, tmp_path / "bundle"], env=os.environ | variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["checks"]) == 15
+    assert all(found["checks"].values())
+    log = (tmp_path / "log").read_text()
+    refused, found = log.count("cuModuleLoadData no machine"), log.count("cuModuleGetFunction blend_tiles")
+    assert refused == found > 0, "what is no machine code, then its PTX"
+
+
+def test_it_imports_nothing_but_numpy_cuda_python_and_the_runtime() -> None:
+    text = (TESTS / "gpu" / "device_without_tensorrt.py").read_text()
+    roots = {match[1] for match in re.finditer(r"^(?:from|import) (\w+)", text, re.MULTILINE)}
+    assert roots - set(sys.stdlib_module_names) == {"numpy", "cuda", "vsr_trt"}
+    assert set(re.findall(r"vsr_trt\.(\w+)", text)) == {"runtime"}
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_90", "sm_120"])
+def test_its_kernels_are_assembled(target: str, tmp_path: Path) -> None:
+    knobs = pytest.importorskip(
+        "triton.knobs", reason="NOT RUN: Triton, which brings ptxas, is not installed"
+    )
+    for name in ("mix", "blend_tiles"):
+        text = (TESTS / "data" / "stub" / f"{name}.ptx").read_text()
+        if name == "blend_tiles" and target == "sm_75":
+            continue  # it is for sm_80 and later
+        (tmp_path / "k.ptx").write_text(text)
+        command = [knobs.nvidia.ptxas_blackwell.path, f"-arch={target}", "k.ptx", "-o", "k.cubin"]
+        subprocess.run(command, check=True, cwd=tmp_path)
 
 
 def test_a_driver_without_a_function_is_too_old_and_not_missing(stub: Path, tmp_path: Path) -> None:
