@@ -79,8 +79,10 @@ def one_thread() -> Iterator[None]:
 
 # Files in which most of the time goes, longest first.
 SLOW = (
-    "test_engine_faults", "test_restorer", "test_parity", "test_shell", "test_cli", "test_verify", "test_engine_builds",
-    "test_cuda_device", "test_strips", "test_triton_kernel", "test_engines_chained", "test_alternatives", "test_bundle",
+    "test_engine_faults", "test_shell", "test_parity", "test_strips", "test_restorer", "test_cuda_device", "test_cli",
+    "test_engine_builds", "test_verify", "test_engines_chained", "test_triton_kernel", "test_stub_driver",
+    "test_gpu_build", "test_corpus", "test_alternatives", "test_base_model", "test_synthetic", "test_kernels_cli",
+    "test_bundle", "test_pictures", "test_acceptance", "test_numbers", "test_lean_install", "test_tensors",
 )  # fmt: skip
 
 

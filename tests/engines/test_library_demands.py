@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Sentences that ask something of who sets the flag, or of who loads the engine.
-_DEMANDS = re.compile(rb"[\x20-\x7e]{20,400}")
+_LONGEST = 500  # characters of a sentence, to either side
 _ASKING = re.compile(
     r"require|must|should|needs to|not compatible|only be set|mutually exclusive", re.IGNORECASE
 )
@@ -66,11 +66,26 @@ def sentences() -> list[str]:
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None or spec.origin is None:
         pytest.skip("not run: TensorRT-RTX is not installed")
-    found = []
+    found = set()
     for library in sorted(Path(spec.origin).parent.glob("libtensorrt_rtx.so*")):
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found += [match[0].decode("ascii") for match in _DEMANDS.finditer(content) if b"k" in match[0]]
-    return found
+            for flag in HEEDED:
+                place = content.find(name := f"k{flag}".encode())
+                while place >= 0:
+                    found.add(
+                        around(content[max(0, place - _LONGEST) : place + _LONGEST], min(place, _LONGEST))
+                    )
+                    place = content.find(name, place + 1)
+    return sorted(found)
+
+
+def around(content: bytes, place: int) -> str:
+    """The string of printable characters that holds `place`."""
+    before = re.search(rb"[\x20-\x7e]*$", content[:place])
+    after = re.match(rb"[\x20-\x7e]*", content[place:])
+    assert before is not None
+    assert after is not None
+    return (before[0] + after[0]).decode("ascii")
 
 
 def test_every_flag_is_looked_up() -> None:
