@@ -29,7 +29,22 @@ class Form(Protocol):
         """Runs many times, and returns the seconds of one."""
 
 
-class Kernel:
+class _OnGpu:
+    """What both forms do with a launch, once they are ready."""
+
+    _gpu: _Gpu
+    _launch: Callable[[Any], None]
+
+    def __call__(self) -> np.ndarray:
+        """See `Form`."""
+        return self._gpu.run(self._launch)
+
+    def seconds(self) -> float:
+        """See `Form`."""
+        return self._gpu.time(self._launch)
+
+
+class Kernel(_OnGpu):
     """The kernel, launched as a bundle's launch metadata say.
 
     Args:
@@ -74,16 +89,8 @@ class Kernel:
 
         self._launch = launch
 
-    def __call__(self) -> np.ndarray:
-        """See `Form`."""
-        return self._gpu.run(self._launch)
 
-    def seconds(self) -> float:
-        """See `Form`."""
-        return self._gpu.time(self._launch)
-
-
-class Engine:
+class Engine(_OnGpu):
     """An engine of the operator's function.
 
     Args:
@@ -112,14 +119,6 @@ class Engine:
             context.execute_async_v3(int(stream))
 
         self._launch = launch
-
-    def __call__(self) -> np.ndarray:
-        """See `Form`."""
-        return self._gpu.run(self._launch)
-
-    def seconds(self) -> float:
-        """See `Form`."""
-        return self._gpu.time(self._launch)
 
 
 class _Gpu:

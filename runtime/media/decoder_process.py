@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
+
+from vsr_trt.runtime.machine.children import python_child
 
 
 def start(*program: str) -> subprocess.Popen[bytes]:
@@ -14,12 +14,13 @@ def start(*program: str) -> subprocess.Popen[bytes]:
 
     It has a session of its own: Ctrl-C in the terminal is for who reads, and the program's end is that of the pipe.
     """
+    command, variables = python_child(*program)
     return subprocess.Popen(
-        [sys.executable, "-P", *program],  # -P: this folder's modules are not the standard library's
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env=variables,
         start_new_session=True,
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.machine.children import python_child
 from vsr_trt.runtime.onnxruntime.cpu import available_cores
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.schedule.canvas import FrameShape
@@ -56,8 +55,7 @@ def _matrix_rate() -> float | None:
     waiting for each other, where no signal reaches Python. An estimate must not cost the work.
     """
     program = f"from vsr_trt.runtime.plan import roofline; print(roofline.matrix_rate({_SECONDS}))"
-    command = [sys.executable, "-P", "-c", program]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command, variables = python_child("-c", program)
     variables |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     try:
         done = subprocess.run(
