@@ -14,9 +14,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from vsr_trt.runtime.bundle.directory import refuse_hub_cache
-from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import DISK_FULL, OutputError
 from vsr_trt.runtime.machine import shell, temporary
 
 

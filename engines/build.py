@@ -21,8 +21,8 @@ from vsr_trt.engines.plan import Item, refuse_changed
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.engines.worker import Phase
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError, OutputError
 from vsr_trt.runtime.bundle.manifest import Engine, Manifest, sha256
+from vsr_trt.runtime.errors import EngineError, OutputError
 
 Origin = Literal["bundle", "cache", "built"]
 

@@ -32,8 +32,8 @@ from filelock import FileLock, Timeout
 
 from vsr_trt.engines.additions import sync
 from vsr_trt.engines.tensorrt.builder import write_error
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
 from vsr_trt.runtime.bundle.manifest import sha256
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.machine import shell
 
 SCHEMA_VERSION = 2

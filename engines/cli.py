@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vsr_trt.engines.tensorrt.library import Backend
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 
 _BACKENDS: dict[str, Backend] = {
     "tensorrt-rtx": "tensorrt_rtx",

@@ -10,8 +10,8 @@ from typing import Any
 from vsr_trt.engines.tensorrt.library import Backend, load
 from vsr_trt.engines.tensorrt.targets import PORTABLE, THIS_GPU
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.doctor import EngineVerdict, judge_engines
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 
 

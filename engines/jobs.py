@@ -17,7 +17,7 @@ from typing import Any
 from vsr_trt.engines import worker
 from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.tensorrt.library import Backend
-from vsr_trt.runtime.bundle.errors import EngineError, VsrError
+from vsr_trt.runtime.errors import EngineError, VsrError
 from vsr_trt.runtime.machine import shell
 
 _TICK = 0.1  # seconds

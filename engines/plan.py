@@ -28,8 +28,8 @@ from vsr_trt.kernels.gpu.targets import TARGETS as KERNEL_TARGETS
 from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import this_platform
-from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, STRIPS, Profile, sha256
+from vsr_trt.runtime.errors import BundleError, EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 
 Precision = Literal["fp32", "fp16"]

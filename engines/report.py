@@ -11,8 +11,8 @@ from typing import Any
 from vsr_trt.engines.plan import Item
 from vsr_trt.engines.worker import Done
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.errors import InputError
 
 SCHEMA_VERSION = 1
 FIGURES = (

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from vsr_trt.engines import additions
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options, Settings, check_slots
 from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.values import parse_size
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule import file
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape

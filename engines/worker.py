@@ -14,7 +14,7 @@ from pathlib import Path
 from vsr_trt.engines.onnxruntime.plan import optimise
 from vsr_trt.engines.tensorrt import library
 from vsr_trt.engines.tensorrt.builder import BuildOrder, Facts, Listener, compile_network
-from vsr_trt.runtime.bundle.errors import EngineError, VsrError
+from vsr_trt.runtime.errors import EngineError, VsrError
 from vsr_trt.runtime.machine.memory import peak_bytes
 
 _PERIOD = 0.1  # seconds between two reports of progress

@@ -16,8 +16,8 @@ from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu import build as gpu_kernel
 from vsr_trt.kernels.gpu.targets import TARGETS
-from vsr_trt.runtime.bundle.errors import DISK_FULL, ExportError, OutputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Network
+from vsr_trt.runtime.errors import DISK_FULL, ExportError, OutputError
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.machine import temporary as temporaries
 

@@ -32,7 +32,7 @@ from vsr_trt.export.families.dloral.spynet import SpyNet, warp
 from vsr_trt.export.families.stable_diffusion import vae
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.kernels.gated_topk.torch_forms import DenseAttention
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 
 _COMPILED = ("encoder", "spynet", "attention", "text_encoder", "unet", "decoder")
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}  # that inductor calls by itself; elsewhere g++

@@ -23,10 +23,10 @@ from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, c
 from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.engines.graphs.work import measure
 from vsr_trt.export.capture import to_onnx
-from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound, Network, Work
 from vsr_trt.runtime.bundle.manifest import Tensor as TensorRecord
 from vsr_trt.runtime.bundle.symbols import Polynomial, dimension
+from vsr_trt.runtime.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx

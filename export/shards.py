@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vsr_trt.export.families.dloral.checkpoint import load_pickle
 from vsr_trt.export.tensors import OnDisk, open_safetensors
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 _INDEX = ".json"
 _FORBIDDEN = ("/", "\\", ":")

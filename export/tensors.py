@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 """What DataParallel, torch.compile and peft put before every name of the module that they wrap."""

@@ -12,8 +12,8 @@ from torch import nn
 from vsr_trt.export.families.dloral import checkpoint as checkpoints
 from vsr_trt.export.families.dloral import family as dloral
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
-from vsr_trt.runtime.bundle.errors import BundleError, CheckpointError
 from vsr_trt.runtime.bundle.manifest import Manifest, Source, sha256
+from vsr_trt.runtime.errors import BundleError, CheckpointError
 
 
 class TorchNetworks:

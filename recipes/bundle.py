@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.cli import terminal
 from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.memory import peak_bytes
 
 if TYPE_CHECKING:

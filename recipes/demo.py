@@ -21,8 +21,8 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from vsr_trt.recipes import SCRIPT
-from vsr_trt.runtime.bundle.errors import InputError, VsrError
 from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.errors import InputError, VsrError
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.machine.files import write_whole
 

@@ -25,12 +25,12 @@ from rich.table import Table
 
 from vsr_trt.recipes.alternatives import child
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Stage
 from vsr_trt.runtime.bundle.options import Options, check_threads
 from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.errors import DeviceError, InputError
 from vsr_trt.runtime.machine.memory import peak_bytes, resident_bytes
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule import tiling

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsr_trt.runtime.bundle.directory import Bundle
-    from vsr_trt.runtime.bundle.errors import FrameError, VsrError
     from vsr_trt.runtime.bundle.manifest import Manifest
     from vsr_trt.runtime.bundle.options import Settings
+    from vsr_trt.runtime.errors import FrameError, VsrError
     from vsr_trt.runtime.restore.restorer import Restorer
 
 __all__ = ["Bundle", "FrameError", "Manifest", "Restorer", "Settings", "VsrError"]
 
 _HOMES = {
     "Bundle": "vsr_trt.runtime.bundle.directory",
-    "FrameError": "vsr_trt.runtime.bundle.errors",
+    "FrameError": "vsr_trt.runtime.errors",
     "Manifest": "vsr_trt.runtime.bundle.manifest",
     "Restorer": "vsr_trt.runtime.restore.restorer",
     "Settings": "vsr_trt.runtime.bundle.options",
-    "VsrError": "vsr_trt.runtime.bundle.errors",
+    "VsrError": "vsr_trt.runtime.errors",
 }
 
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError, InputError
 from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.threads import ThreadedDevice
+from vsr_trt.runtime.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks

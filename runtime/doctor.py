@@ -14,9 +14,9 @@ from pathlib import Path
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import VsrError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import VsrError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.processor import cpu_target
 from vsr_trt.runtime.onnxruntime.cpu import available_cores, optimised_graph

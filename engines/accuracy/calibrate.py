@@ -23,8 +23,8 @@ from vsr_trt.engines.accuracy.ranges import Measured, above, measure
 from vsr_trt.engines.accuracy.recording import Call, Clip, Recorder, run_chain, stage_networks
 from vsr_trt.engines.graphs import half
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
-from vsr_trt.runtime.bundle.errors import BundleError, InputError, VerificationError
 from vsr_trt.runtime.bundle.manifest import Calibration
+from vsr_trt.runtime.errors import BundleError, InputError, VerificationError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 FRAMES = 4

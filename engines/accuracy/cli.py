@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
-from vsr_trt.runtime.bundle.errors import InputError, VerificationError
 from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from vsr_trt.engines.accuracy.calibration import Calibrated

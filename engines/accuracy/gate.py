@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vsr_trt.runtime.bundle.errors import VerificationError
+from vsr_trt.runtime.errors import VerificationError
 
 if TYPE_CHECKING:
     from vsr_trt.engines.accuracy.verify import Chain, NetworkReport

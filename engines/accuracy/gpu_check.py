@@ -23,12 +23,12 @@ from vsr_trt.engines.accuracy.metrics import Difference, difference
 from vsr_trt.engines.accuracy.recording import Call, Calls
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda.driver import Driver, bindings
 from vsr_trt.runtime.cuda.engines import library
 from vsr_trt.runtime.cuda.single import run_engine
 from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.errors import DeviceError, VsrError
 from vsr_trt.runtime.machine import gpu
 
 _BACKENDS = ("tensorrt", "tensorrt_rtx")

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from vsr_trt.engines.accuracy import instrument
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.onnxruntime.cpu import available_cores, session_options
 
 LARGEST_HALF = float(np.finfo(np.float16).max)

@@ -15,11 +15,11 @@ import numpy as np
 from vsr_trt.engines.accuracy import instrument, ranges
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Source
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks
 from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import worked
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.schedule.canvas import FrameShape

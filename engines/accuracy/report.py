@@ -15,7 +15,7 @@ from rich.table import Table
 from vsr_trt.engines.accuracy import gate
 from vsr_trt.engines.accuracy.calibration import range_json
 from vsr_trt.engines.accuracy.metrics import Difference
-from vsr_trt.runtime.bundle.errors import OutputError
+from vsr_trt.runtime.errors import OutputError
 from vsr_trt.runtime.machine.files import write_whole
 from vsr_trt.runtime.media.staging import write_failure
 

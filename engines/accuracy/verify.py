@@ -25,9 +25,9 @@ from vsr_trt.engines.accuracy.recording import (
 )
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.devices.actions import Buffers, Networks
+from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 FRAMES = 4

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vsr_trt.engines.graphs.precision import Conversion, convert
-from vsr_trt.runtime.bundle.errors import ExportError
+from vsr_trt.runtime.errors import ExportError
 
 _INLINE = 1024  # bytes from which a weight lies next to the graph instead of in it
 _LARGEST = float(np.finfo(np.float16).max)

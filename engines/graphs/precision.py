@@ -26,7 +26,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from vsr_trt.engines.graphs.clean import drop_unused_initializers
-from vsr_trt.runtime.bundle.errors import ExportError
+from vsr_trt.runtime.errors import ExportError
 
 _SUMS = "exponentials, or sums of many terms"
 _ISLANDS = {

@@ -34,9 +34,9 @@ from onnx.reference import ReferenceEvaluator
 
 from vsr_trt.kernels.gated_topk.onnx_function import DOMAIN, OPERATORS
 from vsr_trt.kernels.softmax_attention import SOFTMAX_ATTENTION
-from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound, Work
 from vsr_trt.runtime.bundle.symbols import Polynomial, dimension, evaluate
+from vsr_trt.runtime.errors import ExportError
 
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, OutputError
+from vsr_trt.runtime.errors import DeviceError, EngineError, OutputError
 from vsr_trt.runtime.machine.processor import cpu_target
 from vsr_trt.runtime.onnxruntime.cpu import available_cores, open_session, session_options
 

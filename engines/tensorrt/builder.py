@@ -19,8 +19,8 @@ import onnx_ir as ir
 from vsr_trt.engines.graphs.strips import cut_into_strips
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
-from vsr_trt.runtime.bundle.errors import DISK_FULL, EngineError, OutputError
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Profile
+from vsr_trt.runtime.errors import DISK_FULL, EngineError, OutputError
 from vsr_trt.runtime.machine.files import write_whole
 
 

@@ -15,8 +15,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
-from vsr_trt.runtime.bundle.engine_check import EXTRAS, TITLES
-from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.errors import EngineError
+from vsr_trt.runtime.machine.libraries import EXTRAS, TITLES
 
 Backend = Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
 

@@ -10,8 +10,8 @@ from vsr_trt.engines.plan import inspect, refuse_changed
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.errors import EngineError
 
 
 def refit(library: CompilerLibrary, bundle: Bundle, engine: Engine) -> bytes:

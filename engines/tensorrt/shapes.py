@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Profile, Stage
 from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size as read_size
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule import forms, tiling
 from vsr_trt.runtime.schedule.shapes import whole_sizes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
-from vsr_trt.runtime.bundle.errors import EngineError, InputError
+from vsr_trt.runtime.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 
 PORTABLE = "portable"

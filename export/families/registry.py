@@ -14,8 +14,8 @@ from vsr_trt.export.families.dloral.checkpoint import load_pickle
 from vsr_trt.export.network import NetworkSpec
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu.build import Compiled
-from vsr_trt.runtime.bundle.errors import CheckpointError
 from vsr_trt.runtime.bundle.manifest import Manifest, Network
+from vsr_trt.runtime.errors import CheckpointError
 
 
 class Model(Protocol):

@@ -15,8 +15,8 @@ from vsr_trt.recipes.acceptance.library import Library, library_for
 from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept
 from vsr_trt.recipes.acceptance.steps import SIZES, Task, tasks
 from vsr_trt.recipes.demo import crop_clip, real_clip
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.cli.values import output_folder
+from vsr_trt.runtime.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.gpu import Gpu
 
 # Compute capabilities that TensorRT-RTX 1.7 builds for; the builder is asked again when engines are built.

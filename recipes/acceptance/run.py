@@ -22,7 +22,7 @@ from rich.table import Table
 
 from vsr_trt.recipes.acceptance import page
 from vsr_trt.recipes.acceptance.steps import Task
-from vsr_trt.runtime.bundle.errors import OutputError
+from vsr_trt.runtime.errors import OutputError
 from vsr_trt.runtime.machine.files import write_whole
 
 REPORT, PAGE = "gpu-acceptance.json", "gpu-acceptance.html"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 
 
 @dataclass(frozen=True)

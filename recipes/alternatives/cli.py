@@ -16,9 +16,9 @@ from rich.console import Console
 
 from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.alternatives import COMPILED, IN_TORCH, LEAST, PLAIN, RUNTIME, TORCH, WAYS
-from vsr_trt.runtime.bundle.errors import CheckpointError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import check_threads
+from vsr_trt.runtime.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from vsr_trt.recipes.alternatives.ways import Open, Way

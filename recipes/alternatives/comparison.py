@@ -16,9 +16,9 @@ from vsr_trt.runtime.bench import environment
 from vsr_trt.runtime.bench.cautions import cautions
 from vsr_trt.runtime.bench.nvml import Probe
 from vsr_trt.runtime.bench.statistics import ratio_of_medians, summarize
-from vsr_trt.runtime.bundle.errors import BundleError, DeviceError, VsrError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import BundleError, DeviceError, VsrError
 from vsr_trt.runtime.plan.roofline import operations
 
 KIND = "vsr-trt alternatives"

@@ -15,9 +15,9 @@ import numpy as np
 
 from vsr_trt.recipes.alternatives import COMPILED, LEAST, PLAIN
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.in_order import Clock, Pipeline
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.media import Source
 from vsr_trt.runtime.onnxruntime.cpu import Calls, CpuNetworks, open_session, thread_count

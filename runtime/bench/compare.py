@@ -13,7 +13,7 @@ from vsr_trt.runtime.bench.measure import Subject
 from vsr_trt.runtime.bench.plan import Mode, Plan
 from vsr_trt.runtime.bench.report import KIND, SCHEMA_VERSION, BenchReport, Change, Comparison
 from vsr_trt.runtime.bench.statistics import FEW, Ratio, ratio_of_means, ratio_of_medians
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 
 # settings that change the picture, and so the work -> the option that sets them
 _SAME = {"tiles": "--tile", "overlaps": "--overlap", "statistics": "--vae-statistics", "choices": "--set"}

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from vsr_trt.runtime.bench.plan import LEAST_FRAMES, LEAST_SLOW_FRAMES, SLOW_FRAME
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 
 Seconds = Callable[[], float]
 Tell = Callable[[str, int, float], None]

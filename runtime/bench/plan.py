@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.options import Settings, check_slots, check_threads
+from vsr_trt.runtime.errors import InputError
 
 Mode = Literal["throughput", "latency"]
 # in this order: the throughput's Restorer tells the number of slots, so that --compare can refuse early

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import BundleError, OutputError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import BundleError, OutputError
 
 _REBUILD = "Copy the bundle again, or build it again with vsr-build bundle."
 _HUB = (

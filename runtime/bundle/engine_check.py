@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Engine
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine.gpu import Gpu, why_none
+from vsr_trt.runtime.machine.libraries import EXTRAS, TITLES
 
 _HEADER = struct.Struct("<4s12xQ4B4xI")  # magic, bytes of the plan, version, magic again, capabilities
 _MAGIC = {"tensorrt_rtx": b"vtrt", "tensorrt": b"ftrt"}
 # TensorRT-RTX writes the capabilities of a plan as bits. Found by building plans for each and comparing.
 _RTX_BITS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "gpu"}  # of the package that install the library
-TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 OLDEST_PORTABLE = 80  # TensorRT's portable plans are for Ampere and newer
 _REBUILD = "Build it again: vsr-build engines BUNDLE --force"
 _PACKAGES = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import capability_number
-from vsr_trt.runtime.bundle.errors import BundleError, EngineError
+from vsr_trt.runtime.errors import BundleError, EngineError
 
 BLENDING = "blend_tiles"
 _SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Option, Stage
+from vsr_trt.runtime.errors import InputError
 
 Statistics = Literal["shared", "tile"]
 """Whose mean and deviation normalisations use where a picture does not go through them in one piece."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from vsr_trt.runtime.bundle import schema_1, schema_2
 from vsr_trt.runtime.bundle.checks import check
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from vsr_trt.runtime.bundle.records import MisfitError, parse
+from vsr_trt.runtime.errors import BundleError
 
 _OLDEST = 1
 

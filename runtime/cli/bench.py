@@ -18,12 +18,12 @@ from vsr_trt.runtime.bench.compare import Earlier, compare
 from vsr_trt.runtime.bench.measure import Seconds
 from vsr_trt.runtime.bench.plan import LEAST_FRAMES, LEAST_SLOW_FRAMES, MODES, SLOW_FRAME, Plan
 from vsr_trt.runtime.bench.statistics import FEW
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.values import parse_memory, parse_size
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media.staging import Staging
 from vsr_trt.runtime.restore.restorer import Restorer
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Option
 from vsr_trt.runtime.bundle.options import ANY
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import BundleError, InputError
 
 _FAMILY = "family:"  # begins the name under which argparse keeps an option of the bundle's
 

@@ -12,12 +12,12 @@ from rich.markup import escape
 
 from vsr_trt.runtime.bench.compare import median_stages
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.terminal import printable
 from vsr_trt.runtime.cli.values import parse_memory, parse_size
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.media.staging import Staging
 from vsr_trt.runtime.plan import plan as planning

@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from vsr_trt.runtime.bundle.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.doctor import Diagnosis, EngineVerdict
+from vsr_trt.runtime.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.media import SourceInfo
 from vsr_trt.runtime.media.staging import discard_unfinished

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
 from vsr_trt.runtime.bundle.launches import Argument, blending, find
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda.driver import Driver, Owned
 from vsr_trt.runtime.cuda.engines import LoadedEngine, RuntimeCache, set_shapes
 from vsr_trt.runtime.cuda.kernels import Kernel
+from vsr_trt.runtime.errors import DeviceError, EngineError
 from vsr_trt.runtime.schedule import tiling
 from vsr_trt.runtime.schedule.graph import Grid, Schedule, Step
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda.driver import Context, Driver
@@ -24,6 +23,7 @@ from vsr_trt.runtime.cuda.lanes import Lanes, Setup
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.protocol import Arrangement, Ticket
 from vsr_trt.runtime.devices.timeline import Observer
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.graph import Schedule

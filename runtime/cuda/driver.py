@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 
 _log = logging.getLogger(__name__)
 

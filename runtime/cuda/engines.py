@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vsr_trt.runtime.bundle.engine_check import EXTRAS, TITLES
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.errors import DeviceError, EngineError
 from vsr_trt.runtime.machine.files import write_whole
+from vsr_trt.runtime.machine.libraries import EXTRAS, TITLES
 
 _log = logging.getLogger(__name__)
 _KEPT_MESSAGES = 20

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule.memory import ALIGNMENT
 
 _CUDA, _UINT = 2, 1  # DLPack's kDLCUDA and kDLUInt

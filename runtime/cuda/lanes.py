@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda.actions import Actions, ContextKey, Enqueue
 from vsr_trt.runtime.cuda.driver import CudaError, Driver, Owned
@@ -25,6 +24,7 @@ from vsr_trt.runtime.cuda.stopwatch import Stopwatch
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.protocol import StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer
+from vsr_trt.runtime.errors import DeviceError, InputError, VsrError
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.graph import Schedule, Step

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
 from vsr_trt.runtime.cuda.driver import Context, Driver, Owned
 from vsr_trt.runtime.cuda.engines import LoadedEngine, set_shapes
+from vsr_trt.runtime.errors import DeviceError, EngineError
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.engine_check import TITLES, installed_version, why_not
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
+from vsr_trt.runtime.bundle.engine_check import installed_version, why_not
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import Driver, bindings
 from vsr_trt.runtime.cuda.engines import library
+from vsr_trt.runtime.errors import DeviceError, EngineError
 from vsr_trt.runtime.machine.gpu import Gpu, detect, why_none
+from vsr_trt.runtime.machine.libraries import TITLES
 from vsr_trt.runtime.onnxruntime.providers import cache_folder
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice, build_command, choose_engines
 

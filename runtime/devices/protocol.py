@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.timeline import Observer
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.graph import Schedule

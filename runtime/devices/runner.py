@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import DeviceError, FrameError
 from vsr_trt.runtime.bundle.manifest import Window
 from vsr_trt.runtime.devices.protocol import Device, StepError, Ticket
 from vsr_trt.runtime.devices.windows import Gathered, Gatherer
+from vsr_trt.runtime.errors import DeviceError, FrameError
 
 
 @dataclass(frozen=True)

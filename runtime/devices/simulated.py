@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks, perform
 from vsr_trt.runtime.devices.protocol import Arrangement, StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer, Span
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.events import Event, waits_of
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import slot_arrays

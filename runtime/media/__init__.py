@@ -15,7 +15,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media import codecs, images
 from vsr_trt.runtime.media.color import ColorTags
 from vsr_trt.runtime.media.images import ImageSource

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 
 # Code points of ITU-T H.273, as FFmpeg's AVColorSpace / Primaries / Transfer / Range number them.
 MATRIX_RGB = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import color, structure
 from vsr_trt.runtime.media.picture_reader import Look, PictureReader
 from vsr_trt.runtime.media.source import Frame, Rgb, Source, SourceInfo

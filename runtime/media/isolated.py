@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import decoder_process, video_decoder
 from vsr_trt.runtime.media.source import Frame, Source
 

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from pathlib import Path
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.png import encode_png
 from vsr_trt.runtime.media.sink import Sink
 from vsr_trt.runtime.media.source import Frame, Rgb, Source

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from vsr_trt.runtime.bundle.errors import DISK_FULL
+from vsr_trt.runtime.errors import DISK_FULL
 
 # What an encoder still holds back, and an index: tens of frames, of a megabyte or so each in large pictures.
 _ASIDE = 64 << 20

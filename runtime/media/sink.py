@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.media.source import Frame, Rgb
 from vsr_trt.runtime.media.staging import Staging

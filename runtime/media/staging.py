@@ -14,7 +14,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from vsr_trt.runtime.bundle.errors import DISK_FULL, OutputError
+from vsr_trt.runtime.errors import DISK_FULL, OutputError
 from vsr_trt.runtime.machine import shell
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.color import ColorTags
 from vsr_trt.runtime.media.source import Frame, Rgb, SourceInfo, Window
 from vsr_trt.runtime.media.video_source import VideoSource

@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import codecs, color
 from vsr_trt.runtime.media.reserved_file import ReservedFile
 from vsr_trt.runtime.media.sink import Sink

@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import color, structure
 from vsr_trt.runtime.media.clock import JoinedClock, is_timeless, may_restart
 from vsr_trt.runtime.media.source import Frame, Source, SourceInfo, Window

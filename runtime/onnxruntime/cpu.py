@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import STRIPS, Engine, FileEntry
 from vsr_trt.runtime.bundle.options import check_threads
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.machine.processor import cpu_target
 from vsr_trt.runtime.onnxruntime import scratch
 from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE

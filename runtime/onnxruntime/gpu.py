@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Network
 from vsr_trt.runtime.bundle.symbols import dimension
+from vsr_trt.runtime.errors import DeviceError, OutputError
 from vsr_trt.runtime.onnxruntime.cpu import Calls, open_session, session_options, thread_count
 from vsr_trt.runtime.onnxruntime.providers import (
     CUDA,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.machine import shell
 
 _log = logging.getLogger(__name__)

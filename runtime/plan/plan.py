@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, InputError
 from vsr_trt.runtime.bundle.manifest import Engine, Tiling
 from vsr_trt.runtime.bundle.options import Options, check_slots, tile_range
+from vsr_trt.runtime.errors import DeviceError, EngineError, InputError
 from vsr_trt.runtime.schedule import forms, memory
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media.png import encode_png
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.media.staging import Staging, write_failure

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.machine.shell import Hangup
 from vsr_trt.runtime.media.video_sink import VideoSink

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, FrameError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options, Settings, check_slots, check_threads
 from vsr_trt.runtime.bundle.symbols import dimension
@@ -28,6 +27,7 @@ from vsr_trt.runtime.devices.in_order import Clock
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Observer, Span
+from vsr_trt.runtime.errors import DeviceError, FrameError, InputError
 from vsr_trt.runtime.media import worked
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape

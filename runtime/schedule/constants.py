@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.schedule.build import ZEROS
 from vsr_trt.runtime.schedule.graph import Schedule
 

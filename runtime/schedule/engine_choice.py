@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.engine_check import OLDEST_PORTABLE, capability_number
-from vsr_trt.runtime.bundle.errors import BundleError, EngineError
 from vsr_trt.runtime.bundle.launches import serves
 from vsr_trt.runtime.bundle.manifest import STRIP, STRIPS, Engine, Manifest, Network, Profile
 from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension
+from vsr_trt.runtime.errors import BundleError, EngineError
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.memory import amount
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes, whole_sizes

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.records import MisfitError, parse
+from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.schedule.events import Event, hazards
 from vsr_trt.runtime.schedule.graph import Buffer, Kind, Lane, Schedule, Step
 from vsr_trt.runtime.schedule.memory import arrange

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.symbols import evaluate
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.build import build, frame_sizes, tile_grid

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule.build import frame_sizes, tile_grid
 from vsr_trt.runtime.schedule.canvas import FrameShape
 

@@ -23,7 +23,7 @@ from corpus.recipe import DAMAGED, REFUSED, RESTORED, Recipe
 from helpers.media_clips import Run, restore
 from PIL import Image, ImageOps
 
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 
 GRID, LEAST = 4, 12  # cells across and down; pixels of a cell's side
 WRITTEN_TOLERANCE = 5.0  # levels of a cell's mean, after an encoder that loses something

@@ -28,9 +28,9 @@ from vsr_trt.recipes.alternatives.comparison import ComparisonRequest
 from vsr_trt.recipes.synthetic import random as synthetic
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, VsrError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.in_order import Pipeline
+from vsr_trt.runtime.errors import DeviceError, VsrError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vsr_trt.engines import cache as caches
 from vsr_trt.engines.cache import Cache, differences, key_of
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 
 PARTS: dict[str, Any] = {
     "schema_version": 1,

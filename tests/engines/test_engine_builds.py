@@ -20,11 +20,11 @@ from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import Manifest, Profile
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.symbols import dimension
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.schedule import engine_choice
 from vsr_trt.runtime.schedule.shapes import frame_shapes
 

@@ -24,9 +24,9 @@ from vsr_trt.engines.jobs import BuildJob, Pool, Result
 from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.worker import Phase
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError, EngineError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Profile, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import BundleError, EngineError, OutputError
 
 pytestmark = rtx
 SHAPE = Profile((4, 4), (4, 4), (4, 4))

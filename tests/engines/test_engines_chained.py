@@ -21,9 +21,9 @@ from vsr_trt.kernels.gated_topk.fold import FoldedAttention
 from vsr_trt.kernels.gated_topk.reference import gated_topk_attention
 from vsr_trt.runtime import Restorer
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.cuda import engines as loaded_engines
 from vsr_trt.runtime.cuda import start
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine.gpu import Gpu
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 

@@ -15,7 +15,7 @@ from vsr_trt.engines import doctor
 from vsr_trt.engines.cache import Cache
 from vsr_trt.engines.display import estimate_seconds
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
-from vsr_trt.runtime.bundle.errors import EngineError
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

@@ -15,7 +15,7 @@ from helpers.small_bundle import convolutions, picture
 from onnx import TensorProto, helper, numpy_helper
 
 from vsr_trt.engines.onnxruntime.save import cpu_target, save_optimised
-from vsr_trt.runtime.bundle.errors import EngineError, OutputError
+from vsr_trt.runtime.errors import EngineError, OutputError
 from vsr_trt.runtime.machine.processor import target_of
 from vsr_trt.runtime.onnxruntime.cpu import session_options
 

@@ -16,8 +16,8 @@ from vsr_trt.engines.tensorrt import shapes
 from vsr_trt.engines.tensorrt.library import CompilerLibrary, load
 from vsr_trt.engines.tensorrt.targets import Target
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError, InputError
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from vsr_trt.engines.tensorrt import shapes
 from vsr_trt.engines.tensorrt.shapes import Layout, Size
 from vsr_trt.export.families.dloral import family as dloral
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Tensor
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule import tiling
 
 

@@ -11,7 +11,7 @@ from vsr_trt.engines.tensorrt import library as libraries
 from vsr_trt.engines.tensorrt import targets
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.targets import Target
-from vsr_trt.runtime.bundle.errors import EngineError, InputError
+from vsr_trt.runtime.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

@@ -21,7 +21,7 @@ from vsr_trt.recipes.acceptance import checks, cli
 from vsr_trt.recipes.acceptance.library import RTX_TARGETS, Library, library_for
 from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept, run_program
 from vsr_trt.recipes.acceptance.steps import SIZES, Task, tasks
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.gpu import Gpu
 
 BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"summary": {"median": 0.0412}}}}}

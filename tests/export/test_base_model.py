@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/case_a"
 PROMPT = json.loads((GOLDEN / "case.json").read_text())["prompt"]

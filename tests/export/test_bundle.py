@@ -29,9 +29,9 @@ from vsr_trt.export.families.dloral import cfr, checkpoint
 from vsr_trt.export.families.dloral import unet as unet_network
 from vsr_trt.kernels.gpu import launch
 from vsr_trt.kernels.gpu.targets import TARGETS
-from vsr_trt.runtime.bundle.errors import ExportError, OutputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import ExportError, OutputError
 
 NETWORKS = {
     "preprocess",

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from vsr_trt.export import tensors
 from vsr_trt.export.families.dloral.checkpoint import ADAPTERS, Checkpoint, load
 from vsr_trt.recipes.synthetic.checkpoint_file import resave_as_safetensors
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/case_a"
 Edit = Callable[[Content], Any]

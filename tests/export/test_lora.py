@@ -29,7 +29,7 @@ from vsr_trt.export.families.dloral.checkpoint import (
 from vsr_trt.export.families.dloral.lora import ALPHA, adapter_weights, merge_into, merge_layer
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.recipes.synthetic.checkpoint_file import resave_as_safetensors
-from vsr_trt.runtime.bundle.errors import CheckpointError, InputError
+from vsr_trt.runtime.errors import CheckpointError, InputError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -21,8 +21,8 @@ from vsr_trt.engines.graphs.clean import (
 )
 from vsr_trt.engines.graphs.precision import convert
 from vsr_trt.export.network import Input, NetworkSpec, Output, export, trace
-from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound
+from vsr_trt.runtime.errors import ExportError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ from vsr_trt.export.families import registry
 from vsr_trt.export.families.dloral import family as dloral
 from vsr_trt.export.families.registry import FAMILIES, Family, family_of
 from vsr_trt.recipes.synthetic.checkpoint_file import resave_as_safetensors
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 
 def test_both_layouts_are_recognised(tmp_path: Path) -> None:

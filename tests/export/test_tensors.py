@@ -26,8 +26,8 @@ from vsr_trt.export.families.dloral.lora import adapter_weights, merge_into
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.export.network import Exported, NetworkSpec, Precision
 from vsr_trt.export.tensors import common_prefix, is_within
-from vsr_trt.runtime.bundle.errors import CheckpointError, OutputError
 from vsr_trt.runtime.bundle.manifest import Network
+from vsr_trt.runtime.errors import CheckpointError, OutputError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -14,10 +14,10 @@ from vsr_trt.engines.graphs.work import Count, count, measure
 from vsr_trt.export import network
 from vsr_trt.export.families.dloral import preprocess
 from vsr_trt.kernels.gated_topk.onnx_function import DOMAIN
-from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.symbols import evaluate
+from vsr_trt.runtime.errors import ExportError
 
 SIDES = {"n": Bound(1, 4), "h": Bound(8, 512, 8), "w": Bound(8, 512, 8)}
 SIZES = {"h": 16, "w": 24}

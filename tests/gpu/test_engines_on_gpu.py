@@ -17,8 +17,8 @@ from vsr_trt.engines.tensorrt.refit import refit
 from vsr_trt.engines.tensorrt.targets import parse
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
+from vsr_trt.runtime.errors import EngineError
 
 
 @pytest.fixture(scope="module")

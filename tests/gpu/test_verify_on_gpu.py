@@ -15,9 +15,9 @@ from vsr_trt.engines.accuracy.verify import verify
 from vsr_trt.engines.tensorrt.builder import BuildOrder, compile_network
 from vsr_trt.engines.tensorrt.library import load
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import Engine, Profile
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 
 

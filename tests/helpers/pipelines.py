@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.graph import Buffer, Lane, Schedule, Step
 
 SIZE = 5

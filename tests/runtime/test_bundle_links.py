@@ -17,9 +17,9 @@ from helpers.tiny_bundle import frames, tree, write_bundle, write_clip
 from vsr_trt import build
 from vsr_trt.runtime import Restorer
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache, repository
-from vsr_trt.runtime.bundle.errors import BundleError, OutputError
 from vsr_trt.runtime.bundle.manifest import sha256
 from vsr_trt.runtime.cli import main as cli
+from vsr_trt.runtime.errors import BundleError, OutputError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 REVISION = "0123456789abcdef0123456789abcdef01234567"

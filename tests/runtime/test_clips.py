@@ -13,7 +13,7 @@ from helpers.media_clips import FAST, SIZE, STEADY, Clip, number_of, packets, pa
 from PIL import Image, ImageCms
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media import reserved_file, staging
 
 FRAME = Fraction(1, 25)

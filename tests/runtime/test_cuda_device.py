@@ -24,7 +24,6 @@ from helpers.processes import GUARD
 from helpers.stages import dloral_manifest
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError, FrameError, InputError
 from vsr_trt.runtime.bundle.manifest import FileEntry, Kernel
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cuda import engines
@@ -35,6 +34,7 @@ from vsr_trt.runtime.cuda.interop import DeviceArray
 from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.errors import DeviceError, EngineError, FrameError, InputError
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import derive

@@ -10,10 +10,10 @@ from helpers.stages import dloral_manifest
 
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.cuda.start import usable
+from vsr_trt.runtime.errors import DeviceError, EngineError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

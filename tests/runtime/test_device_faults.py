@@ -13,7 +13,6 @@ from helpers.pipelines import CONSTANTS, Mixing, frames, in_order, random_schedu
 from helpers.processes import GUARD
 from helpers.stages import dloral_manifest, shrunk
 
-from vsr_trt.runtime.bundle.errors import DeviceError, FrameError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.devices.protocol import Device, Ticket
@@ -21,6 +20,7 @@ from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.simulated import Faults, SimulatedDevice, any_move
 from vsr_trt.runtime.devices.threads import ThreadedDevice
 from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.errors import DeviceError, FrameError
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.events import derive
 from vsr_trt.runtime.schedule.graph import Schedule

@@ -13,8 +13,8 @@ from helpers.manifests import minimal_manifest
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import EngineError
 from vsr_trt.runtime.bundle.manifest import Engine, FileEntry
+from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from vsr_trt.engines.tensorrt.shapes import Layout, Size
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError, EngineError, InputError
 from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Kernel
 from vsr_trt.runtime.bundle.options import Options, Statistics
+from vsr_trt.runtime.errors import BundleError, EngineError, InputError
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice, Needs, built_for, choose_engines, needs
 from vsr_trt.runtime.schedule.forms import Form

@@ -10,8 +10,8 @@ from helpers.planned_bundle import make
 from helpers.stages import dloral_manifest
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Available, Form

@@ -15,8 +15,8 @@ from helpers.small_bundle import NETWORK, engine, make, picture, with_files
 from vsr_trt.engines.onnxruntime.save import save_optimised
 from vsr_trt.runtime import Restorer
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError
 from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.machine.processor import cpu_target
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks, optimised_graph
 

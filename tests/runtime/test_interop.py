@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.cuda import interop
 from vsr_trt.runtime.cuda.interop import DeviceFrame, device_array, on_device, stream_address
+from vsr_trt.runtime.errors import InputError
 
 
 class OnlyDLPack:

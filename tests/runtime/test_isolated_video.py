@@ -13,8 +13,8 @@ from helpers import other_family
 from helpers.media_clips import STEADY, Clip, number_of
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.cli import main as cli
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.isolated import IsolatedVideo
 from vsr_trt.runtime.media.source import Frame
 

@@ -16,10 +16,10 @@ from helpers.small_manifest import small
 
 from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.bundle.symbols import dimension, evaluate
+from vsr_trt.runtime.errors import BundleError
 
 PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle" / "bundle.schema.json"
 

@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import color, images
 
 CHAPTERS = [

@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
+from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media import staging, structure
 from vsr_trt.runtime.media.streams import StreamCopier
 

@@ -14,7 +14,6 @@ from helpers.fake_gpu import FakeDriver, FakeTensorRT, blend
 from helpers.media_clips import Clip, decoded, times
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cli import main as cli
 from vsr_trt.runtime.cuda import engines
@@ -22,6 +21,7 @@ from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move, longest_first, newest_first
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.restore.restorer import Restorer
 from vsr_trt.runtime.schedule.build import build

@@ -13,8 +13,8 @@ from helpers.media_clips import Clip, restore, times
 from PIL import Image
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError, OutputError
 from vsr_trt.runtime.cli.values import parse_fps
+from vsr_trt.runtime.errors import InputError, OutputError
 
 
 @pytest.fixture(scope="module")

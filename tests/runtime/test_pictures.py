@@ -14,7 +14,7 @@ from helpers.media_clips import SIZE, pattern, restore
 from PIL import Image, ImageCms, PngImagePlugin
 
 from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media import picture_decoder
 from vsr_trt.runtime.media.picture_reader import PictureReader
 

@@ -14,11 +14,11 @@ from helpers.planned_bundle import SCRATCH, WEIGHTS, engines, make
 from helpers.stages import dloral_manifest
 
 from vsr_trt.engines.tensorrt.shapes import Layout, Size
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.bundle.manifest import Network, Work
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.cli.main import main
 from vsr_trt.runtime.cli.values import parse_memory
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 from vsr_trt.runtime.plan import plan as planning

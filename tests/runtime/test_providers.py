@@ -19,9 +19,9 @@ from helpers.small_bundle import NETWORK, convolutions, make, picture, with_file
 
 from vsr_trt.runtime import Restorer
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.bundle.manifest import Bound, Network, Tensor
 from vsr_trt.runtime.cli.main import main
+from vsr_trt.runtime.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.onnxruntime import providers
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks, cache_key, free_dimensions

@@ -12,8 +12,8 @@ from helpers.golden import real_clip
 
 from vsr_trt.runtime import FrameError, Restorer, media
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError, DeviceError, InputError
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import BundleError, DeviceError, InputError
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.restore import small_frames
 

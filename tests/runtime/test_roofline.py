@@ -13,9 +13,9 @@ from helpers.manifests import minimal_manifest
 from rich.console import Console
 
 from vsr_trt.kernels.gpu.targets import TARGETS
-from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Option, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.plan.roofline import NOTE, Machine
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from vsr_trt import build as build_command
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move
+from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.schedule import file
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.events import derive

@@ -16,9 +16,9 @@ from helpers.stages import STORED, dloral_manifest
 
 from vsr_trt.export.families.dloral import family
 from vsr_trt.runtime.bundle import schema_1
-from vsr_trt.runtime.bundle.errors import BundleError
 from vsr_trt.runtime.bundle.manifest import SCHEMA_VERSION, FileEntry
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.restore.restorer import Restorer
 
 NEW = ("canvas", "tilings", "loops", "clip", "options")

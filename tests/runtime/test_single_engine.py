@@ -9,10 +9,10 @@ import pytest
 from helpers.fake_gpu import Cheap, FakeDriver, FakeTensorRT
 from helpers.stages import dloral_manifest
 
-from vsr_trt.runtime.bundle.errors import DeviceError, EngineError
 from vsr_trt.runtime.cuda import engines
 from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.cuda.single import run_engine
+from vsr_trt.runtime.errors import DeviceError, EngineError
 
 MANIFEST = dloral_manifest()
 SHAPE = (1, 4, 32, 40)

@@ -31,7 +31,7 @@ from vsr_trt.export.tensors import (
     refuse_not_finite,
     shape_of,
 )
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 _UNET, _CFR = "state_dict_unet", "state_dict_bpp"
 PARTS = (_UNET, _CFR)

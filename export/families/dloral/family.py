@@ -13,8 +13,8 @@ from vsr_trt.export.families.stable_diffusion import text_encoder, vae
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.export.network import NetworkSpec, Precision
 from vsr_trt.export.tensors import refuse_overflow
-from vsr_trt.runtime.bundle.errors import CheckpointError
 from vsr_trt.runtime.bundle.manifest import Canvas, Input, Option, Stage, Tiling
+from vsr_trt.runtime.errors import CheckpointError
 
 SCALE = preprocess.SCALE
 FRAME_MULTIPLE = preprocess.FRAME_MULTIPLE

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vsr_trt.export.families.dloral.checkpoint import ADAPTERS, CONSISTENCY, Checkpoint, LowRank
 from vsr_trt.export.tensors import is_within, refuse_not_finite, shape_of
-from vsr_trt.runtime.bundle.errors import CheckpointError, InputError
+from vsr_trt.runtime.errors import CheckpointError, InputError
 
 ALPHA = 8.0  # peft's default, which the published trainer left in place
 Stage = Literal["both", "consistency"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vsr_trt.export.network import Input, NetworkSpec, Output
-from vsr_trt.runtime.bundle.errors import ExportError
 from vsr_trt.runtime.bundle.manifest import Bound
+from vsr_trt.runtime.errors import ExportError
 
 TIMESTEP = 1
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from vsr_trt.export import shards
 from vsr_trt.export.quiet import only_errors
 from vsr_trt.export.tensors import common_prefix, named_in_refusals, plain, refuse_not_finite
-from vsr_trt.runtime.bundle.errors import CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 INPUT_CHANNELS = 8  # of DLoRAL's widened conv_in: the warped and the fused latent
 _CONSTANT = "embeddings.position_ids"  # of the text encoder, which old versions saved

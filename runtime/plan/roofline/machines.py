@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from vsr_trt.runtime.bundle.errors import InputError
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.onnxruntime.cpu import available_cores
 
 THIS_MACHINE = "this-machine"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vsr_trt.runtime.bundle.errors import BundleError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest, Network
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.symbols import evaluate
+from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.plan.roofline.machines import Machine
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes
 

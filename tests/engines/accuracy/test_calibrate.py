@@ -24,9 +24,9 @@ from vsr_trt.engines.graphs.half import write as write_half
 from vsr_trt.engines.graphs.precision import Conversion, convert
 from vsr_trt.export import network
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import OutputError, VerificationError, VsrError
 from vsr_trt.runtime.bundle.manifest import Engine, Manifest
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import OutputError, VerificationError, VsrError
 
 
 @pytest.fixture

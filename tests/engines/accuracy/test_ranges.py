@@ -19,7 +19,7 @@ from helpers.tiny_bundle import parse
 from vsr_trt.engines.accuracy.metrics import Difference, difference, psnr
 from vsr_trt.engines.accuracy.ranges import Range, above, measure
 from vsr_trt.engines.graphs.half import write
-from vsr_trt.runtime.bundle.errors import DeviceError
+from vsr_trt.runtime.errors import DeviceError
 
 CHAIN = """chain (float[n] x) => (float[n] y)
 <float[1] k = {1000.0}, float[1] s = {0.001}>

@@ -26,9 +26,9 @@ from vsr_trt.engines.accuracy.verify import NetworkReport, verify
 from vsr_trt.engines.graphs import half
 from vsr_trt.export import torch_device
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.errors import CheckpointError, DeviceError
 from vsr_trt.runtime.bundle.manifest import Canvas, Engine, Profile
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.errors import CheckpointError, DeviceError
 from vsr_trt.runtime.machine.gpu import Gpu
 
 

@@ -13,9 +13,9 @@ from helpers.bench_fakes import Maker, bundle, calm, install_nvml, options
 from rich.console import Console
 
 from vsr_trt.runtime.bench import bench, show
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError, OutputError, VsrError
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.cli import bench as cli
+from vsr_trt.runtime.errors import DeviceError, InputError, OutputError, VsrError
 
 SCHEMA = json.loads((Path(bench.__file__).parent / "bench.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

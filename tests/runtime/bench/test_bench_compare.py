@@ -15,8 +15,8 @@ from helpers.bench_fakes import Maker, bundle, calm, options
 from vsr_trt.runtime.bench import bench
 from vsr_trt.runtime.bench.compare import Earlier, compare
 from vsr_trt.runtime.bench.report import BenchReport, Change
-from vsr_trt.runtime.bundle.errors import InputError
 from vsr_trt.runtime.cli import bench as cli
+from vsr_trt.runtime.errors import InputError
 
 
 @pytest.fixture(autouse=True)

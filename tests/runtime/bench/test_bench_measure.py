@@ -10,12 +10,12 @@ from helpers.bench_fakes import Fake, Maker, bundle
 
 from vsr_trt.runtime.bench import measure, stages
 from vsr_trt.runtime.bench.plan import Plan, clip
-from vsr_trt.runtime.bundle.errors import DeviceError, InputError
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.devices.timeline import Span
+from vsr_trt.runtime.errors import DeviceError, InputError
 
 FRAMES = clip(8, 6)
 
