@@ -77,6 +77,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """A thread that a library made the first of the machine would starve all tests after it."""
+    yield
+    assert getattr(os, "sched_getscheduler", lambda process: 0)(0) == 0
+
+
 # Files in which most of the time goes, longest first.
 SLOW = (
     "test_engine_faults", "test_shell", "test_parity", "test_strips", "test_restorer", "test_cuda_device", "test_cli",

@@ -20,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vsr_trt.runtime.errors import InputError
+from vsr_trt.runtime.machine.priority import ordinary_priority
 from vsr_trt.runtime.media import codecs, color
 from vsr_trt.runtime.media.reserved_file import ReservedFile
 from vsr_trt.runtime.media.sink import Sink
@@ -99,7 +100,7 @@ class VideoSink(Sink):
                 self._source.path, window, self._container, self._container_name, self.add_note
             )
         try:
-            with _quiet(self._codec.encoder):
+            with _quiet(self._codec.encoder), ordinary_priority():
                 self._container.start_encoding()
         except (av.FFmpegError, OSError) as error:
             if not isinstance(error, av.FFmpegError) or _is_about_writing(error):

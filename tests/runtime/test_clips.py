@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from vsr_trt.runtime import media
 from vsr_trt.runtime.errors import InputError, OutputError
+from vsr_trt.runtime.machine.priority import ordinary_priority
 from vsr_trt.runtime.media import reserved_file, staging
 
 FRAME = Fraction(1, 25)
@@ -193,6 +194,8 @@ def spot(path: Path, codec: str, pix_fmt: str, siting: str, said: bool, **option
         all_options = options | ({"chroma_sample_location": siting} if said else {})
         stream = output.add_stream(codec, rate=25, width=128, height=64, options=all_options)
         stream.pix_fmt = pix_fmt
+        with ordinary_priority():
+            stream.codec_context.open()
         for index in range(3):
             frame = color.sited(av.VideoFrame.from_ndarray(bump(), "rgb24"), siting)
             frame = av.video.reformatter.VideoReformatter().reformat(frame, format=pix_fmt)

@@ -777,6 +777,23 @@ def test_av1_is_silent_and_leaves_the_environment_as_it_was(
     assert "Svt[info]" not in capfd.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux tells of its threads there")
+def test_av1_leaves_the_threads_their_priority(tmp_path: Path) -> None:
+    """SVT-AV1 makes them the first of the whole machine, where it may: what else runs there comes to a stop."""
+    clip = Clip(pts=STEADY[:2]).write(tmp_path / "in.mp4")
+    with (
+        media.open_source(clip) as source,
+        media.open_sink(tmp_path / "out.mkv", source, codec="av1") as sink,
+    ):
+        threads = [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
+        assert len(threads) > 5  # the encoder's are among them
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+        for frame in source:
+            sink.write(enlarged(frame.rgb, 4), frame)
+        sink.close()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_hevc_is_tagged_for_apple(tmp_path: Path) -> None:
     run = restore(Clip().write(tmp_path / "in.mp4"), tmp_path / "out.mp4", codec="hevc")
     container, stream = video_stream(run.path)
