@@ -21,6 +21,7 @@ from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.events import derive
 from vsr_trt.runtime.schedule.memory import amount
+from vsr_trt.runtime.schedule.parts import Part, clip_frames, parts
 from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 FOLDER = "schedules"
@@ -45,6 +46,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     add("--slots", type=int, default=1, metavar="S", help="frames in flight (default: 1)")
     choices.add_tiles(command)
+    choices.add_frames(command)
     add("--batch", type=int, default=1, metavar="B", help="tiles that a network takes at once (default: 1)")
     choices.add_family(command, None)
     add("--json", action="store_true", help="print what was written as JSON on standard output")
@@ -55,34 +57,38 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True)
     bundle = Bundle.open(arguments.bundle)
     check_slots(arguments.slots)
+    clip = clip_frames(bundle.manifest, arguments.frames)
     options = Options.of(bundle.manifest, Settings(**choices.settings(arguments)))
     written: list[dict[str, Any]] = []
     with additions.staging(bundle.path) as folder:
         (folder / FOLDER).mkdir()
         for text in arguments.size:
             width, height = parse_size(text, bundle.manifest)
-            frame_shapes(bundle.manifest, width, height, options)  # refuses what cannot be
-            frame = FrameShape.of_result(bundle.manifest, width, height).given
-            batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
-            started = time.perf_counter()
-            schedule = build(bundle.manifest, *frame, options, arguments.slots, batches)
-            events = derive(schedule)
-            name = f"{FOLDER}/{width}x{height}-s{arguments.slots}.json"
-            file.write(folder / name, schedule, events)
-            if file.read(folder / name) != (schedule, events):
-                raise DeviceError(
-                    f"{name} would not hold the schedule that it was made of; please report it."
-                )
-            seconds = time.perf_counter() - started  # reading it proved it
-            written.append(
-                {
-                    "file": name,
-                    "steps": len(schedule.steps),
-                    "events": len(events),
-                    "blocks": file.layout(schedule)[1],
-                    "seconds": seconds,
-                }
-            )
+            for part in parts(bundle.manifest, clip):
+                frame_shapes(bundle.manifest, width, height, options, part)  # refuses what cannot be
+                frame = FrameShape.of_result(bundle.manifest, width, height).given
+                batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
+                slots = 1 if part.window.frames is None else arguments.slots
+                for each in _lengths(part, clip):
+                    started = time.perf_counter()
+                    schedule = build(bundle.manifest, *frame, options, slots, batches, each)
+                    events = derive(schedule)
+                    name = f"{FOLDER}/{width}x{height}-s{slots}{_ending(each)}.json"
+                    file.write(folder / name, schedule, events)
+                    if file.read(folder / name) != (schedule, events):
+                        raise DeviceError(
+                            f"{name} would not hold the schedule that it was made of; please report it."
+                        )
+                    seconds = time.perf_counter() - started  # reading it proved it
+                    written.append(
+                        {
+                            "file": name,
+                            "steps": len(schedule.steps),
+                            "events": len(events),
+                            "blocks": file.layout(schedule)[1],
+                            "seconds": seconds,
+                        }
+                    )
         additions.sync(folder)
         additions.commit(bundle.path, folder, lambda manifest: manifest, lambda manifest: manifest)
     for item in written:
@@ -96,3 +102,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"bundle": str(arguments.bundle), "schedules": written}, indent=1))  # noqa: T201
     return 0
+
+
+def _lengths(part: Part, frames: int) -> list[Part]:
+    """The part for each length that its windows have in a clip."""
+    rest = frames % part.frames if part.window.last == "short" else 0
+    whole = [part] if rest == 0 or frames > part.frames else []
+    return whole + ([part.of(rest)] if rest else [])
+
+
+def _ending(part: Part) -> str:
+    """What tells a phase's file, for windows of a length, from others."""
+    return "" if part.phase is None else f"-{part.phase}-{part.frames}f"

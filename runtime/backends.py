@@ -17,6 +17,7 @@ from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks
 from vsr_trt.runtime.onnxruntime.providers import PROVIDERS
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Available, Form
+from vsr_trt.runtime.schedule.parts import Part
 
 ENGINES = start.BACKENDS
 """Those that run a bundle's engines on a GPU."""
@@ -102,12 +103,12 @@ def open_device(
                 networks.load(network)
             seconds[network] = seconds.get(network, 0.0) + time.perf_counter() - started
 
-    def arrange(height: int, width: int, options: Options) -> Form:
+    def arrange(height: int, width: int, options: Options, part: Part | None) -> Form:
         if backend in PROVIDERS:
             tiled = options.statistics == "tile"
             return Form("tiles" if tiled else "whole", "a provider has no strips")
         form = forms.choose_form(
-            bundle, height, width, options, Available.of(settings.memory), settings.slots
+            bundle, height, width, options, Available.of(settings.memory), settings.slots, part
         )
         load(form.name == "strips")
         return form

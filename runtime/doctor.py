@@ -132,6 +132,8 @@ def _describe(bundle: Bundle) -> dict[str, object]:
         "tilings": {name: dataclasses.asdict(tiling) for name, tiling in manifest.tilings.items()},
         "options": {name: dataclasses.asdict(option) for name, option in manifest.options.items()},
         "window": dataclasses.asdict(manifest.window),
+        "phases": {name: dataclasses.asdict(window) for name, window in manifest.phases.items()},
+        "chunks": {name: dataclasses.asdict(chunks) for name, chunks in manifest.chunks.items()},
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "networks": {
             name: {

@@ -16,6 +16,7 @@ from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.cli.values import parse_size as read_size
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule import forms, tiling
+from vsr_trt.runtime.schedule.parts import chunk_sizes
 from vsr_trt.runtime.schedule.shapes import whole_sizes
 
 Range = tuple[int, int, int]
@@ -35,6 +36,9 @@ class Size:
 
 # What a dynamic engine is for, where no --size says otherwise.
 USUAL = (Size(512, 512), Size(1280, 720), Size(1920, 1080), Size(3840, 2160))
+
+
+_USUAL_CLIP = 32  # frames that engines for whole clips are made best for
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,20 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
         whole |= {"h": piece.height, "w": piece.width}
         if not record.exact and layout.batch > 1:
             batch = (1, layout.batch, layout.batch)
-    return {name: (value, value, value) for name, value in whole.items()} | {"n": batch}
+    frames = _frames(manifest, stage, layout.options)
+    return {name: (value, value, value) for name, value in whole.items()} | {"n": batch, "f": frames}
+
+
+def _frames(manifest: Manifest, stage: Stage, options: Options) -> Range:
+    """Frames that a stage takes at once: its window's, a chunk's, or as many as clips have."""
+    window = manifest.phases[stage.phase] if stage.phase is not None else manifest.window
+    bound = manifest.networks[stage.network].bounds.get("f")
+    if stage.chunks is not None:
+        usual, longest = chunk_sizes(manifest, stage.chunks, options)
+        return 1, min(usual, window.frames or usual), min(longest, window.frames or longest)
+    if window.frames is None:
+        return (1, 1, 1) if bound is None else (bound.min, min(_USUAL_CLIP, bound.max), bound.max)
+    return (1 if window.last == "short" else window.frames), window.frames, window.frames
 
 
 def _joined(

@@ -19,6 +19,7 @@ from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.devices.timeline import Span
 from vsr_trt.runtime.machine.memory import peak_bytes
+from vsr_trt.runtime.schedule.parts import clip_frames
 
 Factory = Callable[..., measure.Subject]
 _OBSERVED_SHARE = 0.25  # of the seconds that a mode is measured for
@@ -54,6 +55,7 @@ def run(
         VsrError: what the Restorer refuses.
     """
     manifest = read_manifest(plan.bundle)
+    clip_frames(manifest, plan.frames)  # before anything is loaded
     created = datetime.now(UTC).isoformat(timespec="seconds")
     load = environment.load_average()
     bench = _Bench(plan, factory, watcher, clock, manifest)
@@ -70,6 +72,7 @@ def run(
         "slots": plan.slots,
         "seconds": plan.seconds,
         "warmup": plan.warmup,
+        **({} if plan.frames is None else {"frames": plan.frames}),
         **{name: getattr(plan.given, name) for name in CHOICES},
     }
     return BenchReport(
@@ -117,11 +120,11 @@ class _Bench:
                 run = self._run(mode, subject, self._plan.seconds)
             return ModeResult(
                 slots=subject.slots,
-                frames=len(run.latencies),
+                frames=len(run.intervals),
                 warmup_frames=run.first,
                 warmup_seconds=run.warmup,
                 seconds=run.seconds,
-                fps=len(run.latencies) / run.seconds,
+                fps=len(run.intervals) / run.seconds,
                 load_seconds=dict(subject.load_seconds),
                 memory=dict(subject.memory),
                 latency=Series.of(run.latencies),
@@ -131,18 +134,25 @@ class _Bench:
     def observed(self, mode: Mode) -> Observed:
         """One mode with an observer."""
         heard: list[Span] = []  # appending is safe from any thread
+        ends: list[int] = []  # how many had been heard when a clip ended
         with self._open(mode, f"{mode}, observed: loading", observer=heard.append) as subject:
-            run = self._run(mode, subject, self._plan.seconds * _OBSERVED_SHARE)
+            share = self._plan.seconds * _OBSERVED_SHARE
+            run = self._run(mode, subject, share, lambda: ends.append(len(heard)))
             title = f"{mode}, slots: {subject.slots}"
-        spans = stages.measured(heard, *self._windows(run))
+        if ends:  # windows are counted anew in each phase; a clip's spans belong together
+            numbers = (number for number, end in enumerate(ends) for _ in range(end - ([0, *ends])[number]))
+            heard = [dataclasses.replace(span, frame=n) for span, n in zip(heard, numbers, strict=True)]
+            spans = stages.measured(heard, run.first, len(run.latencies))
+        else:
+            spans = stages.measured(heard, *self._windows(run))
         self.spans[title] = spans
         return Observed(
-            len(run.latencies), Series.of(run.latencies), stages.metrics(spans), stages.stages(spans)
+            len(run.intervals), Series.of(run.latencies), stages.metrics(spans), stages.stages(spans)
         )
 
     def _windows(self, run: measure.Run) -> tuple[int, int]:
         """The first window whose frames all count, and how many of those there are."""
-        each = self._manifest.window.frames - self._manifest.window.overlap
+        each = self._manifest.window.size - self._manifest.window.overlap
         first = -(-run.first // each)
         return first, max(1, (run.first + len(run.latencies)) // each - first)
 
@@ -155,7 +165,17 @@ class _Bench:
             more["slots"] = slots
         return contextlib.closing(self._factory(self._plan.bundle, self._plan.given, **more))
 
-    def _run(self, mode: Mode, subject: measure.Subject, seconds: float) -> measure.Run:
+    def _run(
+        self,
+        mode: Mode,
+        subject: measure.Subject,
+        seconds: float,
+        ended: Callable[[], None] = lambda: None,
+    ) -> measure.Run:
         subject.prepare(*self._frames[0].shape[:2])  # counts as loading, not as warm-up
+        times = self._plan.warmup, seconds, self._clock, self._watcher.frame
+        if subject.window == 0:
+            count = clip_frames(self._manifest, self._plan.frames)
+            return measure.clips(subject, self._frames, count, *times, ended)
         time_them = measure.latency if mode == "latency" else measure.throughput
-        return time_them(subject, self._frames, self._plan.warmup, seconds, self._clock, self._watcher.frame)
+        return time_them(subject, self._frames, *times)

@@ -66,6 +66,8 @@ class Earlier:
         self._same("size", self.settings["size"], plan.size, f"--size {self.settings['size']}")
         mode = next(iter(self.samples)) if len(self.samples) == 1 else "both"
         self._same("mode", sorted(self.samples), sorted(plan.modes), f"--mode {mode}")
+        frames = self.settings["frames"]
+        self._same("frames", frames, plan.frames, f"--frames {frames}")
         for name, option in _SAME.items():
             before = self.settings[name]
             self._same(option, before, _plain(getattr(plan.given, name)), _typed(option, before))
@@ -165,7 +167,8 @@ def _earlier(file: Path, data: Mapping[str, Any]) -> Earlier:
     return Earlier(
         file=file,
         created=str(data["created"]),
-        settings={name: data["settings"][name] for name in ("size", *_SAME)},
+        settings={name: data["settings"][name] for name in ("size", *_SAME)}
+        | {"frames": data["settings"].get("frames")},
         backend=str(data["backend"]),
         slots={name: int(mode["slots"]) for name, mode in modes.items()},
         samples={name: _samples(mode[_series(name)]["samples"]) for name, mode in modes.items()},

@@ -7,6 +7,9 @@ Throughput: frames are pushed without waiting. What counts is the steady state, 
 goes over into the measurement without a pause, the clock begins when a push returns a result and ends when one
 does, and the results returned between are counted. A clock from the first push to the end of `flush` would count
 the empty slots at both ends, which weigh more the shorter the run is and the more slots there are.
+
+A family that takes a clip through phases has no steady state: whole clips are timed, one after another, from the first
+push to the last result, and a frame's interval is its share of that.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Subject(Protocol):
 
     @property
     def window(self) -> int:
-        """How many frames go through at once."""
+        """How many frames go through at once; 0 for a whole clip."""
 
     @property
     def load_seconds(self) -> dict[str, float]:
@@ -68,10 +71,12 @@ class Run:
     """What was timed.
 
     Attributes:
-        first: number of the first frame that counts, since the Restorer was made: those before warmed it up.
+        first: number of the first frame that counts, since the Restorer was made: those before warmed it up. Of clips,
+            the first one.
         warmup: seconds that those took.
         seconds: from the first to the last moment that counts.
-        latencies: of each frame, from the call of `push` until its result was returned.
+        latencies: of each frame, from the call of `push` until its result was returned; of each clip, where those are
+            timed.
         intervals: from each result to the next; their sum is `seconds`. Results that one push returned
             together share the time since the push before that returned any.
     """
@@ -121,6 +126,48 @@ def latency(
         total += times[-1]
         tell("measuring", len(times), total)
     return Run(first, warmed, total, tuple(times), tuple(times))
+
+
+def clips(
+    subject: Subject,
+    frames: Sequence[np.ndarray],
+    count: int,
+    warmup: float,
+    seconds: float,
+    clock: Seconds,
+    tell: Tell,
+    ended: Callable[[], None],
+) -> Run:
+    """Times clips of `count` frames; `ended` is called after each of them, those of the warm-up included.
+
+    Raises:
+        DeviceError: the Restorer did not return one result for each frame.
+    """
+
+    def one() -> float:
+        source = itertools.islice(itertools.cycle(frames), count)
+        started = clock()
+        results = [result for frame in source for result in subject.push(frame)] + subject.flush()
+        taken = clock() - started
+        if len(results) != count:
+            raise DeviceError(
+                f"the Restorer returned {len(results)} results for {count} frames; expected {count}."
+            )
+        ended()
+        return taken
+
+    began, first = clock(), 0
+    while first == 0 or clock() - began < warmup:
+        one()
+        first += 1
+        tell("warm-up", first * count, clock() - began)
+    warmed = clock() - began
+    times: list[float] = []
+    while not enough(len(times), sum(times), seconds):
+        times.append(one())
+        tell("measuring", len(times) * count, sum(times))
+    each = tuple(seconds / count for seconds in times for _ in range(count))
+    return Run(first, warmed, sum(times), tuple(times), each)
 
 
 def throughput(

@@ -35,6 +35,7 @@ class Plan:
         seconds: that each mode is measured for, at least.
         warmup: seconds of frames before that, one frame at least.
         given: for the Restorer; its number of slots is that of the mode.
+        frames: of a clip, for a family that takes those through phases.
     """
 
     bundle: Path
@@ -45,6 +46,7 @@ class Plan:
     seconds: float
     warmup: float
     given: Settings
+    frames: int | None = None
 
     @property
     def size(self) -> str:

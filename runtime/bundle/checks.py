@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from vsr_trt.runtime.bundle.manifest import PREVIOUS, Kernel, Manifest, Network, Stage, Tensor, Work
+from vsr_trt.runtime.bundle.phase_checks import check_chunks, check_phases
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import dimension, factors
 
@@ -42,8 +43,10 @@ def check(manifest: Manifest) -> None:
     _check_options(manifest)
     if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
         raise MisfitError("two stages have the same name")
+    check_phases(manifest)
     _check_order(manifest)
     _check_buffers(manifest)
+    check_chunks(manifest)
 
 
 def _check_buffers(manifest: Manifest) -> None:
@@ -71,13 +74,22 @@ def _check_buffers(manifest: Manifest) -> None:
 
 
 def _check_numbers(manifest: Manifest) -> None:
-    canvas, window = manifest.canvas, manifest.window
+    canvas = manifest.canvas
+    windows = {"window": manifest.window} | {f"phases.{n}": w for n, w in manifest.phases.items()}
     for name, value in (
         ("scale", manifest.scale),
         ("latent_scale", manifest.latent_scale),
         ("canvas.multiple", canvas.multiple),
         ("canvas.least", min(canvas.least)),
-        ("window.frames", window.frames),
+        *(
+            (f"{name}.frames", window.size if window.frames is None else window.frames)
+            for name, window in windows.items()
+        ),
+        *(
+            (f"chunks.{name}.frames", c.frames)
+            for name, c in manifest.chunks.items()
+            if isinstance(c.frames, int)
+        ),
         *((f"loops.{name}.steps", loop.steps) for name, loop in manifest.loops.items()),
         *((f"tilings.{name}.side", tiling.side) for name, tiling in manifest.tilings.items()),
         *((f"tilings.{name}.share", tiling.share) for name, tiling in manifest.tilings.items()),
@@ -87,7 +99,7 @@ def _check_numbers(manifest: Manifest) -> None:
     for name, value, most in (
         ("canvas.offset", canvas.offset, canvas.multiple - 1),
         ("canvas.border", canvas.border or 0, 255),
-        ("window.overlap", window.overlap, window.frames - 1),
+        *((f"{name}.overlap", window.overlap, window.size - 1) for name, window in windows.items()),
         *((f"tilings.{name}.overlap", t.overlap, t.side // 2) for name, t in manifest.tilings.items()),
     ):
         if not 0 <= value <= most:

@@ -17,7 +17,7 @@ from typing import Literal
 from vsr_trt.runtime.bundle.symbols import Polynomial, Shape
 from vsr_trt.runtime.machine.files import write_whole
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
@@ -133,6 +133,8 @@ class Stage:
         lane: the queue that it runs on: stages of different lanes may run at the same time, for different frames.
         tiling: how it may be cut, a name of the manifest's `tilings`; None runs it on the whole frame.
         loop: a name of the manifest's `loops`: consecutive stages of one loop are its body. None: once.
+        chunks: a name of the manifest's `chunks`: consecutive stages of one take long windows chunk by chunk.
+        phase: a name of the manifest's `phases`, if it has any.
         variants: values of `option` -> network, where the user has a choice.
         option: name of the option that picks the variant.
     """
@@ -146,6 +148,8 @@ class Stage:
     loop: str | None = None
     variants: dict[str, str] = field(default_factory=dict)
     option: str | None = None
+    chunks: str | None = None
+    phase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,13 +184,39 @@ class Window:
     """The unit of work: how many frames go through the stages at once.
 
     Attributes:
-        frames: of a window. A tensor's size `f` is this number.
+        frames: of a window. A tensor's size `f` is this number. None: all frames of the clip at once.
         overlap: frames that neighbouring windows share. Of those, the first half of the results is the earlier
             window's, the rest the later one's.
+        last: of a clip that windows do not divide. `full`: the last window ends at the last frame, and that of a clip
+            shorter than a window repeats it; `short`: the last window has the frames that are left.
     """
 
-    frames: int = 1
+    frames: int | None = 1
     overlap: int = 0
+    last: Literal["full", "short"] = "full"
+
+    @property
+    def size(self) -> int:
+        """Frames of a window; 1 where that is the clip's business."""
+        return self.frames or 1
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How stages take windows of many frames: in chunks that overlap, whose results are put together by hard cuts.
+
+    Chunks begin every `frames` less the overlap. The first one that, stretched, would reach the window's end ends there
+    and is the last. Of the frames that two chunks share, the first half (rounded down) is the earlier one's.
+
+    Attributes:
+        frames: of a chunk, or the name of the option that says so.
+        overlap: share of a chunk's frames that the next one has, too; rounded down.
+        stretch: how much longer than the others the last chunk may be.
+    """
+
+    frames: int | str
+    overlap: float = 0.5
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -216,7 +246,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Loop:
-    """Consecutive stages that run several times for each window.
+    """Consecutive stages that run several times for each window; those with chunks take all of them in every step.
 
     Attributes:
         steps: how often.
@@ -397,7 +427,11 @@ class Manifest:
         inputs: buffers that the runtime supplies.
         output: the buffer that holds the restored frames.
         files: every file of the bundle but the manifest.
-        window: the unit of work.
+        window: the unit of work of a family without phases.
+        phases: name -> unit of work of its stages, in order: all frames of a clip go through one before the next
+            begins. What a stage of a later one reads lives as long as the clip, and has an axis `f`. Empty: stages
+            of neighbouring windows follow each other, and results come while frames are pushed.
+        chunks: by name.
         tilings: by name.
         loops: by name.
         clip: buffers that live as long as the clip: a stage may read what an earlier window left in them; zeros at its
@@ -423,6 +457,8 @@ class Manifest:
     output: str
     files: dict[str, FileEntry]
     window: Window = field(default_factory=Window)
+    phases: dict[str, Window] = field(default_factory=dict)
+    chunks: dict[str, Chunks] = field(default_factory=dict)
     tilings: dict[str, Tiling] = field(default_factory=dict)
     loops: dict[str, Loop] = field(default_factory=dict)
     clip: tuple[str, ...] = ()

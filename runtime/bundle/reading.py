@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vsr_trt.runtime.bundle import schema_1, schema_2
+from vsr_trt.runtime.bundle import schema_1, schema_2, schema_3
 from vsr_trt.runtime.bundle.checks import check
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from vsr_trt.runtime.bundle.records import MisfitError, parse
@@ -39,15 +39,16 @@ def read_manifest(bundle: Path) -> Manifest:
             "Build the bundle again with this version's vsr-build bundle, or use the runtime it was made for."
         )
     try:
-        manifest: Manifest = parse(Manifest, _migrated(data, version), MANIFEST_NAME)
+        manifest: Manifest = parse(Manifest, migrated(data), MANIFEST_NAME)
         check(manifest)
     except MisfitError as error:
         raise BundleError(f"{path} is damaged: {error}. Build the bundle again.") from error
     return manifest
 
 
-def _migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
-    for newer, schema in ((2, schema_1), (3, schema_2)):
-        if version < newer:
+def migrated(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns a manifest of any schema version in the present one."""
+    for newer, schema in ((2, schema_1), (3, schema_2), (4, schema_3)):
+        if data["schema_version"] < newer:
             data = schema.migrated(data)
     return data

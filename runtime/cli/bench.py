@@ -83,6 +83,7 @@ def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None 
     )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
     choices.add_tiles(command)
+    choices.add_frames(command)
     add("--memory", metavar="M", help="as for restore")
     add("--engine-cache", type=Path, metavar="DIR", help="as for restore")
     add("--json", metavar="F", help="write the report here, every frame's time included; - prints it")
@@ -162,6 +163,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         seconds=options.seconds,
         warmup=options.warmup,
         given=given,
+        frames=options.frames,
     )
     plan.check()
     return plan

@@ -15,6 +15,16 @@ from vsr_trt.runtime.errors import BundleError, InputError
 _FAMILY = "family:"  # begins the name under which argparse keeps an option of the bundle's
 
 
+def add_frames(command: argparse.ArgumentParser) -> None:
+    """Adds --frames."""
+    command.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="of the clip; needed for a family that takes whole clips through phases, as `vsr doctor` says",
+    )
+
+
 def add_tiles(command: argparse.ArgumentParser) -> None:
     """Adds --tile, --overlap, --vae-tile and --vae-statistics."""
     add = command.add_argument

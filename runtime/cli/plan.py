@@ -53,6 +53,7 @@ def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None 
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
     add("--slots", type=int, default=1, metavar="S", help="frames in flight, as for restore (default: 1)")
     choices.add_tiles(command)
+    choices.add_frames(command)
     add(
         "--target",
         metavar="T",
@@ -103,8 +104,9 @@ def run(options: argparse.Namespace) -> int:
     if available is not None:
         whose = "--memory allows" if limit is not None else f"{here} has"
         planning.refuse_what_does_not_fit(bundle, plan, available, whose)
-    if found := hazards(plan.schedule, plan.events):  # proven, so never; a mistake in this program
-        raise AssertionError(f"the derived events are not enough: {found[0]}")
+    for each in plan.phases or (plan,):
+        if found := hazards(each.schedule, each.events):  # proven, so never; a mistake in this program
+            raise AssertionError(f"the derived events are not enough: {found[0]}")
     if options.measured is not None and not options.roofline:
         raise InputError("--measured stands next to a model; name the machine's with --roofline.")
     predictions = _predictions(options, bundle, plan) if options.roofline else ()
@@ -150,6 +152,7 @@ def _request(
         height=height,
         slots=options.slots,
         target=target,
+        frames=options.frames,
         options=Options.of(bundle.manifest, Settings(**choices.settings(options))),
         available=Available.of(limit)
         if target is None

@@ -255,6 +255,16 @@ def _print_bundle(console: Console, bundle: dict[str, Any]) -> None:
         table.add_row(f"option {name}", escape(f"{option['default']}{choices}: {option['help']}"))
     if bundle["window"]["frames"] > 1:
         table.add_row("window", "{frames} frames, {overlap} shared".format(**bundle["window"]))
+    for name, window in bundle["phases"].items():
+        frames = window["frames"] or "all"
+        table.add_row(f"phase {escape(name)}", f"{frames} frame{'' if frames == 1 else 's'} at once")
+    for name, chunks in bundle["chunks"].items():
+        table.add_row(
+            f"chunks {escape(name)}",
+            escape(
+                f"{chunks['frames']} frames, {chunks['overlap']:.0%} shared, the last up to {chunks['stretch']:g} x"
+            ),
+        )
     provenance = bundle["provenance"] or {}
     for name in ("checkpoint_layout", "stage", "adapters", "merged_sha256", "created", "tools"):
         if provenance.get(name):

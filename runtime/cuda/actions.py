@@ -63,6 +63,30 @@ class Actions:
 
         return enqueue
 
+    def frames(self, step: Step) -> Enqueue:
+        """Some frames of a buffer into another: a box of as many rows as there are numbers before the frames' axis."""
+        span = step.span
+        assert span is not None
+        source, target = (
+            self._schedule.buffers[name] for name in (step.reads["source"], step.writes["target"])
+        )
+        each = math.prod(source.shape[span.axis + 1 :]) * np.dtype(source.dtype).itemsize
+        rows = math.prod(source.shape[: span.axis])
+        box = self._driver.module.CUDA_MEMCPY3D()
+        device = self._driver.module.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        box.srcMemoryType, box.dstMemoryType = device, device
+        box.srcPitch, box.srcHeight = source.shape[span.axis] * each, rows
+        box.dstPitch, box.dstHeight = target.shape[span.axis] * each, rows
+        box.srcXInBytes, box.dstXInBytes = span.source * each, span.target * each
+        box.WidthInBytes, box.Height, box.Depth = span.count * each, rows, 1
+
+        def enqueue(stream: Any, at: Mapping[str, int]) -> None:
+            pointer = self._driver.module.CUdeviceptr
+            box.srcDevice, box.dstDevice = pointer(at[source.name]), pointer(at[target.name])
+            self._driver.call("cuMemcpy3DAsync", box, stream)
+
+        return enqueue
+
     def upload(self, step: Step, staged: np.ndarray) -> Enqueue:
         """The frame out of its staging memory."""
         target = step.writes["target"]
@@ -73,9 +97,11 @@ class Actions:
 
         return enqueue
 
-    def download(self, step: Step, staged: np.ndarray) -> Enqueue:
-        """The result into its staging memory."""
+    def download(self, step: Step, staged: np.ndarray | None) -> Enqueue:
+        """The result into its staging memory; None where it stays on the device, and nothing is done."""
         source = step.reads["source"]
+        if staged is None:
+            return lambda stream, at: None
         target, size = staged.ctypes.data, staged.nbytes
 
         def enqueue(stream: Any, at: Mapping[str, int]) -> None:

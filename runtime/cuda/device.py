@@ -27,9 +27,10 @@ from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.parts import Part
 
-Choose = Callable[[int, int, Options], EngineChoice]
-"""The engines for frames of a height and width, and the tiles that they take."""
+Choose = Callable[[int, int, Options, Part | None], EngineChoice]
+"""The engines for frames of a height and width, and the tiles that they take; for a part, or all of a family."""
 
 
 class CudaDevice:
@@ -76,9 +77,9 @@ class CudaDevice:
         self._lanes: Lanes | None = None
         self.load_seconds: dict[str, float] = {}
 
-    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
+    def arrange(self, height: int, width: int, options: Options, part: Part | None = None) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`: as the engines for this size have it."""
-        choice = self._choose(height, width, options)
+        choice = self._choose(height, width, options, part)
         return Arrangement(choice.options, choice.batches, choice.form, functools.partial(self._open, choice))
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:

@@ -21,7 +21,7 @@ from vsr_trt.runtime.cuda.interop import DeviceArray, DeviceFrame
 from vsr_trt.runtime.cuda.memory import Addresses, allocate
 from vsr_trt.runtime.cuda.segments import Segment, segments
 from vsr_trt.runtime.cuda.stopwatch import Stopwatch
-from vsr_trt.runtime.devices.actions import Buffers
+from vsr_trt.runtime.devices.actions import Buffers, put_row, row_of
 from vsr_trt.runtime.devices.protocol import StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer
 from vsr_trt.runtime.errors import DeviceError, InputError, VsrError
@@ -67,7 +67,7 @@ class _Slot:
     """What belongs to one slot.
 
     Attributes:
-        frame, result: staging memory, as arrays.
+        staged: staging memory, as arrays by buffer.
         at: buffer -> address.
         done: recorded when the result is in its staging memory.
         met: recorded on the caller's stream, where lanes wait for it.
@@ -80,8 +80,7 @@ class _Slot:
         lent: the result that the caller may still read where it lies.
     """
 
-    frame: np.ndarray
-    result: np.ndarray
+    staged: dict[str, np.ndarray]
     at: Mapping[str, int]
     done: Any
     met: Any
@@ -121,11 +120,12 @@ class Lanes:
         self._stopwatch: Stopwatch | None = None
         self._capture = setup.graphs and observer is None
         self._allocated = self._pinned = self._contexts = 0
-        download = next(step for step in schedule.steps if step.action == "download")
+        downloads = [step for step in schedule.steps if step.action == "download"]
         upload = next(step for step in schedule.steps if step.action == "upload")
-        self._frame, self._result = upload.writes["target"], download.reads["source"]
+        self._frame, self._result = upload.writes["target"], downloads[0].reads["source"]
+        self._stays = setup.device_results and schedule.last  # results stay on the device
         self._segments = segments(schedule, events, (self._frame,))
-        self._segments_end = download.lane
+        self._segments_end = downloads[-1].lane
         with _opening:
             try:
                 self._open(setup, schedule, constants, observer)
@@ -189,7 +189,7 @@ class Lanes:
         place = self._slots[slot]
         if isinstance(frame, DeviceArray):
             shape = self._schedule.buffers[self._schedule.frame].shape
-            if shape[0] != 1:
+            if shape[0] != 1 or len(self._schedule.takes) > 1:
                 raise InputError(
                     f"this family takes windows of {shape[0]} frames, which are gathered from "
                     "arrays of the CPU; pass those."
@@ -198,13 +198,13 @@ class Lanes:
             place.external = frame
         else:
             place.external = None
-            place.frame[index] = frame
+            put_row(self._schedule.takes, place.staged, frame, index)
 
     def deliver(self, slot: int, index: int = 0) -> Any:
         """A slot's result: a copy, or where it lies on the device (valid until the next frame is received)."""
         place = self._slots[slot]
-        if not self._setup.device_results:
-            return place.result[index].copy()
+        if not self._stays:
+            return row_of(self._schedule.gives, place.staged, index)
         place.lent = True
         buffer = self._schedule.buffers[self._result]
         each = buffer.bytes // buffer.shape[0]
@@ -263,13 +263,14 @@ class Lanes:
         return True
 
     def _add_slot(self, schedule: Schedule, addresses: Addresses, actions: Actions) -> None:
-        names = (schedule.frame,) if self._setup.device_results else (schedule.frame, schedule.result)
-        buffers = [schedule.buffers[name] for name in names]
-        staged = [self._owned.pinned(buffer.bytes).reshape(buffer.shape) for buffer in buffers]
-        self._pinned += sum(array.nbytes for array in staged)
-        slot = _Slot(
-            staged[0], staged[-1], addresses.slots[len(self._slots)], self._owned.event(), self._owned.event()
-        )
+        ports = [*schedule.takes.values(), *(() if self._stays else schedule.gives.values())]
+        buffers = [schedule.buffers[port.buffer] for port in ports]
+        staged = {
+            buffer.name: self._owned.pinned(buffer.bytes).view(buffer.dtype).reshape(buffer.shape)
+            for buffer in buffers
+        }
+        self._pinned += sum(array.nbytes for array in staged.values())
+        slot = _Slot(staged, addresses.slots[len(self._slots)], self._owned.event(), self._owned.event())
         self._slots.append(slot)  # before its contexts are made: what fails from here on is released with it
         for segment in self._segments:
             if segment.records:
@@ -287,10 +288,11 @@ class Lanes:
             scratch = addresses.scratch[step.workspace]
             return actions.network(step, self._setup.engines, scratch, slot.contexts, self._setup.cache)
         if step.action == "upload":
-            return actions.upload(step, slot.frame)
+            return actions.upload(step, slot.staged[step.reads["source"]])
         if step.action == "download":
-            return actions.download(step, slot.result)
-        return {"cut": actions.cut, "blend": actions.blend, "copy": actions.copy}[step.action](step)
+            return actions.download(step, slot.staged.get(step.writes["target"]))
+        others = {"cut": actions.cut, "blend": actions.blend, "copy": actions.copy, "frames": actions.frames}
+        return others[step.action](step)
 
     def _meet_caller(self, slot: _Slot) -> None:
         """Streams wait for what others were asked before: to write the frame, or to read the slot's last result."""
@@ -344,14 +346,15 @@ class Lanes:
         return (
             bool(step.first and not ticket.first)
             or (step.action == "upload" and slot.external is not None)
-            or (step.action == "download" and self._setup.device_results)
+            or (step.action == "download" and self._stays)
         )
 
     def _make_ready(self, number: int) -> None:
         """Takes an empty frame through a slot, in which engines make ready, and captures its segments as graphs: so no
         frame of a clip is slower than the others. Where capturing fails, it is said once."""
         slot, ticket = self._slots[number], Ticket(number, number, True)
-        slot.frame[...] = 0
+        for array in slot.staged.values():
+            array[...] = 0
         stopwatch, self._stopwatch = self._stopwatch, None  # no frame of the clip's
         try:
             self.submit(ticket)

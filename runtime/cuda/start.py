@@ -18,6 +18,7 @@ from vsr_trt.runtime.machine.gpu import Gpu, detect, why_none
 from vsr_trt.runtime.machine.libraries import TITLES
 from vsr_trt.runtime.onnxruntime.providers import cache_folder
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice, build_command, choose_engines
+from vsr_trt.runtime.schedule.parts import Part
 
 BACKENDS = ("tensorrt_rtx", "tensorrt")
 
@@ -54,10 +55,10 @@ def open_device(
         )
     engines = usable(bundle, backend, gpu)
 
-    def pick(height: int, width: int, options: Options) -> EngineChoice:
+    def pick(height: int, width: int, options: Options, part: Part | None) -> EngineChoice:
         scale = bundle.manifest.scale
         size = width * scale, height * scale
-        return choose_engines(bundle, engines, gpu.capability, size, options, memory or gpu.memory)
+        return choose_engines(bundle, engines, gpu.capability, size, options, memory or gpu.memory, part)
 
     kept = cache or cache_folder().parent / "tensorrt-rtx"
     name = f"{gpu.name.replace(' ', '-')}-{installed_version(backend)}-{gpu.driver}.kernels"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vsr_trt.runtime.schedule import tiling
-from vsr_trt.runtime.schedule.graph import Grid, Step
+from vsr_trt.runtime.schedule.graph import Grid, Port, Step
 
 Buffers = dict[str, np.ndarray]
 
@@ -42,6 +42,8 @@ def perform(step: Step, buffers: Mapping[str, np.ndarray], networks: Networks) -
         _cut(step, buffers)
     elif step.action == "blend":
         _blend(step, buffers)
+    elif step.action == "frames":
+        _frames(step, buffers)
     else:
         np.copyto(buffers[step.writes["target"]], buffers[step.reads["source"]])
 
@@ -77,6 +79,37 @@ def _blend(step: Step, buffers: Mapping[str, np.ndarray]) -> None:
     for values, tile in zip(tiles, _tiles(grid), strict=True):
         blend.add(tile, values[None], weights, factor)
     np.copyto(picture, blend.result())
+
+
+def _frames(step: Step, buffers: Mapping[str, np.ndarray]) -> None:
+    span = step.span
+    assert span is not None
+    source, target = buffers[step.reads["source"]], buffers[step.writes["target"]]
+    rows = source[(slice(None),) * span.axis + (slice(span.source, span.source + span.count),)]
+    target[(slice(None),) * span.axis + (slice(span.target, span.target + span.count),)] = rows
+
+
+def put_row(ports: Mapping[str, Port], buffers: Mapping[str, np.ndarray], row: Any, index: int) -> None:
+    """Puts a frame into staging buffers, as the index-th of its window.
+
+    Args:
+        ports: what comes in.
+        buffers: by name.
+        row: the frame; by name where several buffers come in.
+        index: in the window.
+    """
+    for name, port in ports.items():
+        place = (slice(None),) * port.axis + (index,)
+        buffers[port.buffer][place] = row[name] if len(ports) > 1 else row
+
+
+def row_of(ports: Mapping[str, Port], buffers: Mapping[str, np.ndarray], index: int) -> Any:
+    """A copy of the index-th frame in staging buffers; by name where several buffers go out."""
+    rows = {
+        name: buffers[port.buffer][(slice(None),) * port.axis + (index,)].copy()
+        for name, port in ports.items()
+    }
+    return rows if len(rows) > 1 else next(iter(rows.values()))
 
 
 def _tiles(grid: Grid) -> list[tiling.Tile]:

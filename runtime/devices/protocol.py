@@ -13,6 +13,7 @@ from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.events import Event
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.graph import Schedule
+from vsr_trt.runtime.schedule.parts import Part
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ class Device(Protocol):
     def load_seconds(self) -> dict[str, float]:
         """What loading took, by network, for those that are loaded."""
 
-    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
+    def arrange(self, height: int, width: int, options: Options, part: Part | None = None) -> Arrangement:
         """How this device restores frames (height, width, 3), with what it needs to open a schedule for them.
+
+        Args:
+            height, width: of the frames.
+            options: the caller's.
+            part: of the family that the schedule is for; None for all of a family without phases.
 
         Raises:
             EngineError: it has no engines for this size.
@@ -89,14 +95,15 @@ class Device(Protocol):
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """Takes a frame (H,W,3) uint8 into a slot, as the index-th of its window: an array, or what a device
-        understands besides.
+        understands besides. Where several buffers come in, their rows by name.
 
         Raises:
             InputError: not such a frame.
         """
 
     def deliver(self, slot: int, index: int = 0) -> Any:
-        """The index-th result (4H,4W,3) uint8 of a slot's window, once `wait` has returned."""
+        """The index-th result (4H,4W,3) uint8 of a slot's window, once `wait` has returned. Where several buffers go
+        out, their rows by name."""
 
     def submit(self, ticket: Ticket) -> None:
         """Asks for all steps of a frame that was received; returns before they are done."""

@@ -80,7 +80,7 @@ class Runner:
         """
         self._check()
         results: list[Any] = []
-        if self._window.frames > 1 and isinstance(frame, np.ndarray):
+        if self._window.size > 1 and isinstance(frame, np.ndarray):
             frame = frame.copy()  # it waits for others, and the caller may use its memory again
         self._submit(self._gatherer.push(frame), results)
         return results

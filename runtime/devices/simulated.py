@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vsr_trt.runtime.bundle.options import Options
-from vsr_trt.runtime.devices.actions import Buffers, Networks, perform
+from vsr_trt.runtime.devices.actions import Buffers, Networks, perform, put_row, row_of
 from vsr_trt.runtime.devices.protocol import Arrangement, StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.errors import DeviceError
 from vsr_trt.runtime.schedule.events import Event, waits_of
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import slot_arrays
+from vsr_trt.runtime.schedule.parts import Part
 
 POISON = 0xA5
 
@@ -137,7 +138,7 @@ class SimulatedDevice:
         """See `runtime.devices.protocol.Device.memory`."""
         return {"buffers": sum(array.nbytes for slot in self._arrays for array in slot.values())}
 
-    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
+    def arrange(self, height: int, width: int, options: Options, part: Part | None = None) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`."""
         return Arrangement(options, {}, None, self.open)
 
@@ -162,11 +163,11 @@ class SimulatedDevice:
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """See `runtime.devices.protocol.Device.receive`."""
-        self._arrays[slot][self._schedule.frame][index] = frame
+        put_row(self._schedule.takes, self._arrays[slot], frame, index)
 
     def deliver(self, slot: int, index: int = 0) -> Any:
         """See `runtime.devices.protocol.Device.deliver`."""
-        return self._arrays[slot][self._schedule.result][index].copy()
+        return row_of(self._schedule.gives, self._arrays[slot], index)
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`. What the slot held of its last frame is poisoned."""
@@ -176,7 +177,7 @@ class SimulatedDevice:
         ]  # its result was done before them
         in_use = {buffer for step in late for buffer, _ in step.accesses()}
         for name, buffer in self._schedule.buffers.items():
-            if buffer.each_slot and name != self._schedule.frame and name not in in_use:
+            if buffer.each_slot and name not in self._schedule.incoming and name not in in_use:
                 _poison(self._arrays[ticket.slot][name])
         for step in self._own:
             self._lanes[step.lane].waiting.append((ticket, step))
@@ -246,7 +247,7 @@ class SimulatedDevice:
             if other is not lane and other.running is not None and not self._skips(*other.running):
                 self._check_apart(ticket, step, *other.running)
         lane.inputs = {buffer: arrays[buffer].tobytes() for buffer in step.reads.values()}
-        if step.part is None:
+        if not step.is_partial:
             for buffer in step.writes.values():
                 _poison(arrays[buffer])
 

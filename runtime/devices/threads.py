@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vsr_trt.runtime.bundle.options import Options
-from vsr_trt.runtime.devices.actions import Buffers, Networks, perform
+from vsr_trt.runtime.devices.actions import Buffers, Networks, perform, put_row, row_of
 from vsr_trt.runtime.devices.protocol import Arrangement, StepError, Ticket
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.errors import DeviceError
@@ -18,6 +18,7 @@ from vsr_trt.runtime.schedule.events import Event, waits_of
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import slot_arrays
+from vsr_trt.runtime.schedule.parts import Part
 
 _LOOK = 0.1  # seconds between attempts to cancel what is under way
 
@@ -39,7 +40,7 @@ class ThreadedDevice:
         networks: Networks,
         cancel: Callable[[], None] = lambda: None,
         load_seconds: dict[str, float] | None = None,
-        arrange: Callable[[int, int, Options], Form] | None = None,
+        arrange: Callable[[int, int, Options, Part | None], Form] | None = None,
     ) -> None:
         self.name = networks.name
         self.load_seconds = load_seconds if load_seconds is not None else {}
@@ -47,9 +48,9 @@ class ThreadedDevice:
         self._arrange = arrange
         self._run: _Run | None = None
 
-    def arrange(self, height: int, width: int, options: Options) -> Arrangement:
+    def arrange(self, height: int, width: int, options: Options, part: Part | None = None) -> Arrangement:
         """See `runtime.devices.protocol.Device.arrange`: the CPU takes any tile, one at a time."""
-        form = None if self._arrange is None else self._arrange(height, width, options)
+        form = None if self._arrange is None else self._arrange(height, width, options, part)
         return Arrangement(options, {}, form, self.open)
 
     def open(
@@ -61,11 +62,11 @@ class ThreadedDevice:
 
     def receive(self, slot: int, frame: Any, index: int = 0) -> None:
         """See `runtime.devices.protocol.Device.receive`."""
-        self._opened.arrays[slot][self._opened.schedule.frame][index] = frame
+        put_row(self._opened.schedule.takes, self._opened.arrays[slot], frame, index)
 
     def deliver(self, slot: int, index: int = 0) -> Any:
         """See `runtime.devices.protocol.Device.deliver`."""
-        return self._opened.arrays[slot][self._opened.schedule.result][index].copy()
+        return row_of(self._opened.schedule.gives, self._opened.arrays[slot], index)
 
     def submit(self, ticket: Ticket) -> None:
         """See `runtime.devices.protocol.Device.submit`."""

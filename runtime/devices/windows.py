@@ -49,7 +49,7 @@ class Gatherer:
 
         A window of several frames waits for the frame behind it, because the last window of a clip is another one.
         """
-        size = self._window.frames
+        size = self._window.size
         self._kept.append(frame)
         behind = self._first + len(self._kept) - (self._start + size)
         if behind < (0 if size == 1 else 1):
@@ -71,15 +71,15 @@ class Gatherer:
         end = self._first + len(self._kept)
         if end == self._returned:
             return []
-        found = self._gathered(max(end - self._window.frames, self._first), end)
+        found = self._gathered(max(end - self._window.size, self._first), end)
         self._kept.clear()
         self._first = self._start = self._returned = end
         return [found]
 
     def _gathered(self, start: int, end: int) -> Gathered:
         """The window from `start` on, and of its results those up to frame `end` that nobody was asked for."""
-        frames = self._kept[start - self._first :][: self._window.frames]
-        frames += [frames[-1]] * (self._window.frames - len(frames))
+        frames = self._kept[start - self._first :][: self._window.size]
+        frames += [frames[-1]] * (self._window.size - len(frames))
         found = Gathered(frames, start, range(self._returned - start, end - start))
         self._returned = end
         return found

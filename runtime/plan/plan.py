@@ -30,6 +30,7 @@ from vsr_trt.runtime.schedule.events import Event, derive
 from vsr_trt.runtime.schedule.forms import Available, Form
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import MemoryPlan, amount
+from vsr_trt.runtime.schedule.parts import Part, clip_frames, parts
 from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 
@@ -43,6 +44,7 @@ class PlanRequest:
         target: whose engines are meant, `sm_89` or `portable`; None for the CPU.
         options: what the user chose.
         available: memory that may be used.
+        frames: of the clip, which a family with phases takes through some of them at once.
     """
 
     width: int
@@ -51,6 +53,7 @@ class PlanRequest:
     target: str | None
     options: Options
     available: Available = field(default_factory=lambda: Available(None, False))
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class Plan:
         unknown: why scratch and weights are not known, None where they are.
         one, two: memory with so many slots.
         tilings: of the bundle.
+        part: what of the family this is.
+        phases: a plan for each phase, in order; empty for a family without. This one is then that of the phase which
+            needs most memory.
+        kept: bytes of the host that a clip takes between phases.
     """
 
     request: PlanRequest
@@ -80,6 +87,9 @@ class Plan:
     one: MemoryPlan
     two: MemoryPlan
     tilings: Mapping[str, Tiling]
+    part: Part
+    phases: tuple[Plan, ...] = ()
+    kept: int = 0
 
     def cuts(self, tiling: str) -> bool:
         """Whether large frames are cut into tiles under a tiling."""
@@ -111,7 +121,7 @@ def make(bundle: Bundle, request: PlanRequest) -> Plan:
     """Plans.
 
     Raises:
-        InputError: a size, an option, a target or a number of slots that cannot be.
+        InputError: a size, an option, a target or a number of slots or frames that cannot be.
         BundleError: a report of an engine cannot be read.
     """
     check_slots(request.slots)
@@ -120,26 +130,47 @@ def make(bundle: Bundle, request: PlanRequest) -> Plan:
             f"--target {request.target}: expected a compute capability, e.g. sm_89, or {PORTABLE}."
         )
     manifest = bundle.manifest
-    choice, unknown = _choose(bundle, request)
-    frame_shapes(manifest, request.width, request.height, choice.options)  # refuses what cannot be
+    frames = clip_frames(manifest, request.frames)
+    plans = [_make(bundle, request, part) for part in parts(manifest, frames)]
+    if len(plans) == 1:
+        return plans[0]
+    largest = max(plans, key=lambda plan: plan.memory.device)
+    rows = [
+        plan.schedule.buffers[port.buffer].bytes // plan.part.frames
+        for plan in plans[:-1]
+        for port in plan.schedule.gives.values()
+    ]
+    return dataclasses.replace(largest, phases=tuple(plans), kept=sum(rows) * frames)
+
+
+def _make(bundle: Bundle, request: PlanRequest, part: Part) -> Plan:
+    manifest = bundle.manifest
+    if part.window.frames is None:
+        request = dataclasses.replace(request, slots=1)  # there is one window
+    choice, unknown = _choose(bundle, request, part)
+    frame_shapes(manifest, request.width, request.height, choice.options, part)  # refuses what cannot be
     found = needs(bundle, choice.engines)
     if found.untold:
         unknown = f"the reports of its engines of {', '.join(found.untold)} do not tell all of it"
     frame = FrameShape.of_result(manifest, request.width, request.height).given
-    schedules = {s: build(manifest, *frame, choice.options, s, choice.batches) for s in {1, 2, request.slots}}
+    schedules = {
+        slots: build(manifest, *frame, choice.options, slots, choice.batches, part)
+        for slots in {1, 2, request.slots}
+    }
     one, two = (memory.add_up(schedules[slots], found.scratch, found.weights) for slots in (1, 2))
     schedule = schedules[request.slots]
     form = choice.form
     if request.target is None:
-        form = forms.choose_form(bundle, *frame, choice.options, request.available, request.slots)
+        form = forms.choose_form(bundle, *frame, choice.options, request.available, request.slots, part)
     assert form is not None
     taken, events = choice.options, derive(schedule)
+    tilings = manifest.tilings
     return Plan(
-        request, taken, schedule, events, choice.engines, found, form, unknown, one, two, manifest.tilings
+        request, taken, schedule, events, choice.engines, found, form, unknown, one, two, tilings, part
     )
 
 
-def _choose(bundle: Bundle, request: PlanRequest) -> tuple[EngineChoice, str | None]:
+def _choose(bundle: Bundle, request: PlanRequest, part: Part) -> tuple[EngineChoice, str | None]:
     """The engines of one library that serve the request; without, the tiles that they would have, and why."""
     target, options = request.target, request.options
     form = (
@@ -158,7 +189,7 @@ def _choose(bundle: Bundle, request: PlanRequest) -> tuple[EngineChoice, str | N
             own = [engine for engine in engines if engine.backend == backend]
             try:
                 memory = request.available.bytes
-                return choose_engines(bundle, own, target, size, options, memory), None
+                return choose_engines(bundle, own, target, size, options, memory, part), None
             except EngineError as error:
                 reason = reason or str(error)
     return EngineChoice(dataclasses.replace(options, tiles={**usual, **options.tiles}), {}, {}, form), reason
@@ -194,7 +225,7 @@ def _what_helps(bundle: Bundle, plan: Plan) -> str:
     request = plan.request
     smaller = f"Restore a smaller picture than {plan.size}"
     largest = max(plan.needs.scratch, key=lambda network: plan.needs.scratch[network], default=None)
-    shapes = frame_shapes(bundle.manifest, request.width, request.height, plan.options)
+    shapes = frame_shapes(bundle.manifest, request.width, request.height, plan.options, plan.part)
     shape = next((shape for shape in shapes if shape.network == largest), None)
     kind = next(
         (s.tiling for s in bundle.manifest.stages if shape is not None and s.name == shape.stage), None
@@ -219,7 +250,10 @@ def _what_helps(bundle: Bundle, plan: Plan) -> str:
 def as_json(plan: Plan) -> dict[str, Any]:
     """All of it as JSON values."""
     request, schedule, found = plan.request, plan.schedule, plan.memory
+    phases = {"phases": [as_json(phase) for phase in plan.phases], "kept": plan.kept} if plan.phases else {}
     return {
+        "phase": plan.part.phase,
+        "frames": plan.part.frames,
         "size": plan.size,
         "slots": request.slots,
         "target": request.target,
@@ -244,6 +278,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "device": found.device,
             "unknown": plan.unknown,
         },
+        **phases,
     }
 
 

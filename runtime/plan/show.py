@@ -22,11 +22,28 @@ def show(console: Console, plan: Plan, available: int | None) -> None:
         plan: to show.
         available: bytes of device memory; None where nobody knows.
     """
+    for phase in plan.phases or (plan,):
+        _show(console, phase, available)
+    if plan.phases:
+        console.print(
+            f"between phases the host keeps {amount(plan.kept)} of the clip; [bold]{plan.part.phase}[/] needs most "
+            f"memory of the device, {amount(plan.memory.device)}",
+            highlight=False,
+        )
+
+
+def _show(console: Console, plan: Plan, available: int | None) -> None:
     lanes = ", ".join(
         f"{lane.name}{' (the host)' if lane.host else ''}" for lane in plan.schedule.lanes.values()
     )
     sides = [f"{name} {side}" for name, side in plan.options.tiles.items() if plan.cuts(name)]
     tiles = f"tiles: {', '.join(sides) or 'none'}; the VAE {words_of(plan)}"
+    if plan.part.phase is not None:
+        frames = plan.part.frames
+        console.print(
+            f"[bold]phase {escape(plan.part.phase)}[/], windows of {frames} frame{'' if frames == 1 else 's'}",
+            highlight=False,
+        )
     console.print(
         f"[bold]{plan.size}, {slots(plan.request.slots)}[/], for {plan.request.target or 'the CPU'}, {tiles}\n"
         f"lanes: {escape(lanes)}",

@@ -232,7 +232,8 @@ def _run(
                     watcher.arranged(restorer.form)
             waiting.append(frame)
             hand_over(restorer.push(frame.rgb))
-        hand_over(restorer.flush())
+        for restored in restorer.drain():
+            hand_over([restored])
     report.output = str(sink.close(partial=source.damage is not None))
     report.seconds = time.perf_counter() - started
     report.slots = restorer.slots

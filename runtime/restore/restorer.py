@@ -34,6 +34,7 @@ from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.constants import constants
 from vsr_trt.runtime.schedule.events import derive
 from vsr_trt.runtime.schedule.forms import Form
+from vsr_trt.runtime.schedule.parts import Part, parts
 
 Frame = npt.NDArray[np.uint8]
 _KEPT_TIMINGS = 10_000
@@ -99,6 +100,10 @@ class Restorer:
         self._runner: Runner | None = None
         self._late: list[Any] = []  # results of a scene that `reset` ended
         self._prepared: tuple[int, int] | None = None
+        self._parts = parts(self.manifest)
+        self._rows: list[Any] = []  # what the first phase made of each frame so far
+        self._rest: Iterator[list[Any]] | None = None  # results of a clip whose last phase is under way
+        self._spent: Clock = defaultdict(float)  # seconds of a clip's stages, in all of its phases
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
@@ -132,8 +137,8 @@ class Restorer:
             FrameError: a network failed; the results before that frame were yielded.
             DeviceError: the Restorer is closed.
         """
-        if self._runner is not None and self._runner.under_way:
-            self.flush()  # frames of a clip that was given up
+        if self._under_way or self._rest is not None:
+            self._abandon()  # frames of a clip that was given up
         self.reset()
         clip = self._clip
         try:
@@ -141,7 +146,7 @@ class Restorer:
                 self._check_clip(clip)
                 yield from self.push(frame)
             self._check_clip(clip)
-            yield from self.flush()
+            yield from self.drain()
         except FrameError as error:
             yield from error.results
             error.results = []
@@ -188,34 +193,65 @@ class Restorer:
                         "of that size."
                     )
                 taken = worked.given(taken, shape, self.manifest)
+            if self._rest is not None:
+                self._late += [result for results in self._rest for result in results]
+                self._rest = None
             runner = self._prepare(height, width)
-            return self._first(self._count(runner.push(taken)))
+            return self._first(self._taken_on(runner.push(taken)))
 
     def flush(self) -> list[Frame]:
-        """Returns the results that are still under way. More frames may be pushed afterwards."""
+        """Returns the results that are still under way. More frames may be pushed afterwards.
+
+        Of a family with phases those are all frames' since the clip began; `drain` returns them one by one.
+        """
+        return list(self.drain())
+
+    def drain(self) -> Iterator[Frame]:
+        """Yields the results that are still under way, as `flush` returns them, without keeping all of them at once."""
         with self._alone():
-            return self._collect()
+            results = self._first(self._taken_on(self._runner.flush()) if self._runner is not None else [])
+            self._end_clip()
+        yield from results
+        while self._rest is not None:
+            with self._alone():
+                ended: Any = object()
+                found = next(self._rest, ended) if self._rest is not None else ended
+                results = [] if found is ended else found
+                if found is ended:
+                    self._rest = None
+            yield from results
 
     def reset(self) -> None:
-        """Starts a new clip, or a new scene of one: the next frame has no predecessor."""
+        """Starts a new clip, or a new scene of one: the next frame has no predecessor.
+
+        Of a family with phases the clip so far goes through all of them first.
+        """
         with self._alone():
             self._size = None
             self._clip += 1
             if self._runner is not None:
-                self._late += self._count(self._runner.begin())
+                self._late += self._taken_on(self._runner.begin())
+            if len(self._parts) > 1:
+                if self._runner is not None:
+                    self._taken_on(self._runner.flush())
+                self._end_clip()
+                self._late += [result for results in self._rest or () for result in results]
+                self._rest = None
 
     @property
     def window(self) -> int:
-        """How many frames go through the networks at once."""
-        return self.manifest.window.frames
+        """How many frames go through the networks at once; 0 where that is a whole clip."""
+        return self.manifest.window.size if len(self._parts) == 1 else 0
 
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that frames of the present size take, weights aside; empty before the first one.
 
-        On the CPU that is buffers only: what ONNX Runtime works in, it does not tell.
+        On the CPU that is buffers only: what ONNX Runtime works in, it does not tell. `clip`: what is kept of a clip
+        between its phases, on the host.
         """
-        return self._device.memory if self._device is not None else {}
+        kept = {"clip": sum(_bytes(row) for row in self._rows)} if self._rows else {}
+        return {**self._device.memory, **kept} if self._device is not None else {}
 
     @property
     def form(self) -> Form | None:
@@ -235,7 +271,8 @@ class Restorer:
     def timings(self) -> list[Clock]:
         """Seconds of each stage, one dict for each of the last frames returned (10 000 at most).
 
-        Empty where measuring would cost time, on GPUs, and nobody observes.
+        Empty where measuring would cost time, on GPUs, and nobody observes. Of a family with phases each frame has its
+        share of the clip's.
         """
         return list(self._timings)
 
@@ -280,34 +317,93 @@ class Restorer:
         if self._device is None:
             raise DeviceError("this Restorer is closed; make a new one.")
         if self._runner is None or self._prepared != (height, width):
-            if self._runner is not None and self._runner.under_way:
+            if self._under_way and self._prepared not in (None, (height, width)):
                 raise InputError(
-                    f"{self._runner.under_way} frames of another size are under way; call flush() before frames of "
+                    f"{self._under_way} frames of another size are under way; call flush() before frames of "
                     f"{width}x{height}."
                 )
             self._runner, self._prepared = None, None
-            started = time.perf_counter()
-            shape = FrameShape.of(self.manifest, height, width)
-            arranged = self._device.arrange(*shape.given, self._options)
-            schedule = build(self.manifest, *shape.given, arranged.options, self.slots, arranged.batches)
-            known = constants(self.manifest, schedule, arranged.options, self._files)
-            watched = self._device.times_itself or self._observer is not None
-            observer = _weakly(self._observe) if watched else None
-            arranged.open(schedule, derive(schedule), known, observer)
-            self._form = arranged.form
-            self._loading += time.perf_counter() - started
             self._clocks.clear()
             self._returned = 0
-
-            def finish(result: Any) -> Any:
-                return result if shape.is_plain else worked.returned(result, shape)
-
-            self._runner = Runner(self._device, self.slots, self._timeout, finish, self.manifest.window)
+            self._runner = self._open(self._parts[0], height, width)
             self._prepared = height, width
         return self._runner
 
-    def _collect(self) -> list[Frame]:
-        return self._first(self._count(self._runner.flush()) if self._runner is not None else [])
+    def _open(self, part: Part, height: int, width: int) -> Runner:
+        """Makes the device ready for a part's windows."""
+        assert self._device is not None
+        started = time.perf_counter()
+        shape = FrameShape.of(self.manifest, height, width)
+        arranged = self._device.arrange(*shape.given, self._options, part if part.phase is not None else None)
+        slots = self.slots if part.window.frames is not None else 1
+        schedule = build(self.manifest, *shape.given, arranged.options, slots, arranged.batches, part)
+        known = constants(self.manifest, schedule, arranged.options, self._files)
+        watched = self._device.times_itself or self._observer is not None
+        observer = _weakly(self._observe) if watched else None
+        arranged.open(schedule, derive(schedule), known, observer)
+        self._form = arranged.form
+        self._loading += time.perf_counter() - started
+
+        def finish(result: Any) -> Any:
+            return result if shape.is_plain or not part.last else worked.returned(result, shape)
+
+        timeout = self._timeout
+        if timeout is not None and part.window.frames is None:
+            timeout *= part.frames
+        window = replace(part.window, frames=part.frames)
+        return Runner(self._device, slots, timeout, finish, window)
+
+    @property
+    def _under_way(self) -> int:
+        """Frames that were taken and whose results were not returned."""
+        return len(self._rows) + (self._runner.under_way if self._runner is not None else 0)
+
+    def _abandon(self) -> None:
+        """Ends what is under way; its results are lost."""
+        with self._alone():
+            if self._runner is not None:
+                self._taken_on(self._runner.flush())
+            self._rows, self._rest, self._late = [], None, []
+            self._spent.clear()
+
+    def _taken_on(self, results: list[Any]) -> list[Any]:
+        """Results of the first part: those of the Restorer, or what the clip's next phase takes."""
+        if len(self._parts) == 1:
+            return self._count(results)
+        self._rows += [_named(self._parts[0], row) for row in results]
+        return []
+
+    def _end_clip(self) -> None:
+        """Takes a clip through its phases up to the last one, whose results then come as they are asked for."""
+        if len(self._parts) == 1 or not self._rows:
+            return
+        assert self._prepared is not None
+        (height, width), frames = self._prepared, len(self._rows)
+        rows, self._rows, self._runner = self._rows, [], None
+        for part in self._parts[1:-1]:
+            made = [row for results in self._through(part, rows, height, width) for row in results]
+            rows = [_joined(part, old, new) for old, new in zip(rows, made, strict=True)]
+        self._rest = self._last_phase(rows, height, width, frames)
+
+    def _last_phase(self, rows: list[Any], height: int, width: int, frames: int) -> Iterator[list[Any]]:
+        yield from self._through(self._parts[-1], rows, height, width)
+        each = {stage.name: self._spent[stage.name] / frames for stage in self.manifest.stages}
+        if self._spent:
+            self._timings.extend([each] * frames)
+        self._spent.clear()
+
+    def _through(self, part: Part, rows: list[Any], height: int, width: int) -> Iterator[list[Any]]:
+        """A clip's rows through a phase, window by window."""
+        size = part.window.frames or len(rows)
+        whole = len(rows) // size * size if part.window.last == "short" else len(rows)
+        for frames, some in ((size, rows[:whole]), (len(rows) - whole, rows[whole:])):
+            if not some:
+                continue
+            runner = self._open(part.of(frames), height, width)
+            for row in some:
+                wanted = {name: row[name] for name in part.takes}
+                yield runner.push(wanted if len(wanted) > 1 else next(iter(wanted.values())))
+            yield runner.flush()
 
     def _first(self, results: list[Any]) -> list[Any]:
         """Results, behind those of a scene that has ended."""
@@ -325,7 +421,8 @@ class Restorer:
 
     def _observe(self, span: Span) -> None:
         if span.action in _WORK:
-            self._clocks[span.frame][span.stage] += span.end - span.start
+            clock = self._clocks[span.frame] if len(self._parts) == 1 else self._spent
+            clock[span.stage] += span.end - span.start
         if self._observer is not None:
             self._observer(span)
 
@@ -363,6 +460,20 @@ class Restorer:
                 f"{frame.shape[1]}x{frame.shape[0]}; call reset() where a new clip begins."
             )
         self._size = frame.shape
+
+
+def _named(part: Part, row: Any) -> dict[str, np.ndarray]:
+    """What a part made of a frame, by name."""
+    return row if isinstance(row, dict) else {part.gives[0]: row}
+
+
+def _joined(part: Part, old: dict[str, np.ndarray], new: Any) -> dict[str, np.ndarray]:
+    """What earlier phases made of a frame, with what this one did."""
+    return {**old, **_named(part, new)}
+
+
+def _bytes(row: dict[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in row.values())
 
 
 def _weakly(observe: Observer) -> Observer:

@@ -10,11 +10,12 @@ from vsr_trt.runtime.bundle.manifest import PREVIOUS, Loop, Manifest, Stage, Ten
 from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule.canvas import FrameShape
-from vsr_trt.runtime.schedule.graph import Buffer, Grid, Lane, Schedule, Step
+from vsr_trt.runtime.schedule.graph import Buffer, FrameSpan, Grid, Lane, Port, Schedule, Step
+from vsr_trt.runtime.schedule.parts import Part, Span, only, spans
 from vsr_trt.runtime.schedule.tiling import tiles_of
 
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
-FRAME, RESULT = "staged frame", "staged result"
+RESULT = "staged result"
 SCRATCH = "scratch"
 ZEROS = "zeros of "  # begins the name of what a buffer that lives as long as the clip is at its beginning
 
@@ -22,10 +23,16 @@ Sizes = dict[str, int]
 """Values of the symbolic sizes of a network."""
 
 
-def frame_sizes(manifest: Manifest, height: int, width: int) -> Sizes:
-    """The symbolic sizes of frames (height, width, 3) that the networks are given: their own, and latents."""
+def frame_sizes(manifest: Manifest, height: int, width: int, frames: int | None = None) -> Sizes:
+    """The symbolic sizes of frames (height, width, 3) that the networks are given: their own, and latents.
+
+    Args:
+        manifest: of the bundle.
+        height, width: of those frames.
+        frames: of a window; None for the manifest's.
+    """
     latents = FrameShape.of(manifest, height, width).latents
-    sizes = {"n": 1, "f": manifest.window.frames}
+    sizes = {"n": 1, "f": manifest.window.size if frames is None else frames}
     return sizes | {"lr_h": height, "lr_w": width, "h": latents[0], "w": latents[1]}
 
 
@@ -52,6 +59,7 @@ def build(
     options: Options,
     slots: int = 1,
     batches: Mapping[str, int] | None = None,
+    part: Part | None = None,
 ) -> Schedule:
     """The schedule for frames (height, width, 3) that the networks are given: see `FrameShape.given`.
 
@@ -61,10 +69,16 @@ def build(
         options: what the user chose; checked already.
         slots: windows in flight.
         batches: network -> how many tiles it takes at once; one where it is not named.
+        part: of the manifest, with its number of frames; None for a family without phases.
+
+    Raises:
+        ValueError: no part was named, and the family has several.
     """
-    draft = _Draft(manifest, frame_sizes(manifest, height, width), options, slots, batches or {})
+    part = only(manifest) if part is None else part
+    sizes = frame_sizes(manifest, height, width, part.frames)
+    draft = _Draft(manifest, part, sizes, options, slots, batches or {})
     draft.transfer_in()
-    for loop, stages in groupby(manifest.stages, key=lambda stage: stage.loop):
+    for loop, stages in groupby(part.stages, key=lambda stage: stage.loop):
         body = list(stages)
         if loop is None:
             draft.run(body)
@@ -77,6 +91,7 @@ def build(
 @dataclass
 class _Draft:
     manifest: Manifest
+    part: Part
     sizes: Sizes
     options: Options
     slots: int
@@ -85,29 +100,46 @@ class _Draft:
     steps: list[Step] = field(default_factory=list)
     _now: dict[str, str] = field(default_factory=dict)  # name in the manifest -> where it is at this point
     _index: int | None = None  # of the step, in a loop
+    _chunk: int | None = None  # the chunk's number
+    _length: str = ""  # ends names of what chunks of a length share
+    _takes: dict[str, Port] = field(default_factory=dict)
+    _gives: dict[str, Port] = field(default_factory=dict)
 
     def transfer_in(self) -> None:
         """The frame's way to the device, and the buffers that are there from the start."""
         rows = {f"{name}[i]": loop for loop in self.manifest.loops.values() for name in loop.rows}
         for tensor, buffer in self._operands("inputs"):
-            if buffer in self.manifest.inputs:
-                given = self.manifest.inputs[buffer].source
-                self._declare(buffer, tensor, self.sizes, "slot" if given == "frame" else "constant")
+            if buffer in self.part.takes:
+                self._declare(buffer, tensor, self.sizes, "slot")
+                self._takes.setdefault(buffer, self._port(f"staged {buffer}", buffer, tensor))
+            elif buffer in self.manifest.inputs:
+                self._declare(buffer, tensor, self.sizes, "constant")
             elif buffer in rows:
                 for index in range(rows[buffer].steps):
                     name = f"{buffer.removesuffix('[i]')}[{index}]"
                     self._declare(name, tensor, self.sizes, "constant")
-        frame = next(name for name, given in self.manifest.inputs.items() if given.source == "frame")
-        self.buffers[FRAME] = replace(self.buffers[frame], name=FRAME, kind="staging")
-        self._add(Step(RECEIVE, "receive", RECEIVE, {}, {"frame": FRAME}, RECEIVE))
-        self._add(Step(UPLOAD, "upload", UPLOAD, {"source": FRAME}, {"target": frame}, UPLOAD))
+        staged = {name: port.buffer for name, port in self._takes.items()}
+        self._add(Step(RECEIVE, "receive", RECEIVE, {}, staged, RECEIVE))
+        for name, buffer in staged.items():
+            step = UPLOAD if len(staged) == 1 else f"{UPLOAD} {name}"
+            self._add(Step(step, "upload", UPLOAD, {"source": buffer}, {"target": name}, UPLOAD))
 
     def transfer_out(self) -> None:
         """The result's way back."""
-        result = self._now.get(self.manifest.output, self.manifest.output)
-        self.buffers[RESULT] = replace(self.buffers[result], name=RESULT, kind="staging")
-        self._add(Step(DOWNLOAD, "download", DOWNLOAD, {"source": result}, {"target": RESULT}, DOWNLOAD))
-        self._add(Step(DELIVER, "deliver", DELIVER, {"result": RESULT}, {}, DELIVER))
+        tensors = {buffer: tensor for tensor, buffer in self._operands("outputs")}
+        for given in self.part.gives:
+            source = self._now.get(given, given)
+            name = RESULT if self.part.last else f"staged {given} out"
+            self._gives[given] = self._port(name, source, tensors[given])
+            step = DOWNLOAD if len(self.part.gives) == 1 else f"{DOWNLOAD} {given}"
+            self._add(Step(step, "download", DOWNLOAD, {"source": source}, {"target": name}, DOWNLOAD))
+        reads = {"result" if self.part.last else name: port.buffer for name, port in self._gives.items()}
+        self._add(Step(DELIVER, "deliver", DELIVER, reads, {}, DELIVER))
+
+    def _port(self, name: str, buffer: str, tensor: Tensor) -> Port:
+        """A staging buffer for what a buffer holds."""
+        self.buffers[name] = replace(self.buffers[buffer], name=name, kind="staging")
+        return Port(name, _frame_axis(tensor) or 0)
 
     def repeat(self, loop: Loop, body: Sequence[Stage]) -> None:
         """The body of a loop, step after step. What it writes alternates between two buffers."""
@@ -117,12 +149,88 @@ class _Draft:
                     self._now[read] = self._now[written]
             self._index = index
             self._now |= {f"{name}[i]": f"{name}[{index}]" for name in loop.rows}
-            self.run(body)
+            self.run(body, loop)
         self._index = None
         for read in loop.carries:  # behind the loop it is again what it was before
             self._now.pop(read, None)
 
-    def run(self, stages: Sequence[Stage]) -> None:
+    def run(self, stages: Sequence[Stage], loop: Loop | None = None) -> None:
+        """Stages once, those with chunks chunk by chunk where the window is longer than those."""
+        for chunks, group in groupby(stages, key=lambda stage: stage.chunks):
+            found = list(group)
+            cut = () if chunks is None else spans(self.manifest, chunks, self.sizes["f"], self.options)
+            if len(cut) > 1:
+                self.chunks(found, cut, loop)
+            else:
+                self.on_canvas(found)
+
+    def chunks(self, stages: Sequence[Stage], cut: Sequence[Span], loop: Loop | None) -> None:
+        """Stages chunk after chunk. Chunks of the same length share the memory that they work in.
+
+        What they read from outside is cut where it has frames; what is read outside, or in the next step of the
+        loop, is put together again.
+        """
+        outside, sizes = dict(self._now), self.sizes
+        needed = self._needed(stages, loop)
+        joined: dict[str, str] = {}  # buffer of the manifest -> where all of its frames are
+        for number, span in enumerate(cut):
+            self._chunk, self._length = number, f" x{span.frames}"
+            self._now, self.sizes = dict(outside), sizes | {"f": span.frames}
+            made, taken = set[str](), dict[str, str]()
+            for stage in stages:
+                for tensor in self.manifest.networks[stage.network].inputs:
+                    if stage.reads[tensor.name] not in made:
+                        self._take_frames(stage, tensor, span, taken)
+                made |= set(stage.writes.values())
+            self._now |= taken
+            self.on_canvas(stages)
+            for stage in stages:
+                for tensor in self.manifest.networks[stage.network].outputs:
+                    buffer = stage.writes.get(tensor.name)
+                    if buffer in needed:
+                        assert buffer is not None
+                        joined[buffer] = self._give_frames(stage, tensor, buffer, span, sizes)
+        self._chunk, self._length, self.sizes = None, "", sizes
+        self._now = outside | joined
+
+    def _needed(self, stages: Sequence[Stage], loop: Loop | None) -> set[str]:
+        """What others read of what stages write."""
+        read = {buffer for s in self.part.stages if s not in stages for buffer in s.reads.values()}
+        carried = set(loop.carries.values()) if loop is not None else set()
+        previous = {b for s in self.part.stages for b in s.reads.values() if b.endswith(PREVIOUS)}
+        written = {buffer for stage in stages for buffer in stage.writes.values()}
+        wanted = read | carried | {name.removesuffix(PREVIOUS) for name in previous} | set(self.part.gives)
+        return written & wanted
+
+    def _take_frames(self, stage: Stage, tensor: Tensor, span: Span, taken: dict[str, str]) -> None:
+        """A chunk's frames of what it reads from outside."""
+        buffer, axis = stage.reads[tensor.name], _frame_axis(tensor)
+        if axis is None or buffer in taken:
+            return
+        source = self._now.get(buffer, buffer)
+        taken[buffer] = f"{source}{self._length}"
+        if list(taken.values()).count(taken[buffer]) > 1:
+            return  # under another name, too
+        self._declare(taken[buffer], tensor, self.sizes, "slot")
+        self._frames(
+            stage, f"take {source}", source, taken[buffer], FrameSpan(axis, span.start, 0, span.frames)
+        )
+
+    def _give_frames(self, stage: Stage, tensor: Tensor, buffer: str, span: Span, whole: Sizes) -> str:
+        """A chunk's own results, in their place among all."""
+        axis, source = _frame_axis(tensor), self._now.get(buffer, buffer)
+        assert axis is not None
+        target = source.removesuffix(self._length)
+        self._declare(target, tensor, whole, "slot")
+        own = FrameSpan(axis, span.first - span.start, span.first, span.last - span.first)
+        self._frames(stage, f"give {target}", source, target, own)
+        return target
+
+    def _frames(self, stage: Stage, name: str, source: str, target: str, span: FrameSpan) -> None:
+        reads, writes = {"source": source}, {"target": target}
+        self._add(Step(self._numbered(name), "frames", stage.lane, reads, writes, stage.name, span=span))
+
+    def on_canvas(self, stages: Sequence[Stage]) -> None:
         """Stages once, cut into tiles where their frame is larger than those."""
         for tiled, group in groupby(stages, key=lambda stage: stage.tiling):
             grid = tile_grid(self.manifest, tiled, self.sizes, self.options) if tiled else None
@@ -154,13 +262,13 @@ class _Draft:
             for tensor in network.inputs:
                 buffer = whole["reads"][tensor.name]
                 if _covers(tensor) and buffer not in local:
-                    local[buffer] = f"{stage.name}.{tensor.name}"
+                    local[buffer] = f"{stage.name}.{tensor.name}{self._length}"
                     self._declare(local[buffer], tensor, sizes, "slot")
                     self._cut(stage, buffer, local[buffer], grid, dimension(tensor.shape[-1])[0])
             for tensor in network.outputs:
                 if tensor.name in whole["writes"]:
                     buffer = whole["writes"][tensor.name]
-                    local[buffer] = f"{stage.name}.{tensor.name}"
+                    local[buffer] = f"{stage.name}.{tensor.name}{self._length}"
                     self._declare(local[buffer], tensor, sizes, "slot")
             reads, writes = (
                 {operand: local.get(buffer, buffer) for operand, buffer in side.items()}
@@ -185,14 +293,18 @@ class _Draft:
     def _writes(self, stage: Stage) -> dict[str, str]:
         """Where a stage's results go now, which is where they are read from here on."""
         if self._index is not None:
-            self._now |= {name: f"{name}@{self._index % 2}" for name in stage.writes.values()}
+            self._now |= {name: f"{name}@{self._index % 2}{self._length}" for name in stage.writes.values()}
+        elif self._length:
+            self._now |= {name: f"{name}{self._length}" for name in stage.writes.values()}
         return self._written(stage)
 
     def _written(self, stage: Stage) -> dict[str, str]:
         return {operand: self._now.get(buffer, buffer) for operand, buffer in stage.writes.items()}
 
     def _numbered(self, name: str) -> str:
-        return name if self._index is None else f"{name}@{self._index}"
+        """Tells a step of a loop, and a chunk, from the others."""
+        number = "" if self._chunk is None else f"#{self._chunk}"
+        return f"{name}{number}" if self._index is None else f"{name}{number}@{self._index}"
 
     def finish(self) -> Schedule:
         """The schedule, with what passes from frame to frame and the memory that networks work in."""
@@ -204,11 +316,17 @@ class _Draft:
             if step.workspace is not None:
                 self.buffers[step.workspace] = Buffer(step.workspace, (0,), "uint8", "scratch")
         return Schedule(
-            {name: Lane(name, name in host) for name in lanes}, self.buffers, steps, self.slots, FRAME, RESULT
+            {name: Lane(name, name in host) for name in lanes},
+            self.buffers,
+            steps,
+            self.slots,
+            self._takes,
+            self._gives,
+            self.part.last,
         )
 
     def _operands(self, side: str) -> Iterable[tuple[Tensor, str]]:
-        for stage in self.manifest.stages:
+        for stage in self.part.stages:
             names = stage.reads if side == "inputs" else stage.writes
             for tensor in getattr(self.manifest.networks[stage.network], side):
                 if tensor.name in names:
@@ -250,7 +368,8 @@ class _Draft:
 
     def _blend(self, stage: Stage, source: str, target: str, grid: Grid, factor: int) -> None:
         reads, writes = {"tiles": source}, {"picture": target}
-        name = self._numbered(f"blend {target}" if self._index is None else f"blend {source}")
+        plain = self._index is None and self._chunk is None
+        name = self._numbered(f"blend {target}" if plain else f"blend {source}")
         self._add(Step(name, "blend", stage.lane, reads, writes, stage.name, grid=grid, factor=factor))
 
     def _carry(self) -> None:
@@ -295,3 +414,9 @@ def _parts(count: int, batch: int) -> list[tuple[int, int]]:
     batch = min(batch, count)
     starts = [*range(0, count - batch, batch), count - batch]
     return [(start, start + batch) for start in starts]
+
+
+def _frame_axis(tensor: Tensor) -> int | None:
+    """The axis along which a tensor's frames are counted; None where it has none."""
+    found = [axis for axis, size in enumerate(tensor.shape) if dimension(size)[1] == "f"]
+    return found[0] if found else None

@@ -19,6 +19,7 @@ from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.errors import BundleError, EngineError
 from vsr_trt.runtime.schedule.forms import Form
 from vsr_trt.runtime.schedule.memory import amount
+from vsr_trt.runtime.schedule.parts import Part
 from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes, whole_sizes
 
 PORTABLE = "portable"
@@ -78,6 +79,7 @@ def choose_engines(
     size: tuple[int, int],
     options: Options,
     memory: int | None = None,
+    part: Part | None = None,
 ) -> EngineChoice:
     """The engines for a restored picture, and the tiles that they take.
 
@@ -94,6 +96,7 @@ def choose_engines(
         options: what the user chose; tiles that are not among it are chosen here. Under shared statistics, the tile of
             an exact tiling is the largest picture that is to go through in one piece.
         memory: bytes of the GPU that may be used, None for no limit.
+        part: whose stages are meant; None for all.
 
     Raises:
         InputError: a size or option that the bundle cannot serve.
@@ -107,9 +110,11 @@ def choose_engines(
         served = []
         for side in _sides(manifest, name, options) if given is None else (given,):
             tried = options.with_tile(name, side)
-            needed = [s for s in frame_shapes(manifest, *size, tried) if _tiling(manifest, s.stage) == name]
+            needed = [
+                s for s in frame_shapes(manifest, *size, tried, part) if _tiling(manifest, s.stage) == name
+            ]
             if all(
-                _engine(manifest, engines, target, shape) is not None or _by_kernel(bundle, shape, target)
+                _engine(manifest, engines, target, [shape]) is not None or _by_kernel(bundle, shape, target)
                 for shape in needed
             ):
                 runs = sum(shape.runs for shape in needed)
@@ -122,11 +127,11 @@ def choose_engines(
     limits = {name: side for name, side in asked.tiles.items() if not asked.cuts(manifest, name)}
     exceeded = [name for name, side in limits.items() if wide["h"] * wide["w"] > side**2]
     why = f"--tile {exceeded[0]}={limits[exceeded[0]]}" if exceeded else "the bundle has engines for it"
-    choice = _all(bundle, engines, target, size, options, bool(exceeded), asked)
+    choice = _all(bundle, engines, target, size, options, bool(exceeded), asked, part)
     if not exceeded and memory is not None:
         need = device_bytes(bundle, choice)
         if need > memory:
-            lean = _all(bundle, engines, target, size, options, True, asked)
+            lean = _all(bundle, engines, target, size, options, True, asked, part)
             if device_bytes(bundle, lean) < need:
                 choice = lean
                 why = f"whole, engines need {amount(need)}, and there are {amount(memory)}"
@@ -141,6 +146,7 @@ def _all(
     options: Options,
     in_strips: bool,
     asked: Options,
+    part: Part | None,
 ) -> EngineChoice:
     """An engine for every stage.
 
@@ -151,16 +157,20 @@ def _all(
     found: dict[str, Engine] = {}
     batches: dict[str, int] = {}
     missing, kernels = [], []
-    for shape in frame_shapes(manifest, *size, options):
-        engine = _engine(manifest, engines, target, shape, in_strips)
+    shapes: dict[str, list[StageShape]] = {}
+    for shape in frame_shapes(manifest, *size, options, part):
+        shapes.setdefault(shape.network, []).append(shape)
+    for network, own in shapes.items():
+        engine = _engine(manifest, engines, target, own, in_strips)
+        runs = min(shape.runs for shape in own)
         if engine is not None:
-            found[shape.network] = engine
-            batches[shape.network] = _batch(manifest.networks[shape.network], engine, shape.runs)
-        elif _by_kernel(bundle, shape, target):
-            kernels.append(shape.network)
-            batches[shape.network] = shape.runs
+            found[network] = engine
+            batches[network] = _batch(manifest.networks[network], engine, runs)
+        elif _by_kernel(bundle, own[0], target):
+            kernels.append(network)
+            batches[network] = runs
         else:
-            missing.append(shape)
+            missing += own
     if missing:
         raise EngineError(_missing(bundle, missing, engines, target, size, asked))
     return EngineChoice(options, found, batches, kernels=tuple(kernels))
@@ -243,22 +253,28 @@ def _tiling(manifest: Manifest, stage: str) -> str | None:
 
 
 def _engine(
-    manifest: Manifest, engines: Sequence[Engine], target: str, shape: StageShape, in_strips: bool = False
+    manifest: Manifest,
+    engines: Sequence[Engine],
+    target: str,
+    shapes: Sequence[StageShape],
+    in_strips: bool = False,
 ) -> Engine | None:
-    """The best of those that take the shape."""
-    network = manifest.networks[shape.network]
+    """The best of those that take all the shapes, which are of one network."""
+    name, runs = shapes[0].network, min(shape.runs for shape in shapes)
+    network = manifest.networks[name]
 
     def rank(engine: Engine) -> tuple[bool, bool, bool, int, bool]:
         return (
             (STRIPS in engine.flags) != in_strips,
             engine.precision != "fp16",
             _is_dynamic(engine),
-            -_batch(network, engine, shape.runs),
+            -_batch(network, engine, runs),
             engine.target != target,
         )
 
-    own = (engine for engine in engines if engine.network == shape.network)
-    return min((engine for engine in own if _takes(network, engine, shape)), key=rank, default=None)
+    own = (engine for engine in engines if engine.network == name)
+    fitting = (engine for engine in own if all(_takes(network, engine, shape) for shape in shapes))
+    return min(fitting, key=rank, default=None)
 
 
 def _by_kernel(bundle: Bundle, shape: StageShape, target: str) -> bool:

@@ -190,5 +190,10 @@ def _candidates(schedule: Schedule) -> Iterator[Event]:
         key = after, lane[before], frames
         if key not in tightest or index[tightest[key]] < index[before]:
             tightest[key] = before
-    for (after, _, frames), before in tightest.items():
-        yield Event(frames, before, after)
+    # a later step of a lane needs no event where an earlier one waits for the same or more already
+    reached: dict[tuple[str, str, int], int] = {}  # lane of before, lane of after, frames -> the last before
+    for (after, source, frames), before in sorted(tightest.items(), key=lambda item: index[item[0][0]]):
+        way = source, lane[after], frames
+        if index[before] > reached.get(way, -1):
+            reached[way] = index[before]
+            yield Event(frames, before, after)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,10 @@ from typing import Any, Literal
 from vsr_trt.runtime.bundle.records import MisfitError, parse
 from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.schedule.events import Event, hazards
-from vsr_trt.runtime.schedule.graph import Buffer, Kind, Lane, Schedule, Step
+from vsr_trt.runtime.schedule.graph import Buffer, Kind, Lane, Port, Schedule, Step
 from vsr_trt.runtime.schedule.memory import arrange
 
-FORMAT = 1
+FORMAT = 2
 _Dtype = Literal["uint8", "float32", "float16", "int32", "int64", "bool"]
 _BLOCKS: dict[Kind, str] = {
     "slot": "slot",
@@ -37,8 +37,9 @@ def as_json(schedule: Schedule, events: Iterable[Event]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "slots": schedule.slots,
-        "frame": schedule.frame,
-        "result": schedule.result,
+        "takes": {name: dataclasses.asdict(port) for name, port in schedule.takes.items()},
+        "gives": {name: dataclasses.asdict(port) for name, port in schedule.gives.items()},
+        "last": schedule.last,
         "blocks": blocks,
         "lanes": [dataclasses.asdict(lane) for lane in schedule.lanes.values()],
         "buffers": [
@@ -127,8 +128,9 @@ class _Placed:
 class _File:
     format: int
     slots: int
-    frame: str
-    result: str
+    takes: dict[str, Port]
+    gives: dict[str, Port]
+    last: bool
     blocks: _Blocks
     lanes: tuple[Lane, ...]
     buffers: tuple[_Placed, ...]
@@ -140,7 +142,8 @@ def _step_as_json(step: Step) -> dict[str, Any]:
     values = {item.name: getattr(step, item.name) for item in dataclasses.fields(step)}
     values |= {"reads": dict(step.reads), "writes": dict(step.writes)}
     values["part"] = None if step.part is None else list(step.part)
-    values["grid"] = None if step.grid is None else dataclasses.asdict(step.grid)
+    for name in ("grid", "span"):
+        values[name] = None if values[name] is None else dataclasses.asdict(values[name])
     return values
 
 
@@ -154,16 +157,19 @@ def _parsed(data: Any) -> tuple[Schedule, tuple[Event, ...]]:
             raise MisfitError(f"the size of buffer {placed.name} does not follow from its shape")
     if wrong := [step.name for step in found.steps if step.factor < 1]:
         raise MisfitError(f"the factor of step {wrong[0]!r} is below 1")
+    sizes = {placed.name: placed.shape for placed in found.buffers}
+    for step in found.steps:
+        if (step.action == "frames") != (step.span is not None) or not _span_fits(step, sizes):
+            raise MisfitError(f"the frames that step {step.name!r} copies are not in its buffers")
     schedule = Schedule(
         {lane.name: lane for lane in found.lanes},
         {placed.name: placed.buffer for placed in found.buffers},
         found.steps,
         found.slots,
-        found.frame,
-        found.result,
+        found.takes,
+        found.gives,
+        found.last,
     )
-    if {schedule.frame, schedule.result} - set(schedule.buffers):
-        raise MisfitError("the staging buffers of frame and result are not among the buffers")
     if unknown := {name for e in found.events for name in (e.before, e.after)} - set(schedule.index):
         raise MisfitError(f"an event names the unknown step {sorted(unknown)[0]!r}")
     offsets, blocks = layout(schedule)
@@ -175,3 +181,22 @@ def _parsed(data: Any) -> tuple[Schedule, tuple[Event, ...]]:
     if races := hazards(schedule, found.events):
         raise MisfitError(f"it has a race: {races[0]}")
     return schedule, found.events
+
+
+def _span_fits(step: Step, sizes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the frames that a step copies are there, and its buffers differ in their number alone."""
+    span = step.span
+    if span is None:
+        return True
+    source, target = (
+        sizes.get(side.get(name, ""), ()) for side, name in ((step.reads, "source"), (step.writes, "target"))
+    )
+    if (
+        not 0 <= span.axis < min(len(source), len(target))
+        or span.count < 1
+        or min(span.source, span.target) < 0
+    ):
+        return False
+    rest = [shape[: span.axis] + shape[span.axis + 1 :] for shape in (source, target)]
+    inside = span.source + span.count <= source[span.axis] and span.target + span.count <= target[span.axis]
+    return inside and rest[0] == rest[1]

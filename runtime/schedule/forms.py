@@ -23,6 +23,7 @@ from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.build import build, frame_sizes, tile_grid
 from vsr_trt.runtime.schedule.memory import amount
+from vsr_trt.runtime.schedule.parts import Part, parts, spans
 
 WHOLE, IN_STRIPS = "cpu", "cpu_strips"
 """Forms of a network's graphs on the CPU."""
@@ -70,9 +71,23 @@ class Available:
 
 
 def choose_form(
-    bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int = 1
+    bundle: Bundle,
+    height: int,
+    width: int,
+    options: Options,
+    available: Available,
+    slots: int = 1,
+    part: Part | None = None,
 ) -> Form:
     """How frames (height, width, 3) go through the VAE on the CPU.
+
+    Args:
+        bundle: of the family.
+        height, width: of the frames.
+        options: the user's.
+        available: memory.
+        slots: windows under way at once.
+        part: of the family that needs memory now; None for the one that needs most.
 
     Raises:
         DeviceError: neither whole nor in strips does it fit into a limit.
@@ -82,12 +97,12 @@ def choose_form(
     latents = f"{sizes['h']}x{sizes['w']} latents"
     exact = [name for name, tiling in manifest.tilings.items() if tiling.exact and manifest.tiled(name)]
     if not exact:
-        return _alone(bundle, height, width, options, available, slots)
+        return _alone(bundle, height, width, options, available, slots, part)
     side = options.tile(manifest, exact[0])
     if options.statistics == "tile":
         grid = tile_grid(manifest, exact[0], sizes, options)
         if grid is not None:
-            found = estimate(bundle, height, width, options, slots, in_strips=False)
+            found = estimate(bundle, height, width, options, slots, in_strips=False, part=part)
             if available.limit and _exceeds(found, available):
                 raise DeviceError(
                     f"{width * manifest.scale}x{height * manifest.scale} takes about {amount(found or 0)} in tiles of "
@@ -98,7 +113,7 @@ def choose_form(
     small = sizes["h"] * sizes["w"] <= side**2
     has_strips = any(IN_STRIPS in network.graphs for network in manifest.networks.values())
     needs = {
-        in_strips: estimate(bundle, height, width, options, slots, in_strips=in_strips)
+        in_strips: estimate(bundle, height, width, options, slots, in_strips=in_strips, part=part)
         for in_strips in (False, True)
     }
     in_strips = has_strips and not small
@@ -120,7 +135,14 @@ def choose_form(
 
 
 def estimate(
-    bundle: Bundle, height: int, width: int, options: Options, slots: int, *, in_strips: bool
+    bundle: Bundle,
+    height: int,
+    width: int,
+    options: Options,
+    slots: int,
+    *,
+    in_strips: bool,
+    part: Part | None = None,
 ) -> int | None:
     """Bytes that a process takes at most to restore frames (height, width, 3) on the CPU.
 
@@ -128,26 +150,36 @@ def estimate(
     `vsr-build vae-forms` prints it next to what was measured. None for a bundle that does not tell.
     """
     manifest = bundle.manifest
+    needs = [
+        _estimate(bundle, height, width, options, slots, found, in_strips)
+        for found in (parts(manifest) if part is None else (part,))
+    ]
+    known = [need for need in needs if need is not None]
+    return _OWN + weights(manifest, options.networks(manifest)) + max(known) if known else None
+
+
+def _estimate(
+    bundle: Bundle, height: int, width: int, options: Options, slots: int, part: Part, in_strips: bool
+) -> int | None:
+    """Bytes that a part's buffers take, and the hungriest of its networks on pictures."""
+    manifest = bundle.manifest
     scratch = {}
-    for stage in manifest.stages:
+    for stage in part.stages:
         network = manifest.networks[options.network(manifest, stage)]
         form = IN_STRIPS if in_strips and IN_STRIPS in network.graphs else WHOLE
         if form in network.scratch:
-            sizes = frame_sizes(manifest, height, width)
+            frames = [part.frames]
+            if stage.chunks is not None:
+                frames = [span.frames for span in spans(manifest, stage.chunks, part.frames, options)]
+            sizes = frame_sizes(manifest, height, width, max(frames))
             grid = tile_grid(manifest, stage.tiling, sizes, options) if stage.tiling else None
             if grid is not None:
                 sizes |= {"h": grid.height, "w": grid.width}
             scratch[stage.name] = int(evaluate(network.scratch[form], sizes))
     if not scratch:
         return None
-    buffers = memory.add_up(build(manifest, height, width, options, slots), {}, {})
-    return (
-        _OWN
-        + weights(manifest, options.networks(manifest))
-        + buffers.device
-        + buffers.pinned
-        + max(scratch.values())
-    )
+    buffers = memory.add_up(build(manifest, height, width, options, slots, part=part), {}, {})
+    return buffers.device + buffers.pinned + max(scratch.values())
 
 
 def weights(manifest: Manifest, networks: Iterable[str]) -> int:
@@ -165,10 +197,16 @@ def as_json(form: Form) -> Mapping[str, object]:
 
 
 def _alone(
-    bundle: Bundle, height: int, width: int, options: Options, available: Available, slots: int
+    bundle: Bundle,
+    height: int,
+    width: int,
+    options: Options,
+    available: Available,
+    slots: int,
+    part: Part | None,
 ) -> Form:
     """Returns the only form of a family without exact tilings."""
-    need = estimate(bundle, height, width, options, slots, in_strips=False)
+    need = estimate(bundle, height, width, options, slots, in_strips=False, part=part)
     if available.limit and need is not None and _exceeds(need, available):
         raise DeviceError(
             f"{width * bundle.manifest.scale}x{height * bundle.manifest.scale} takes about {amount(need)}, and "

@@ -17,14 +17,14 @@ import numpy as np
 Kind = Literal["slot", "state", "constant", "scratch", "staging"]
 """Kind of a buffer: see `Buffer`."""
 
-Action = Literal["receive", "upload", "network", "cut", "blend", "copy", "download", "deliver"]
+Action = Literal["receive", "upload", "network", "cut", "blend", "copy", "frames", "download", "deliver"]
 """What a step does:
 
 - receive: the host puts a frame into a staging buffer; deliver: it takes a result out of one.
 - upload, download: a copy between a staging buffer and a buffer of the device.
 - network: runs a network on whole buffers, or on a part of their batch (see `Step.part`).
 - cut: gathers the tiles of a picture into a batch; blend: makes a picture of the batch again.
-- copy: one buffer into another of the same size.
+- copy: one buffer into another of the same size; frames: some frames of one into another (see `Step.span`).
 """
 
 
@@ -94,6 +94,35 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class FrameSpan:
+    """Frames that are copied from buffer to buffer.
+
+    Attributes:
+        axis: of both buffers, along which frames are counted.
+        source, target: the first one, in the one and in the other.
+        count: how many.
+    """
+
+    axis: int
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """A staging buffer through which something comes in or goes out with each window.
+
+    Attributes:
+        buffer: its name.
+        axis: of the buffer, along which a window's frames are counted.
+    """
+
+    buffer: str
+    axis: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """One thing done to a frame.
 
@@ -106,6 +135,7 @@ class Step:
         network: that is run, for the action `network`.
         part: first and last + 1 of the pictures in the batch that a network takes; None for all.
         grid: for cut and blend.
+        span: for frames.
         factor: numbers of the operand for one latent each way, for cut and blend.
         workspace: the scratch buffer that the step works in, None for none. A device may size it.
         first: done only where a frame has no predecessor.
@@ -123,6 +153,12 @@ class Step:
     factor: int = 1
     workspace: str | None = None
     first: bool = False
+    span: FrameSpan | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it writes a part of its buffers, and leaves the rest as it is."""
+        return self.part is not None or self.span is not None
 
     def accesses(self) -> Iterator[tuple[str, bool]]:
         """The buffers that the step touches, and whether it writes them."""
@@ -143,15 +179,17 @@ class Schedule:
         buffers: by name.
         steps: in order; a step comes after all that it needs of the same frame.
         slots: how many frames may be under way at once.
-        frame, result: the staging buffers that a frame comes in with and its result goes out with.
+        takes, gives: what comes in with a window and what goes out, by the manifest's names.
+        last: whether what goes out are the restored frames, and not what another phase goes on with.
     """
 
     lanes: dict[str, Lane]
     buffers: dict[str, Buffer]
     steps: tuple[Step, ...]
     slots: int
-    frame: str
-    result: str
+    takes: dict[str, Port]
+    gives: dict[str, Port]
+    last: bool = True
     index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -172,6 +210,21 @@ class Schedule:
         """Lanes of those steps, in the order in which they are first used."""
         return tuple(dict.fromkeys(step.lane for step in self.device_steps))
 
+    @property
+    def frame(self) -> str:
+        """The staging buffer of what comes in, of the first if there are several."""
+        return next(iter(self.takes.values())).buffer
+
+    @property
+    def result(self) -> str:
+        """The staging buffer of what goes out, of the first if there are several."""
+        return next(iter(self.gives.values())).buffer
+
+    @property
+    def incoming(self) -> frozenset[str]:
+        """The staging buffers that `receive` fills."""
+        return frozenset(port.buffer for port in self.takes.values())
+
     def copies(self, buffer: str) -> int:
         """How many of a buffer there are."""
         return self.slots if self.buffers[buffer].each_slot else 1
@@ -190,6 +243,13 @@ class Schedule:
             raise ValueError("two steps have the same name")
         if self.slots < 1:
             raise ValueError(f"{self.slots} slots")
+        if not self.takes or not self.gives:
+            raise ValueError("nothing comes in, or nothing goes out")
+        for port in (*self.takes.values(), *self.gives.values()):
+            if port.buffer not in self.buffers or self.buffers[port.buffer].kind != "staging":
+                raise ValueError("the staging buffers of frame and result are not among the buffers")
+            if not 0 <= port.axis < len(self.buffers[port.buffer].shape):
+                raise ValueError(f"{port.buffer} has no axis {port.axis}")
         for step in self.steps:
             if step.lane not in self.lanes:
                 raise ValueError(f"{step.name} is on the unknown lane {step.lane!r}")

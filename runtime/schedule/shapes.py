@@ -9,18 +9,19 @@ from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.schedule.build import frame_sizes, tile_grid
 from vsr_trt.runtime.schedule.canvas import FrameShape
+from vsr_trt.runtime.schedule.parts import Part, parts, spans
 
 
 @dataclass(frozen=True)
 class StageShape:
-    """The runs of a stage for one frame.
+    """The runs of a stage for one window.
 
     Attributes:
         stage: its name.
         network: that it runs with the user's choices.
         runs: how often the network runs: once for the whole frame, or once for each tile.
         sizes: the network's symbolic sizes in each of them; n is 1.
-        steps: of the loop that the stage is part of, each of which has these runs.
+        steps: how often these runs are made: in each step of a loop, for each chunk of that length.
     """
 
     stage: str
@@ -30,13 +31,23 @@ class StageShape:
     steps: int = 1
 
 
-def whole_sizes(manifest: Manifest, width: int, height: int) -> dict[str, int]:
-    """The symbolic sizes of a whole restored picture (width, height)."""
-    return frame_sizes(manifest, *FrameShape.of_result(manifest, width, height).given)
+def whole_sizes(manifest: Manifest, width: int, height: int, frames: int | None = None) -> dict[str, int]:
+    """The symbolic sizes of a whole restored picture (width, height), in windows of so many frames."""
+    return frame_sizes(manifest, *FrameShape.of_result(manifest, width, height).given, frames)
 
 
-def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) -> tuple[StageShape, ...]:
+def frame_shapes(
+    manifest: Manifest, width: int, height: int, options: Options, part: Part | None = None
+) -> tuple[StageShape, ...]:
     """What each stage runs on for a restored picture (width, height), in order.
+
+    A stage that takes its window in chunks of two lengths has two shapes.
+
+    Args:
+        manifest: of the bundle.
+        width, height: of the picture.
+        options: the user's.
+        part: whose stages are meant; None for all, in windows of the manifest's.
 
     Raises:
         InputError: sizes or options that the bundle cannot serve.
@@ -48,20 +59,26 @@ def frame_shapes(manifest: Manifest, width: int, height: int, options: Options) 
             f"{width}x{height}: the restored picture is {scale} times the clip, so both sides are multiples of "
             f"{scale}, e.g. 1280x720."
         )
-    whole = whole_sizes(manifest, width, height)
     shapes = []
-    for stage in manifest.stages:
-        grid = tile_grid(manifest, stage.tiling, whole, options) if stage.tiling else None
-        name = options.network(manifest, stage)
-        bounds = manifest.networks[name].bounds
-        sizes = whole | ({"h": grid.height, "w": grid.width} if grid else {})
-        sizes = {symbol: size for symbol, size in sizes.items() if symbol in bounds}
-        for symbol, size in sizes.items():
-            if size > bounds[symbol].max:
-                raise InputError(
-                    f"{width}x{height}: {symbol} of {name} would be {size}; this bundle's networks end at "
-                    f"{bounds[symbol].max}."
-                )
-        steps = manifest.loops[stage.loop].steps if stage.loop else 1
-        shapes.append(StageShape(stage.name, name, grid.tiles if grid else 1, sizes, steps))
+    for found in parts(manifest) if part is None else (part,):
+        for stage in found.stages:
+            steps = manifest.loops[stage.loop].steps if stage.loop else 1
+            lengths = [found.frames]
+            if stage.chunks is not None:
+                lengths = [span.frames for span in spans(manifest, stage.chunks, found.frames, options)]
+            for frames in dict.fromkeys(lengths):
+                whole = whole_sizes(manifest, width, height, frames)
+                grid = tile_grid(manifest, stage.tiling, whole, options) if stage.tiling else None
+                name = options.network(manifest, stage)
+                bounds = manifest.networks[name].bounds
+                sizes = whole | ({"h": grid.height, "w": grid.width} if grid else {})
+                sizes = {symbol: size for symbol, size in sizes.items() if symbol in bounds}
+                for symbol, size in sizes.items():
+                    if size > bounds[symbol].max:
+                        raise InputError(
+                            f"{width}x{height}: {symbol} of {name} would be {size}; this bundle's networks end at "
+                            f"{bounds[symbol].max}."
+                        )
+                tiles = grid.tiles if grid else 1
+                shapes.append(StageShape(stage.name, name, tiles, sizes, steps * lengths.count(frames)))
     return tuple(shapes)

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver as cuda
 
-from vsr_trt.runtime.bundle import schema_1, schema_2
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Engine, FileEntry, Manifest
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.reading import migrated
 from vsr_trt.runtime.bundle.records import parse
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.cuda.device import CudaDevice
@@ -209,7 +209,7 @@ class _Context:
 def write_bundle(folder: Path, capability: str) -> Bundle:
     """DLoRAL's manifest with engines for the stand-in, and the blending kernel as PTX: its machine code is none."""
     stored = json.loads((TESTS / "helpers" / "dloral_manifest.json").read_text())
-    manifest: Manifest = parse(Manifest, schema_2.migrated(schema_1.migrated(stored)), "manifest")
+    manifest: Manifest = parse(Manifest, migrated(stored), "manifest")
     files = {}
     launch = json.loads((TESTS / "data" / "stub" / "blend_tiles.json").read_text())
     names = launch["files"]

@@ -280,7 +280,7 @@ class FakeDriver:
         source, target = int(box.srcDevice), int(box.dstDevice)
         rows = [
             (
-                target + (z * box.dstHeight + y) * box.dstPitch,
+                target + ((z + box.dstZ) * box.dstHeight + y + box.dstY) * box.dstPitch + box.dstXInBytes,
                 source + ((z + box.srcZ) * box.srcHeight + y + box.srcY) * box.srcPitch + box.srcXInBytes,
             )
             for z in range(box.Depth)

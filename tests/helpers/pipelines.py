@@ -9,7 +9,7 @@ import numpy as np
 
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.errors import DeviceError
-from vsr_trt.runtime.schedule.graph import Buffer, Lane, Schedule, Step
+from vsr_trt.runtime.schedule.graph import Buffer, Lane, Port, Schedule, Step
 
 SIZE = 5
 
@@ -66,7 +66,7 @@ def random_schedule(seed: int, slots: int, lanes: int, stages: int) -> Schedule:
     steps.append(Step("deliver", "deliver", "deliver", {"result": "out"}, {}, "deliver"))
     used = dict.fromkeys(step.lane for step in steps)
     table = {name: Lane(name, name in ("receive", "deliver")) for name in used}
-    return Schedule(table, buffers, tuple(steps), slots, "in", "out")
+    return Schedule(table, buffers, tuple(steps), slots, {"frame": Port("in")}, {"result": Port("out")})
 
 
 class Mixing:

@@ -11,7 +11,7 @@ def small() -> dict[str, Any]:
     bound = {"min": 1, "max": 4, "multiple_of": 1}
     source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "family": "dloral",
         "scale": 4,
         "precision": "fp32",
@@ -24,7 +24,9 @@ def small() -> dict[str, Any]:
             "centred": False,
         },
         "latent_scale": 8,
-        "window": {"frames": 1, "overlap": 0},
+        "window": {"frames": 1, "overlap": 0, "last": "full"},
+        "phases": {},
+        "chunks": {},
         "tilings": {},
         "loops": {},
         "clip": [],
@@ -66,6 +68,8 @@ def small() -> dict[str, Any]:
                 "loop": None,
                 "variants": {},
                 "option": None,
+                "chunks": None,
+                "phase": None,
             }
         ],
         "inputs": {

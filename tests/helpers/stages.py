@@ -8,8 +8,8 @@ from pathlib import Path
 
 from helpers.pipelines import SIZE
 
-from vsr_trt.runtime.bundle import schema_1, schema_2
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.reading import migrated
 from vsr_trt.runtime.bundle.records import parse
 from vsr_trt.runtime.schedule.graph import Schedule
 
@@ -18,7 +18,11 @@ STORED = Path(__file__).parent / "dloral_manifest.json"
 
 def dloral_manifest() -> Manifest:
     """The manifest of the golden model's bundle, as `build.py bundle` wrote it in schema version 1."""
-    return parse(Manifest, schema_2.migrated(schema_1.migrated(json.loads(STORED.read_text()))), "manifest")
+    return parse(
+        Manifest,
+        migrated(json.loads(STORED.read_text())),
+        "manifest",
+    )
 
 
 def shrunk(schedule: Schedule) -> Schedule:

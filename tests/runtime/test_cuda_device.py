@@ -38,6 +38,7 @@ from vsr_trt.runtime.errors import DeviceError, EngineError, FrameError, InputEr
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import derive
+from vsr_trt.runtime.schedule.parts import Part
 
 PROMPT = {"prompt": np.random.default_rng(0).standard_normal((77, 32)).astype(np.float32)}
 TILED = Options(tiles={"latent": 64, "vae": 64}, overlaps={"latent": 16, "vae": 8}, statistics="tile")
@@ -88,7 +89,7 @@ class Gpu:
 
 
 def choose(bundle: Bundle) -> Any:
-    def pick(height: int, width: int, options: Options) -> EngineChoice:
+    def pick(height: int, width: int, options: Options, part: Part | None) -> EngineChoice:
         needed = set(options.networks(bundle.manifest))
         records = {record.network: record for record in bundle.manifest.engines if record.network in needed}
         return EngineChoice(options, records, {})

@@ -141,9 +141,9 @@ def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], messa
         read_manifest(write(tmp_path, data))
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None])
+@pytest.mark.parametrize("version", [0, 5, "1", None])
 def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 3.*vsr-build"):
+    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 4.*vsr-build"):
         read_manifest(write(tmp_path, small() | {"schema_version": version}))
 
 

@@ -211,7 +211,7 @@ def test_the_cuda_device_gives_the_same_bytes(tmp_path: Path, size: tuple[int, i
         trt,
         Driver(driver),
         "sm_89",
-        lambda h, w, options: EngineChoice(options, records, {}),
+        lambda h, w, options, part: EngineChoice(options, records, {}),
     )
     found = through(device, bundle, size, slots, frames)
     device.close()
