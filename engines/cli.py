@@ -115,7 +115,13 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         metavar="M",
         help="of the GPU, e.g. 8GB: strips for what would not fit whole, as estimated",
     )
-    add("--batch", type=int, default=1, metavar="N", help="most tiles in one call (default: 1)")
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="most tiles in one call, which takes memory: see `vsr plan` (default: 4, 8 for sm_90 and sm_100, and no "
+        "more than the sizes have)",
+    )
     add("--dynamic", action="store_true", help="one engine a network for all the sizes given")
     add("--precision", choices=("fp16", "fp32"), help="of the graphs to compile (default: fp16)")
     add(
@@ -233,8 +239,9 @@ def _engines(options: argparse.Namespace) -> int:
         sizes = [part for text in options.size for part in text.split(",")]
         if not sizes and not options.dynamic:
             sizes = [DEFAULT_SIZE]
+        targets = tuple(parse(options.target, library))
         request = plan.EngineRequest(
-            targets=tuple(parse(options.target, library)),
+            targets=targets,
             sizes=tuple(shapes.parse_size(text, bundle.manifest) for text in sizes),
             layout=shapes.Layout(
                 Options.of(
@@ -244,6 +251,7 @@ def _engines(options: argparse.Namespace) -> int:
                 None if options.memory is None else parse_memory(options.memory),
                 options.batch,
                 options.dynamic,
+                shapes.usual_batch(name for target in targets for name in target.capabilities),
             ),
             precision=options.precision or "fp16",
             networks=tuple(options.network),
@@ -323,7 +331,7 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
         "--strip": options.strip,
         "--compatible": options.compatible,
         "--precision": options.precision and options.precision != precision,
-        "--batch": options.batch != 1,
+        "--batch": options.batch is not None,
         "--tile": options.tile,
         "--operator": options.operator != "inside",
     }

@@ -85,11 +85,12 @@ def ordinary_priority() -> Iterator[None]:
 
 
 # Files in which most of the time goes, longest first.
+# The first ones need no bundle of the golden model, which one process makes meanwhile.
 SLOW = (
-    "test_engine_faults", "test_shell", "test_parity", "test_strips", "test_restorer", "test_cuda_device", "test_cli",
-    "test_engine_builds", "test_verify", "test_engines_chained", "test_triton_kernel", "test_stub_driver",
-    "test_gpu_build", "test_corpus", "test_alternatives", "test_base_model", "test_synthetic", "test_kernels_cli",
-    "test_bundle", "test_pictures", "test_acceptance", "test_numbers", "test_lean_install", "test_tensors",
+    "test_parity", "test_strips", "test_cuda_device", "test_corpus", "test_alternatives", "test_restorer",
+    "test_engine_faults", "test_cli", "test_engines_chained", "test_engine_builds", "test_verify", "test_lean_install",
+    "test_triton_kernel", "test_acceptance", "test_bundle", "test_kernels_cli", "test_stub_driver", "test_phases",
+    "test_onnx_function", "test_shell", "test_rtx_plan", "test_schedule_file", "test_host_engines", "test_schema_1",
 )  # fmt: skip
 
 

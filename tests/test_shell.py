@@ -362,6 +362,7 @@ def command():
             at("push")
             return [frame.repeat(4, 0).repeat(4, 1)]
         def flush(self): return []
+        def drain(self): return iter(())
         def timings(self): return []
 
     job.Restorer = Restorer

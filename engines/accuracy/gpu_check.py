@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,21 @@ _SECONDS = 900  # TensorRT-RTX compiles kernels when a plan runs for the first t
 
 @dataclass(frozen=True)
 class EngineReport:
-    """An engine that was run: its file, and the difference from ONNX Runtime."""
+    """An engine that was run: its file, the difference from ONNX Runtime, and the seconds of each of its layers."""
 
     file: str
     backend: str
     precision: str
     difference: Difference
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What an engine computed, and the seconds of each of its layers; none where the library does not time them."""
+
+    results: list[Buffers]
+    layers: dict[str, float]
 
 
 def check(bundle: Bundle, calls: Calls) -> tuple[dict[str, tuple[EngineReport, ...]], str]:
@@ -96,13 +105,14 @@ def _compare(bundle: Bundle, engine: Engine, calls: Sequence[Call]) -> EngineRep
         references = [dict(zip(names, session.run(names, call.inputs), strict=True)) for call in calls]
     del session
     feeds = [{name: call.inputs[name] for name in engine.profiles} for call in calls]
-    results = run_apart(bundle.file(engine.file), engine.backend, engine.network, feeds, references)
-    return EngineReport(engine.file, engine.backend, engine.precision, difference(results, references))
+    ran = run_apart(bundle.file(engine.file), engine.backend, engine.network, feeds, references)
+    found = difference(ran.results, references)
+    return EngineReport(engine.file, engine.backend, engine.precision, found, ran.layers)
 
 
 def run_apart(
     plan: Path, backend: str, network: str, feeds: Sequence[Buffers], like: Sequence[Buffers]
-) -> list[Buffers]:
+) -> Ran:
     """Runs an engine in a process of its own: a library that aborts takes nothing with it.
 
     Args:
@@ -136,7 +146,9 @@ def run_apart(
                 f"{_reason(done.stderr)}. Build it again for this machine: vsr-build engines"
             )
         with np.load(outputs) as arrays:
-            return _nested(dict(arrays), len(feeds))
+            flat = dict(arrays)
+        layers = json.loads(str(flat.pop("layers")))
+        return Ran(_nested(flat, len(feeds)), layers)
 
 
 def _reason(log: str) -> str:
@@ -164,8 +176,10 @@ def _run_here(plan: Path, backend: str, network: str, inputs: Path, outputs: Pat
     shapes = json.loads(str(flat.pop("shapes")))
     wanted = [{name: (tuple(shape), dtype) for name, (shape, dtype) in one.items()} for one in shapes]
     feeds = _nested(flat, len(wanted))
-    results = run_engine(library(backend), Driver(bindings()), plan.read_bytes(), network, feeds, wanted)
-    np.savez(outputs, **_flat(results))  # type: ignore[arg-type]
+    layers: dict[str, float] = {}
+    trt, driver = library(backend), Driver(bindings())
+    results = run_engine(trt, driver, plan.read_bytes(), network, feeds, wanted, layers)
+    np.savez(outputs, **_flat(results), layers=np.array(json.dumps(layers)))  # type: ignore[arg-type]
 
 
 def _main() -> int:

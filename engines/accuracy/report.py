@@ -76,6 +76,7 @@ def as_json(report: VerifyReport) -> dict[str, Any]:
                         "backend": engine.backend,
                         "precision": engine.precision,
                         **_difference_json(engine.difference),
+                        "layers": dict(engine.layers),
                     }
                     for engine in network.engines
                 ],

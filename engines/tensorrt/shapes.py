@@ -41,6 +41,17 @@ USUAL = (Size(512, 512), Size(1280, 720), Size(1920, 1080), Size(3840, 2160))
 _USUAL_CLIP = 32  # frames that engines for whole clips are made best for
 
 
+BATCH = 4  # tiles in one call where nobody says otherwise
+LARGE_BATCH = 8  # of GPUs with so many units that 4 leave some idle
+_LARGE = frozenset({"sm_90", "sm_100", "sm_103"})
+
+
+def usual_batch(targets: Iterable[str]) -> int:
+    """How many tiles go through at once on GPUs of these compute capabilities."""
+    names = set(targets)
+    return LARGE_BATCH if names and names <= _LARGE else BATCH
+
+
 @dataclass(frozen=True)
 class Layout:
     """How pictures are cut, and how many tiles go through at once.
@@ -49,14 +60,21 @@ class Layout:
         options: what the user chose. Under shared statistics, the tile of an exact tiling is the largest picture that
             goes through its networks in one piece; none given: any.
         memory: bytes of the GPU that may be used; None for no limit.
-        batch: largest number of tiles in one call.
+        batch: largest number of tiles in one call; None for as many as pay off, but not more than pictures have.
         dynamic: one engine a network for all the sizes given, instead of one for each.
+        usual_batch: as many tiles as pay off on the GPUs that are meant, see `usual_batch`.
     """
 
     options: Options = field(default_factory=Options)
     memory: int | None = None
-    batch: int = 1
+    batch: int | None = None
     dynamic: bool = False
+    usual_batch: int = BATCH
+
+    @property
+    def most(self) -> int:
+        """Largest number of tiles in one call, of pictures that have so many."""
+        return self.usual_batch if self.batch is None else self.batch
 
     def cuts(self, manifest: Manifest, tiling: str | None) -> bool:
         """Whether the stages of a tiling work on tiles."""
@@ -114,7 +132,12 @@ def profiles(
     ranges = [_ranges(manifest, stages[0], size, layout) for size in sizes]
     if layout.dynamic:
         ranges = [_joined(manifest, stages[0], network, ranges, layout)]
-    different = {tuple(sorted(_used(network, found).items())): _used(network, found) for found in ranges}
+    different: dict[tuple[tuple[str, Range], ...], dict[str, Range]] = {}
+    for found in (_used(network, found) for found in ranges):
+        key = tuple(sorted((symbol, size) for symbol, size in found.items() if symbol != "n"))
+        same = different.setdefault(key, found)
+        if "n" in found:  # one engine for all numbers of tiles of a shape
+            different[key] = same | {"n": max(same["n"], found["n"], key=lambda size: size[2])}
     for found in different.values():
         _check(name, network.bounds, found)
     return [(found, _profile(network, found)) for found in different.values()]
@@ -145,9 +168,17 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
         record, tile = manifest.tilings[stage.tiling], layout.side(manifest, stage.tiling)
         longest = tile_range(manifest, stage.tiling)[1]
         piece = tiling.tiles_of(whole["h"], whole["w"], tile, 0, square=record.square, longest=longest)[0]
+        if not record.exact:
+            count = layout.most
+            if layout.batch is None and not layout.dynamic:
+                overlap = layout.options.overlaps.get(stage.tiling, min(record.overlap, tile // record.share))
+                found = tiling.tiles_of(
+                    *(whole["h"], whole["w"], tile, overlap), square=record.square, longest=longest
+                )
+                bound = manifest.networks[stage.network].bounds.get("n")
+                count = min(count, len(found), bound.max if bound is not None else 1)
+            batch = (1, count, count)
         whole |= {"h": piece.height, "w": piece.width}
-        if not record.exact and layout.batch > 1:
-            batch = (1, layout.batch, layout.batch)
     frames = _frames(manifest, stage, layout.options)
     return {name: (value, value, value) for name, value in whole.items()} | {"n": batch, "f": frames}
 

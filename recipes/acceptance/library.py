@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.plan.roofline.machines import called
 
 # Compute capabilities that TensorRT-RTX 1.7 builds for; the builder is asked again when engines are built.
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -19,11 +20,13 @@ class Library:
         backend: `tensorrt_rtx` or `tensorrt`.
         target: of `vsr-build engines`.
         extra: of the package, that installs it.
+        figures: what the roofline calls the GPU; None where it has no figures of it.
     """
 
     backend: str
     target: str
     extra: str
+    figures: str | None = None
 
 
 def library_for(gpu: Gpu, asked: str = "auto") -> Library:
@@ -43,5 +46,5 @@ def library_for(gpu: Gpu, asked: str = "auto") -> Library:
             "which the extra 'gpu' installs."
         )
     if asked == "tensorrt" or not known:
-        return Library("tensorrt", "this-gpu", "gpu")
-    return Library("tensorrt_rtx", gpu.capability, "rtx")
+        return Library("tensorrt", "this-gpu", "gpu", called(gpu.name))
+    return Library("tensorrt_rtx", gpu.capability, "rtx", called(gpu.name))

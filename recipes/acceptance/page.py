@@ -16,6 +16,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: .8em; overflow-x: auto; font-size: 13px; }
 svg { max-width: 100%; height: auto; }
 """
+_SLOWEST = 8
 _MACHINE = ("gpu", "driver", "backends", "system", "packages", "memory")
 
 
@@ -36,6 +37,8 @@ def html(steps: Sequence[Mapping[str, Any]], count: int) -> str:
         "trained ones, pictures are not.</p>",
         _machine(steps),
         _plot(steps),
+        _predictions(steps),
+        _layers(steps),
         _steps(steps),
         *(_details(step) for step in steps if step["said"]),
     ]
@@ -74,6 +77,45 @@ def _flat(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
     return ", ".join(map(_flat, value)) if isinstance(value, list) else str(value)
+
+
+def _predictions(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What the roofline says of each stage, next to what was measured."""
+    rows = []
+    for step in steps:
+        found = step["result"].get("roofline") if isinstance(step["result"], dict) else None
+        for prediction in found["predictions"] if found else ():
+            for stage in prediction["stages"]:
+                rows.append((prediction["size"], stage["stage"], *_pair(stage)))
+            whole = {"seconds": prediction["seconds"], "measured_seconds": prediction["measured_seconds"]}
+            rows.append((prediction["size"], "all", *_pair(whole)))
+    heads = ("size", "stage", "roofline, ms", "measured, ms", "of the roofline")
+    return "<h2>Predicted and measured</h2>" + _table(heads, rows) if rows else ""
+
+
+def _pair(values: Mapping[str, Any]) -> tuple[str, str, str]:
+    predicted, measured = values["seconds"], values["measured_seconds"]
+    if not measured:
+        return f"{predicted * 1e3:.2f}", "", ""
+    return f"{predicted * 1e3:.2f}", f"{measured * 1e3:.2f}", f"{predicted / measured:.0%}"
+
+
+def _layers(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The slowest layers of each engine that was verified."""
+    rows = []
+    for step in steps:
+        networks = step["result"].get("networks") if isinstance(step["result"], dict) else None
+        for network in networks.values() if isinstance(networks, dict) else ():
+            for engine in network.get("engines", ()):
+                layers = sorted(engine.get("layers", {}).items(), key=lambda item: -item[1])
+                total = sum(seconds for _, seconds in layers)
+                rows += [
+                    (engine["file"], name, f"{seconds * 1e3:.3f}", f"{seconds / total:.0%}")
+                    for name, seconds in layers[:_SLOWEST]
+                    if total
+                ]
+    heads = ("engine", "layer", "ms", "of the engine")
+    return f"<h2>The {_SLOWEST} slowest layers of each engine</h2>" + _table(heads, rows) if rows else ""
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -77,6 +77,8 @@ def tasks(
             None,
             ("bundle",),
         ),
+        # first: of engines for one size, those that take most tiles at once are preferred
+        *_tiles(script, out, bundle, library, 1, ("bundle", "calibrate")),
         Task("engines", _engines(script, bundle, library), None, ("bundle", "calibrate"), limit=90 * _MINUTE),
         *(
             Task(
@@ -91,7 +93,7 @@ def tasks(
         ),
         *_pictures(out, bundle, library, clips[_MIDDLE], made),
         *_starts(out, bundle, library, clips[SIZES[0]], made),
-        *(_bench(out, bundle, library, size, f"bench {size}", made) for size in SIZES),
+        *(step for size in SIZES for step in _measured_and_predicted(out, bundle, library, size, made)),
         *(
             _bench(
                 out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, slots {slots}", made, "--slots", str(slots)
@@ -102,17 +104,11 @@ def tasks(
             *(out, bundle, library, _MIDDLE, f"{_SOAK // 60} minutes at {_MIDDLE}", made),
             *("--mode", "throughput", "--seconds", str(_SOAK)),
         ),
-        Task(
-            "engines of 4 tiles",
-            (*_engines(script, bundle, library), "--batch", "4"),
-            None,
-            made,
-            limit=90 * _MINUTE,
-        ),
-        _bench(out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, 4 tiles", ("engines of 4 tiles",)),
+        *_tiles(script, out, bundle, library, 8, made),
         # last of the engines: it takes those of the attention out of the bundle
         Task("attention as kernel", (*_engines(script, bundle, library), "--operator", "kernel"), None, made),
         _bench(out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, kernel", ("attention as kernel",)),
+        _tests("machine code and PTX", out, ("tests/gpu/test_cubin_on_gpu.py",)),
         Task(
             "kernels",
             ("-m", "vsr_trt.kernels", "bench", "--json", str(out / "kernel.json")),
@@ -124,8 +120,20 @@ def tasks(
     ]
 
 
-def _engines(script: str, bundle: str, library: Library) -> tuple[str, ...]:
-    sizes = [word for size in SIZES for word in ("--size", size)]
+def _tiles(
+    script: str, out: Path, bundle: str, library: Library, count: int, needs: tuple[str, ...]
+) -> list[Task]:
+    """Engines that take so many tiles at once, and the size with most of them restored by those."""
+    words = f"{count} tile{'' if count == 1 else 's'} at once"
+    build = (*_engines(script, bundle, library, (SIZES[-1],)), "--batch", str(count))
+    return [
+        Task(f"engines, {words}", build, None, needs, limit=90 * _MINUTE),
+        _bench(out, bundle, library, SIZES[-1], f"bench {SIZES[-1]}, {words}", (f"engines, {words}",)),
+    ]
+
+
+def _engines(script: str, bundle: str, library: Library, of: Sequence[str] = SIZES) -> tuple[str, ...]:
+    sizes = [word for size in of for word in ("--size", size)]
     backend = library.backend.replace("_", "-")
     return (script, "engines", bundle, "--backend", backend, "--target", library.target, *sizes, "--json")
 
@@ -212,3 +220,27 @@ def _bench(
     arguments: tuple[str, ...] = ("-m", "vsr_trt.runtime", "bench", "--bundle", bundle, "--size", size)
     arguments += ("--backend", library.backend, "--json", str(file), "--overwrite", *more)
     return Task(name, arguments, file, made)
+
+
+def _measured_and_predicted(
+    out: Path, bundle: str, library: Library, size: str, made: tuple[str, ...]
+) -> list[Task]:
+    """A bench, and next to it what the roofline says of this GPU, stage by stage; without, where it has no figures."""
+    bench = _bench(out, bundle, library, size, f"bench {size}", made)
+    if library.figures is None:
+        return [bench]
+    plan = (
+        "-m",
+        "vsr_trt.runtime",
+        "plan",
+        "--bundle",
+        bundle,
+        "--size",
+        size,
+        "--roofline",
+        library.figures,
+    )
+    return [
+        bench,
+        Task(f"prediction {size}", (*plan, "--measured", str(bench.file), "--json"), None, (bench.name,)),
+    ]

@@ -93,7 +93,10 @@ class Probe:
         return self._library is not None
 
     def identity(self) -> dict[str, str | int | None]:
-        """Name, driver and largest clocks in MHz."""
+        """Name, driver, largest clocks in MHz, and the PCIe link: its generation and lanes, at most and now.
+
+        A GPU that is idle may save power with a slower link.
+        """
         nvml = self._library
 
         def text(value: str | bytes | None) -> str | None:
@@ -104,6 +107,10 @@ class Probe:
             "driver": text(self._ask(nvml.nvmlSystemGetDriverVersion)),
             "sm_clock_max": self._ask(nvml.nvmlDeviceGetMaxClockInfo, self._gpu, nvml.NVML_CLOCK_SM),
             "memory_clock_max": self._ask(nvml.nvmlDeviceGetMaxClockInfo, self._gpu, nvml.NVML_CLOCK_MEM),
+            "pcie_generation_max": self._ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, self._gpu),
+            "pcie_lanes_max": self._ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, self._gpu),
+            "pcie_generation": self._ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, self._gpu),
+            "pcie_lanes": self._ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, self._gpu),
         }
 
     def sample(self) -> Sample:

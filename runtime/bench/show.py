@@ -100,6 +100,12 @@ def _machine(console: Console, found: BenchReport) -> None:
 def _gpu(record: GpuRecord) -> dict[str, str]:
     before, during = record.before, record.during
     rows = {"GPU clock": f"{before.sm_clock} MHz before, {record.identity['sm_clock_max']} at most"}
+    link = record.identity
+    if link.get("pcie_generation_max") is not None:
+        rows["PCIe"] = (
+            f"generation {link['pcie_generation']} x {link['pcie_lanes']} lanes, "
+            f"{link['pcie_generation_max']} x {link['pcie_lanes_max']} at most"
+        )
     if during is None:
         return rows
     if during.sm_clock is not None:

@@ -23,6 +23,7 @@ from vsr_trt.runtime.cuda.segments import Segment, segments
 from vsr_trt.runtime.cuda.stopwatch import Stopwatch
 from vsr_trt.runtime.devices.actions import Buffers, put_row, row_of
 from vsr_trt.runtime.devices.protocol import StepError, Ticket
+from vsr_trt.runtime.devices.recycled import Recycled
 from vsr_trt.runtime.devices.timeline import Observer
 from vsr_trt.runtime.errors import DeviceError, InputError, VsrError
 from vsr_trt.runtime.schedule import memory
@@ -120,6 +121,7 @@ class Lanes:
         self._stopwatch: Stopwatch | None = None
         self._capture = setup.graphs and observer is None
         self._allocated = self._pinned = self._contexts = 0
+        self._recycled = Recycled()
         downloads = [step for step in schedule.steps if step.action == "download"]
         upload = next(step for step in schedule.steps if step.action == "upload")
         self._frame, self._result = upload.writes["target"], downloads[0].reads["source"]
@@ -204,7 +206,7 @@ class Lanes:
         """A slot's result: a copy, or where it lies on the device (valid until the next frame is received)."""
         place = self._slots[slot]
         if not self._stays:
-            return row_of(self._schedule.gives, place.staged, index)
+            return row_of(self._schedule.gives, place.staged, index, self._recycled.copy)
         place.lent = True
         buffer = self._schedule.buffers[self._result]
         each = buffer.bytes // buffer.shape[0]

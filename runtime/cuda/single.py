@@ -12,6 +12,7 @@ from vsr_trt.runtime.cuda.engines import LoadedEngine, set_shapes
 from vsr_trt.runtime.errors import DeviceError, EngineError
 
 Arrays = Mapping[str, np.ndarray]
+_PASSES = 10  # that layers are timed in, after one that warms up
 
 
 def run_engine(
@@ -21,6 +22,7 @@ def run_engine(
     name: str,
     feeds: Sequence[Arrays],
     results: Sequence[Mapping[str, tuple[tuple[int, ...], str]]],
+    layers: dict[str, float] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Loads an engine as the device does, in memory of ours, and runs it once for each of `feeds`.
 
@@ -31,6 +33,8 @@ def run_engine(
         name: of its network, for messages.
         feeds: its inputs.
         results: for each of them, shape and dtype of the outputs.
+        layers: is filled with each layer's seconds in a run with the last of `feeds`, the mean of several; a library
+            that does not time layers leaves it empty. None: they are not timed.
 
     Raises:
         EngineError: the library refuses the plan, or the engine does not have these tensors or shapes.
@@ -45,8 +49,9 @@ def run_engine(
                 scratch = owned.memory(max(engine.scratch, 1)), engine.scratch
                 made = engine.context(scratch)
                 found = []
-                for feed, wanted in zip(feeds, results, strict=True):
-                    found.append(_run(driver, engine, made, name, feed, wanted))
+                for number, (feed, wanted) in enumerate(zip(feeds, results, strict=True), 1):
+                    timed = layers if number == len(feeds) else None
+                    found.append(_run(trt, driver, engine, made, name, feed, wanted, timed))
                 del made, engine  # before the memory that they work in
                 return found
             finally:
@@ -56,12 +61,14 @@ def run_engine(
 
 
 def _run(
+    trt: Any,
     driver: Driver,
     engine: LoadedEngine,
     context: Any,
     name: str,
     feed: Arrays,
     wanted: Mapping[str, tuple[tuple[int, ...], str]],
+    layers: dict[str, float] | None,
 ) -> dict[str, np.ndarray]:
     owned = Owned(driver)
     try:
@@ -82,6 +89,35 @@ def _run(
         for operand, array in outputs.items():
             driver.call("cuMemcpyDtoHAsync", array.ctypes.data, addresses[operand], array.nbytes, stream)
         driver.call("cuStreamSynchronize", stream)
+        if layers is not None:
+            layers |= _layer_times(trt, driver, context, stream)
         return outputs
     finally:
         owned.close()
+
+
+def _layer_times(trt: Any, driver: Driver, context: Any, stream: Any) -> dict[str, float]:
+    """Mean seconds of each layer, in runs one after another with the tensors that are set."""
+    times: dict[str, float] = {}
+
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times[layer_name] = times.get(layer_name, 0.0) + ms / 1e3
+
+    profiler = Profiler()
+    context.profiler = profiler
+    context.enqueue_emits_profile = (
+        False  # reported when it is asked for, so that a run is not waited for inside
+    )
+    for number in range(_PASSES + 1):
+        if not context.execute_async_v3(int(stream)):
+            return {}
+        driver.call("cuStreamSynchronize", stream)
+        if not context.report_to_profiler():
+            return {}
+        if number == 0:
+            times.clear()
+    return {name: seconds / _PASSES for name, seconds in times.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,10 +103,22 @@ def put_row(ports: Mapping[str, Port], buffers: Mapping[str, np.ndarray], row: A
         buffers[port.buffer][place] = row[name] if len(ports) > 1 else row
 
 
-def row_of(ports: Mapping[str, Port], buffers: Mapping[str, np.ndarray], index: int) -> Any:
-    """A copy of the index-th frame in staging buffers; by name where several buffers go out."""
+def row_of(
+    ports: Mapping[str, Port],
+    buffers: Mapping[str, np.ndarray],
+    index: int,
+    copy: Callable[[np.ndarray], np.ndarray] = np.copy,
+) -> Any:
+    """A copy of the index-th frame in staging buffers; by name where several buffers go out.
+
+    Args:
+        ports: what goes out.
+        buffers: by name.
+        index: in the window.
+        copy: copies an array.
+    """
     rows = {
-        name: buffers[port.buffer][(slice(None),) * port.axis + (index,)].copy()
+        name: copy(buffers[port.buffer][(slice(None),) * port.axis + (index,)])
         for name, port in ports.items()
     }
     return rows if len(rows) > 1 else next(iter(rows.values()))

@@ -70,6 +70,7 @@ class Plan:
         unknown: why scratch and weights are not known, None where they are.
         one, two: memory with so many slots.
         tilings: of the bundle.
+        batches: network -> how many tiles it takes at once.
         part: what of the family this is.
         phases: a plan for each phase, in order; empty for a family without. This one is then that of the phase which
             needs most memory.
@@ -88,12 +89,18 @@ class Plan:
     two: MemoryPlan
     tilings: Mapping[str, Tiling]
     part: Part
+    batches: Mapping[str, int]
     phases: tuple[Plan, ...] = ()
     kept: int = 0
 
     def cuts(self, tiling: str) -> bool:
         """Whether large frames are cut into tiles under a tiling."""
         return self.options.statistics == "tile" or not self.tilings[tiling].exact
+
+    def batch_bytes(self, network: str) -> int:
+        """What a network works in more because its engine takes several tiles at once, about: as much for each tile."""
+        need = self.needs.scratch.get(network, 0)
+        return need - need // max(1, self.batches.get(network, 1))
 
     @property
     def size(self) -> str:
@@ -166,7 +173,19 @@ def _make(bundle: Bundle, request: PlanRequest, part: Part) -> Plan:
     taken, events = choice.options, derive(schedule)
     tilings = manifest.tilings
     return Plan(
-        request, taken, schedule, events, choice.engines, found, form, unknown, one, two, tilings, part
+        request,
+        taken,
+        schedule,
+        events,
+        choice.engines,
+        found,
+        form,
+        unknown,
+        one,
+        two,
+        tilings,
+        part,
+        choice.batches,
     )
 
 
@@ -268,6 +287,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "steps": [_step_json(step) for step in schedule.steps],
         "events": [dataclasses.asdict(event) for event in plan.events],
         "engines": {network: engine.file for network, engine in plan.engines.items()},
+        "batches": {
+            network: {"tiles": tiles, "bytes": plan.batch_bytes(network)}
+            for network, tiles in plan.batches.items()
+            if tiles > 1
+        },
         "memory": {
             "slot": found.slot,
             "slots": found.slots,

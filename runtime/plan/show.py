@@ -52,6 +52,14 @@ def _show(console: Console, plan: Plan, available: int | None) -> None:
     _titled(console, "steps, in order", _steps(plan.schedule))
     _titled(console, f"events: these {len(plan.events)} are enough, and proven to be", _waits(plan))
     _titled(console, "memory", _memory(plan))
+    for network, count in plan.batches.items():
+        if count > 1 and plan.batch_bytes(network):
+            console.print(
+                f"{escape(network)} takes {count} tiles at once, which is about {amount(plan.batch_bytes(network))} of "
+                f"its {amount(plan.needs.scratch[network])} of scratch; engines with less: vsr-build engines --batch 1",
+                highlight=False,
+                soft_wrap=True,
+            )
     if plan.unknown is not None:
         console.print(
             f"[yellow]note:[/] scratch and weights are not in this sum: {escape(plan.unknown)}",

@@ -209,7 +209,7 @@ def test_strips_take_less_memory_for_the_same_shapes(
     size = (1920, 1080)
     own = [engine for engine in both.manifest.engines if engine.network == network]
     shape = next(s for s in frame_shapes(both.manifest, *size, Options()) if s.network == network)
-    taken = [engine_choice._engine(both.manifest, own, "sm_89", shape, asked) for asked in (False, True)]
+    taken = [engine_choice._engine(both.manifest, own, "sm_89", [shape], asked) for asked in (False, True)]
     assert taken == [whole.engine, strips.engine]
 
 

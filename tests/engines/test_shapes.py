@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,9 +67,9 @@ def shape_of(manifest: Manifest, name: str, size: str, layout: Layout | None = N
         ("512x512", "vae_decoder", (1, 4, 64, 64)),
         ("1280x720", "preprocess", (1, 180, 320, 3)),
         ("1280x720", "vae_encoder", (1, 3, 768, 1280)),  # in one piece, padded to multiples of 64
-        ("1280x720", "spynet", (1, 3, 96, 96)),  # tiled
-        ("1280x720", "unet", (1, 4, 96, 96)),
-        ("1920x1080", "unet", (1, 4, 96, 96)),  # the same engine
+        ("1280x720", "spynet", (2, 3, 96, 96)),  # 2 tiles
+        ("1280x720", "unet", (2, 4, 96, 96)),
+        ("1920x1080", "unet", (4, 4, 96, 96)),  # 8 tiles, of which 4 pay off
         ("1920x1080", "vae_decoder", (1, 4, 136, 240)),  # whole, whatever the size
         ("3840x2160", "vae_decoder", (1, 4, 272, 480)),
         ("1920x1080", "postprocess_adain", (1, 3, 1088, 1920)),
@@ -90,6 +91,21 @@ def test_one_engine_serves_every_size_that_is_tiled(manifest: Manifest) -> None:
     assert len(shapes.profiles(manifest, "vae_decoder", sizes, tiles)) == 2
     assert shape_of(manifest, "vae_decoder", "1920x1080", tiles) == [(1, 4, 136, 136)]
     assert len(shapes.profiles(manifest, "preprocess", sizes, Layout())) == 3
+
+
+def test_one_engine_takes_any_number_of_tiles_up_to_the_largest_of_the_sizes(manifest: Manifest) -> None:
+    sizes = [Size(1280, 720), Size(1920, 1080)]
+
+    def tiles(*sizes: Size, **layout: Any) -> tuple[int, int, int]:
+        ((ranges, _),) = shapes.profiles(manifest, "unet", sizes, Layout(**layout))
+        return ranges["n"]
+
+    assert tiles(sizes[0]) == (1, 2, 2)
+    assert tiles(*sizes) == tiles(*reversed(sizes)) == (1, 4, 4)
+    assert tiles(*sizes, usual_batch=shapes.usual_batch(["sm_90"])) == (1, 8, 8)
+    assert tiles(*sizes, usual_batch=shapes.usual_batch(["sm_89", "sm_90"])) == (1, 4, 4)
+    assert tiles(Size(512, 512)) == (1, 1, 1)  # it is no more than a tile
+    assert tiles(sizes[0], batch=6) == (1, 6, 6)  # whoever asks for more gets it
 
 
 def test_a_batch_is_for_tiles_only(manifest: Manifest) -> None:
@@ -120,8 +136,8 @@ def test_dynamic_engines_reach_from_the_bounds_to_the_largest_size(manifest: Man
 def test_sides_that_one_network_of_a_group_cannot_take_are_cut_for_all(manifest: Manifest) -> None:
     """spynet takes 256 latents, the UNet 192: the runtime cuts both, and so are engines built."""
     layout = Layout(Options(tiles={"latent": 136}))
-    assert shape_of(manifest, "spynet", "2048x512", layout) == [(1, 3, 64, 64)]
-    assert shape_of(manifest, "unet", "2048x512", layout) == [(1, 4, 64, 64)]
+    assert shape_of(manifest, "spynet", "2048x512", layout) == [(4, 3, 64, 64)]
+    assert shape_of(manifest, "unet", "2048x512", layout) == [(4, 4, 64, 64)]
 
 
 @settings(deadline=None, max_examples=examples(200))

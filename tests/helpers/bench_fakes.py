@@ -195,6 +195,8 @@ def install_nvml(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> dict[str, A
         "nvmlDeviceGetHandleByPciBusId": lambda bus: ("bus", bus),
         "nvmlDeviceGetName": lambda gpu: b"Fake 9000", "nvmlSystemGetDriverVersion": lambda: "600.1",
         "nvmlDeviceGetClockInfo": lambda gpu, kind: tell(kind)(), "nvmlDeviceGetMaxClockInfo": tell("max"),
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: 5, "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: 16,
+        "nvmlDeviceGetCurrPcieLinkGeneration": lambda gpu: 1, "nvmlDeviceGetCurrPcieLinkWidth": lambda gpu: 8,
         "nvmlDeviceGetPowerUsage": tell("watts", 1000), "nvmlDeviceGetTemperature": tell("heat"),
         "nvmlDeviceGetPerformanceState": lambda gpu: 0, "nvmlDeviceGetMemoryInfo": memory,
         "nvmlDeviceGetCurrentClocksThrottleReasons": tell("mask"),

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from vsr_trt.runtime import media
 from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.machine.priority import ordinary_priority
-from vsr_trt.runtime.media import reserved_file, staging
+from vsr_trt.runtime.media import reserved_file, staging, video_sink
 
 FRAME = Fraction(1, 25)
 
@@ -194,7 +194,7 @@ def spot(path: Path, codec: str, pix_fmt: str, siting: str, said: bool, **option
         all_options = options | ({"chroma_sample_location": siting} if said else {})
         stream = output.add_stream(codec, rate=25, width=128, height=64, options=all_options)
         stream.pix_fmt = pix_fmt
-        with ordinary_priority():
+        with ordinary_priority(), video_sink._quiet(codec):  # SVT-AV1 keeps what it is first told
             stream.codec_context.open()
         for index in range(3):
             frame = color.sited(av.VideoFrame.from_ndarray(bump(), "rgb24"), siting)

@@ -151,7 +151,7 @@ def test_batches_follow_the_engines() -> None:
 
 def test_the_best_of_several_engines() -> None:
     manifest = BUNDLE.manifest
-    static = engines(manifest, [HD])
+    static = engines(manifest, [HD], Layout(batch=1))
     dynamic = engines(manifest, [HD, FULL_HD], Layout(dynamic=True), target="any")
     fp32 = engines(manifest, [HD], precision="fp32")
     taken = chosen([*fp32, *dynamic, *static], HD).engines

@@ -72,3 +72,15 @@ def test_refusals_are_sentences() -> None:
     with pytest.raises(EngineError, match="the engine of unet has no tensor other"):
         run_engine(trt, Driver(driver), b"unet", "unet", [feed(0)], [WANTED | {"other": (SHAPE, "float32")}])
     assert driver.live == []
+
+
+def test_layers_are_timed_on_the_last_feed() -> None:
+    driver = FakeDriver()
+    trt = FakeTensorRT(MANIFEST, Cheap(MANIFEST), driver)
+    layers: dict[str, float] = {}
+    found = run_engine(trt, Driver(driver), b"unet", "unet", [feed(0), feed(1)], [WANTED] * 2, layers)
+    # the fake's run number n takes n ms: two for the results, one that warms up, ten that count
+    mean = sum(range(4, 14)) / 10 / 1e3
+    assert layers == {"first": pytest.approx(0.75 * mean), "second": pytest.approx(0.25 * mean)}
+    np.testing.assert_array_equal(found[1]["denoised"], Cheap(MANIFEST).run("unet", feed(1))["denoised"])
+    assert driver.live == []

@@ -116,6 +116,27 @@ def find(names: str) -> tuple[Machine, ...]:
     return tuple(found.values())
 
 
+# As drivers call the cards that the figures are of; others of nearly the same name have other figures.
+_CALLED = {
+    "Tesla T4": "T4",
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA GeForce RTX 3090": "RTX3090",
+    "NVIDIA GeForce RTX 4070": "RTX4070",
+    "NVIDIA GeForce RTX 4090": "RTX4090",
+    "NVIDIA L4": "L4",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+    "NVIDIA GeForce RTX 5090": "RTX5090",
+}
+
+
+def called(gpu: str) -> str | None:
+    """The machine of `MACHINES` that a driver calls so; None where there are no figures of it."""
+    return _CALLED.get(gpu)
+
+
 def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character not in " -_")
 

@@ -323,11 +323,12 @@ def test_an_engine_is_compared_with_the_graph_it_was_made_from(
         network: str,
         feeds: list[dict[str, np.ndarray]],
         like: list[dict[str, np.ndarray]],
-    ) -> list[dict[str, np.ndarray]]:
+    ) -> gpu_check.Ran:
         assert (plan.name, backend, network) == ("encode.engine", "tensorrt_rtx", "encode")
         assert [set(one) for one in like] == [{"latent"}] * len(feeds)
         exact = onnxruntime.InferenceSession(bundle / "onnx" / "encode.onnx")
-        return [{"latent": exact.run(None, feed)[0] * np.float32(1.1)} for feed in feeds]
+        results = [{"latent": exact.run(None, feed)[0] * np.float32(1.1)} for feed in feeds]
+        return gpu_check.Ran(results, {"conv": 0.002})
 
     def why_not(bundle: Bundle, engine: Engine, gpu: Gpu, installed: str | None) -> str | None:
         return None if gpu.capability in engine.targets else f"it is for {engine.targets[0]}"
@@ -342,7 +343,8 @@ def test_an_engine_is_compared_with_the_graph_it_was_made_from(
         "1 of 2 run on NVIDIA L4 (sm_89); engines/encode.engine: it is for sm_120"
     )
     assert any("engine engines/encode.engine: the 99.9 % error" in sentence for sentence in found.failures)
-    assert report.as_json(found)["networks"]["encode"]["engines"][0]["backend"] == "tensorrt_rtx"
+    (written,) = report.as_json(found)["networks"]["encode"]["engines"]
+    assert (written["backend"], written["layers"]) == ("tensorrt_rtx", {"conv": 0.002})
 
 
 def test_a_plan_that_does_not_run_is_a_sentence(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def test_what_nvml_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     with Probe() as probe:
         assert probe.answers
         assert probe.identity() == {
-            "name": "Fake 9000", "driver": "600.1", "sm_clock_max": 2000, "memory_clock_max": 2000
+            "name": "Fake 9000", "driver": "600.1", "sm_clock_max": 2000, "memory_clock_max": 2000,
+            "pcie_generation_max": 5, "pcie_lanes_max": 16, "pcie_generation": 1, "pcie_lanes": 8,
         }  # fmt: skip
         sample = probe.sample()
         assert (sample.sm_clock, sample.memory_clock, sample.power, sample.temperature) == (
