@@ -19,10 +19,12 @@ from vsr_trt.engines.accuracy import cli as accuracy
 from vsr_trt.recipes import bundle, demo, vae_forms
 from vsr_trt.recipes.acceptance import cli as acceptance
 from vsr_trt.recipes.alternatives import cli as alternatives
+from vsr_trt.recipes.fetch import cli as fetch
 from vsr_trt.runtime.cli import terminal
 
 _EXAMPLES = """\
 examples:
+  vsr-build fetch dloral --to weights
   vsr-build bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
   vsr-build calibrate BUNDLE --clip clip.mp4
   vsr-build verify BUNDLE
@@ -36,6 +38,7 @@ interrupted (Ctrl-C, SIGTERM), 141 nobody read the output to its end (the work i
 """
 
 PARSERS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
+    fetch.add_command,
     bundle.add_command,
     accuracy.add_commands,
     engines.add_commands,
@@ -48,6 +51,7 @@ PARSERS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
 """In the order in which `--help` lists them."""
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fetch": fetch.run,
     "bundle": bundle.run,
     "calibrate": accuracy.calibrate,
     "verify": accuracy.verify,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from vsr_trt.recipes.fetch.cli import base_model
 from vsr_trt.runtime.cli import terminal
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError
@@ -42,7 +43,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--sd", type=Path, required=True, metavar="DIR", help="Stable Diffusion 2.1 in diffusers' layout")
+    add(
+        "--sd",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Stable Diffusion 2.1 in diffusers' layout, or its name on the hub, such as "
+        "yujingsun/stable-diffusion-2-1-base, which is fetched",
+    )
     add(
         "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
     )
@@ -81,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
             f"--top-k is {options.top_k}; expected 1 to {_MOST_POSITIONS}, or no --top-k for all positions."
         )
     request = BundleRequest(
-        sd=options.sd,
+        sd=base_model(options.sd, Console(stderr=True)),
         checkpoint=options.checkpoint,
         out=options.out,
         stage=options.stage,

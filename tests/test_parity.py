@@ -242,7 +242,7 @@ def published() -> Callable[[str], tuple[list[np.ndarray], np.ndarray]]:
     [
         ("1024x640", {}, "strips"),
         ("1024x640", {"tiles": {"vae": 128}}, "whole"),
-        ("odd", {}, "strips"),
+        pytest.param("odd", {}, "strips", marks=pytest.mark.full_size),
         pytest.param("1024x640", {"tiles": {"vae": 32}}, "strips", marks=pytest.mark.full_size),
         pytest.param("1280x704", {"memory": None}, "strips", marks=pytest.mark.full_size),
     ],

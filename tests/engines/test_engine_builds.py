@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.building import build, copy_of, rtx, run
+from helpers.building import build, copy_of, rtx, run, session_cache
 
 from vsr_trt import build as build_script
 from vsr_trt.engines import plan
@@ -37,7 +37,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return Cache(tmp_path_factory.mktemp("cache"))
+    return session_cache(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_the_vaes_attention_does_not_keep_its_scores(
     assert made.report["activations"] < 32640**2 * 2 / 2
 
 
-@pytest.mark.parametrize("network", ["vae_encoder", "vae_decoder"])
+@pytest.mark.parametrize("network", [pytest.param("vae_encoder", marks=pytest.mark.full_size), "vae_decoder"])
 def test_strips_take_less_memory_for_the_same_shapes(
     golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, network: str
 ) -> None:

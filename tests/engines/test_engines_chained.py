@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.building import build, copy_of, rtx
+from helpers.building import build, copy_of, rtx, session_cache
 from helpers.fake_gpu import FakeDriver, FakeTensorRT, array_at
 from helpers.golden import psnr
 from helpers.processes import GUARD
 
-from vsr_trt.engines.cache import Cache
 from vsr_trt.kernels.gated_topk.fold import FoldedAttention
 from vsr_trt.kernels.gated_topk.reference import gated_topk_attention
 from vsr_trt.runtime import Restorer
@@ -44,17 +43,17 @@ def attend(
 
 
 @rtx
-@pytest.mark.parametrize("operator", ["inside", "kernel"])
+@pytest.mark.parametrize("operator", ["inside", pytest.param("kernel", marks=pytest.mark.full_size)])
 def test_engines_that_were_built_are_chosen_and_chained(
     golden_bundle_fp16: Path,
     golden_frames: list[np.ndarray],
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     operator: str,
 ) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
-    cache = Cache(tmp_path / "cache", 1 << 40)
-    build(bundle, cache, operator=operator)
+    build(bundle, session_cache(tmp_path_factory), operator=operator)
     opened = Bundle.open(bundle)
     plans = {
         hashlib.sha256(opened.file(record.file).read_bytes()).hexdigest(): record

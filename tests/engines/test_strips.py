@@ -225,6 +225,7 @@ def test_the_bundles_vae_in_strips(golden_bundle: Path, network: str, h: int, w:
     assert abs(steep[1] - steep[0]) < 1e-3, "a border shows"
 
 
+@pytest.mark.full_size
 def test_tiles_with_statistics_of_their_own_are_another_picture(golden_bundle: Path, tmp_path: Path) -> None:
     """What the strips are for: at least 15 dB nearer, on a picture that is rougher on one side."""
     bundle = Bundle.open(golden_bundle)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import processes
+from helpers.once import shared
 from onnx import TensorProto, helper, numpy_helper
 
 from vsr_trt.engines import plan
@@ -30,6 +31,11 @@ MEMORY = 8_000_000_000
 def copy_of(bundle: Path, folder: Path) -> Path:
     """A bundle that a test may change."""
     return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+def session_cache(factory: pytest.TempPathFactory) -> Cache:
+    """A build cache that all test files of a session share: each engine is compiled once."""
+    return Cache(shared(factory, "engine-cache", Path.mkdir), 1 << 40)
 
 
 def build(

@@ -117,6 +117,7 @@ def test_top_k_is_of_each_picture_and_head(kernel: Kernel, n: int, heads: int) -
     check(kernel, n, 4, 5, heads, 3, "float32", 0, TILE)
 
 
+@pytest.mark.full_size
 def test_agrees_at_the_size_and_heads_of_the_published_module(kernel: Kernel) -> None:
     rng = np.random.default_rng(0)
     folded = random_constants(rng, heads=9, width=64)

@@ -1,0 +1,1 @@
+"""STAR, the text-to-video family: what is published of it. Its export is not there yet."""

@@ -1,0 +1,1 @@
+"""Getting published weights: what a family needs, from where, and the download itself."""
