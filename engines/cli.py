@@ -291,7 +291,7 @@ def _jobs(asked: int | None, backend: str) -> int:
     Raises:
         InputError: several, of a library that measures on the GPU.
     """
-    from vsr_trt.runtime.onnxruntime.cpu import available_cores
+    from vsr_trt.runtime.machine.processor import available_cores
 
     if backend != "tensorrt":
         return asked or available_cores()

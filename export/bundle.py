@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vsr_trt.export.families.registry import Model, family_of
+from vsr_trt.export.helper import Helper
 from vsr_trt.export.network import Exported, export
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.errors import KernelError
@@ -20,6 +22,11 @@ from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Network
 from vsr_trt.runtime.errors import DISK_FULL, ExportError, OutputError
 from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.machine import temporary as temporaries
+from vsr_trt.runtime.machine.memory import free_bytes
+from vsr_trt.runtime.machine.processor import available_cores
+
+_EACH = 1_500_000_000  # bytes of a process that exports, weights aside
+_WEIGHTS = 2.2  # and of the weights: as they are read, and as they are written, in units of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,21 +70,12 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
         )
     model = family_of(request.checkpoint).open(request, progress.phase)
     with _whole_directory(request.out) as folder:
-        onnx_folder = folder / "onnx"
-        onnx_folder.mkdir()
+        (folder / "onnx").mkdir()
         model.check()
         for note in model.notes():
             progress.note(note)
-        networks: dict[str, Network] = {}
-        names = model.network_names
-        for index, name in enumerate(names):
-            progress.network(name, index, len(names))
-            exported = export(model.spec(name), onnx_folder, request.precision, progress.phase)
-            networks[name] = exported.record
-            progress.done(exported)
-            if exported.uncounted is not None:
-                progress.note(f"{name} has no count of its work: {exported.uncounted}")
-        manifest = model.manifest(folder, networks, _kernels(request, model, folder, progress))
+        networks, kernels = _exported(request, model, folder, progress)
+        manifest = model.manifest(folder, networks, kernels)
         progress.phase("hash")
         files = {
             path.relative_to(folder).as_posix(): FileEntry.of(path)
@@ -87,6 +85,58 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
         manifest = dataclasses.replace(manifest, files=files)
         manifest.write(folder)
     return manifest
+
+
+def _exported(
+    request: BundleRequest, model: Model, folder: Path, progress: Progress
+) -> tuple[dict[str, Network], tuple[str, ...]]:
+    """Exports all networks, and compiles the kernels: what takes longest first, two at once where that is possible."""
+    names = deque(sorted(model.network_names, key=lambda name: _place(name, model.slow)))
+    found: dict[str, Exported] = {}
+
+    def done(exported: Exported) -> None:
+        found[exported.name] = exported
+        progress.done(exported)
+
+    with contextlib.ExitStack() as stack:
+        first, helper = names.popleft(), None  # what a model learns of its first network, it learns here
+        if _jobs(request) > 1:
+            helper = stack.enter_context(Helper(request, names, folder / "onnx", done))
+        name: str | None = first
+        while name is not None:
+            progress.network(name, len(found), len(model.network_names))
+            done(export(model.spec(name), folder / "onnx", request.precision, progress.phase))
+            if helper is not None:
+                helper.check()
+            name = _next(names)
+        kernels = _kernels(request, model, folder, progress)
+        if helper is not None:
+            progress.phase("waiting for the last network")
+            helper.finish()
+    for name in model.network_names:
+        if (uncounted := found[name].uncounted) is not None:
+            progress.note(f"{name} has no count of its work: {uncounted}")
+    return {name: found[name].record for name in model.network_names}, kernels
+
+
+def _place(name: str, slow: tuple[str, ...]) -> int:
+    return slow.index(name) if name in slow else len(slow)
+
+
+def _next(names: deque[str]) -> str | None:
+    try:
+        return names.popleft()
+    except IndexError:  # the other process was first
+        return None
+
+
+def _jobs(request: BundleRequest) -> int:
+    """How many networks are exported at once: two need a second core, and memory for the weights of both."""
+    if request.jobs is not None:
+        return request.jobs
+    free = free_bytes()
+    need = _EACH + _WEIGHTS * request.checkpoint.stat().st_size
+    return 2 if available_cores() > 1 and (free is None or free >= 2 * need) else 1
 
 
 def _kernels(request: BundleRequest, model: Model, folder: Path, progress: Progress) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ results in ONNX Runtime with torch's, at sizes other than the traced one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,6 +104,7 @@ class Exported:
         seconds: spent on trace, conversion, writing and checks.
         worst: largest difference from torch that the checks found, as for `tolerance`.
         uncounted: why `record.work` is missing, None where it is there.
+        phases: seconds of each phase of the export.
     """
 
     name: str
@@ -112,6 +113,28 @@ class Exported:
     seconds: float
     worst: float
     uncounted: str | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Phases:
+    """Seconds of each phase; the next one ends the one before.
+
+    Args:
+        tell: is passed the name of each phase as it starts.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._began = tell, dict[str, float]()
+
+    def __call__(self, name: str) -> None:
+        """Begins a phase."""
+        self._began[name] = time.perf_counter()
+        self._tell(name)
+
+    def seconds(self) -> dict[str, float]:
+        """What each has taken, the last one up to now."""
+        ends = [*list(self._began.values())[1:], time.perf_counter()]
+        return {name: end - began for (name, began), end in zip(self._began.items(), ends, strict=True)}
 
 
 def export(
@@ -138,32 +161,32 @@ def export(
     Raises:
         ExportError: the graph is refused, or its results differ from torch's.
     """
-    started = time.perf_counter()
-    phase("reference")
+    started, phases = time.perf_counter(), _Phases(phase)
+    phases("reference")
     references = [_reference(spec, sizes) for sizes in spec.checked]
-    phase("trace")
+    phases("trace")
     model = trace(spec)
     native = folder / f"{spec.name}.onnx"
     if precision == "fp16" and spec.always_fp32 is None:
-        phase("fp16")
+        phases("fp16")
         fp16.convert(model)
     nodes, parameters = count_nodes(model), count_parameters(model)
-    phase("write")
+    phases("write")
     files = _write(model, spec, native)
     del model
     _release(spec)
-    phase("count")
+    phases("count")
     work, uncounted = _work(native, spec)
     graphs = {"native": native}
     scratch: dict[str, Polynomial] = {}
     if cpu:
-        phase("lower")
+        phases("lower")
         for lowered in lower(native, spec.in_strips):
             graphs[lowered.form] = lowered.path
             files.append(lowered.path)
             if lowered.scratch:
                 scratch[lowered.form] = _polynomial(spec, lowered.scratch)
-    phase("check")
+    phases("check")
     worst = max(_compare(spec, path, references, precision) for path in graphs.values())
     record = Network(
         inputs=tuple(_record(tensor) for tensor in spec.inputs),
@@ -178,7 +201,9 @@ def export(
         scratch=scratch,
     )
     size = sum(path.stat().st_size for path in files)
-    return Exported(spec.name, record, size, time.perf_counter() - started, worst, uncounted)
+    return Exported(
+        spec.name, record, size, time.perf_counter() - started, worst, uncounted, phases.seconds()
+    )
 
 
 def _polynomial(spec: NetworkSpec, each: float) -> Polynomial:

@@ -26,6 +26,7 @@ class BundleRequest:
         kernels: compile the GPU kernels for every target; None to do so where Triton is installed, and to note
             it where not.
         overwrite: replace an existing bundle.
+        jobs: networks that are exported at once, 1 or 2; None for 2 where cores and memory allow.
     """
 
     sd: Path
@@ -38,3 +39,4 @@ class BundleRequest:
     precision: Literal["fp32", "fp16"] = "fp32"
     kernels: bool | None = None
     overwrite: bool = False
+    jobs: int | None = None

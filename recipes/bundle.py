@@ -76,6 +76,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         action=argparse.BooleanOptionalAction,
         help="compile the GPU kernels for every target (default: where Triton is installed)",
     )
+    add(
+        "--jobs",
+        type=int,
+        choices=(1, 2),
+        metavar="N",
+        help="networks that are exported at once, 1 or 2 (default: 2 where cores and memory allow)",
+    )
     add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     add("--json", action="store_true", help="print the table as JSON on standard output")
 
@@ -99,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
         precision=options.precision,
         kernels=options.kernels,
         overwrite=options.overwrite,
+        jobs=options.jobs,
     )
     manifest, exported, seconds = build_bundle(request, Console(stderr=True))
     if options.json:
@@ -160,6 +168,14 @@ def build_bundle(request: BundleRequest, console: Console) -> tuple[Manifest, li
             f"{result.seconds:.1f}",
         )
     console.print(table)
+    phases: dict[str, float] = {}
+    for result in exported:
+        for name, seconds in result.phases.items():
+            phases[name] = phases.get(name, 0.0) + seconds
+    spent = ", ".join(
+        f"{name} {phases[name]:.1f} s" for name in sorted(phases, key=lambda name: -phases[name])
+    )
+    console.print(f"seconds by phase: {spent}", highlight=False, soft_wrap=True)
     peak = peak_bytes()
     memory = f", {peak / 1e9:.1f} GB of memory at most" if peak else ""
     total = sum(entry.bytes for entry in manifest.files.values())
@@ -191,6 +207,7 @@ def _as_json(
                 "bytes": result.bytes,
                 "worst_error": result.worst,
                 "seconds": result.seconds,
+                "phases": dict(result.phases),
             }
             for result in exported
         ],

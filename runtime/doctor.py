@@ -18,8 +18,8 @@ from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import VsrError
 from vsr_trt.runtime.machine import gpu
-from vsr_trt.runtime.machine.processor import cpu_target
-from vsr_trt.runtime.onnxruntime.cpu import available_cores, optimised_graph
+from vsr_trt.runtime.machine.processor import available_cores, cpu_target
+from vsr_trt.runtime.onnxruntime.cpu import optimised_graph
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available

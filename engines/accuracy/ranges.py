@@ -15,7 +15,8 @@ import onnx_ir as ir
 from vsr_trt.engines.accuracy import instrument
 from vsr_trt.runtime.devices.actions import Buffers
 from vsr_trt.runtime.errors import DeviceError
-from vsr_trt.runtime.onnxruntime.cpu import available_cores, session_options
+from vsr_trt.runtime.machine.processor import available_cores
+from vsr_trt.runtime.onnxruntime.cpu import session_options
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 _FOLDER = "session.model_external_initializers_file_folder_path"

@@ -15,8 +15,8 @@ import onnxruntime
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from vsr_trt.runtime.errors import DeviceError, EngineError, OutputError
-from vsr_trt.runtime.machine.processor import cpu_target
-from vsr_trt.runtime.onnxruntime.cpu import available_cores, open_session, session_options
+from vsr_trt.runtime.machine.processor import available_cores, cpu_target
+from vsr_trt.runtime.onnxruntime.cpu import open_session, session_options
 
 __all__ = ["cpu_target", "save_optimised"]
 

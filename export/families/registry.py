@@ -22,6 +22,9 @@ class Model(Protocol):
     """A family's weights, opened: makes the specs of its networks one at a time, and the manifest at the end."""
 
     network_names: tuple[str, ...]
+    slow: tuple[str, ...]
+    """Networks whose export takes longest. The first of them is always exported in the process that writes the
+    manifest; others may be in another one, from a model of its own."""
 
     def notes(self) -> list[str]:
         """Sentences about what was found in the files, for the user."""

@@ -21,7 +21,9 @@ from vsr_trt.runtime.cli import bench as bench_command
 from vsr_trt.runtime.cli import choices, terminal
 from vsr_trt.runtime.cli import plan as plan_command
 from vsr_trt.runtime.cli.values import parse_fps, parse_memory
-from vsr_trt.runtime.restore.compare import side_by_side
+from vsr_trt.runtime.errors import InputError
+from vsr_trt.runtime.media.codecs import is_video_name
+from vsr_trt.runtime.restore.compare import side_by_side, side_by_side_video
 from vsr_trt.runtime.restore.job import Job, TruncatedError, restore
 
 _EXAMPLES = """\
@@ -123,16 +125,23 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
-        "compare", help="a picture to compare: the input, enlarged by bicubic, next to the result"
+        "compare", help="a picture or video to compare: the input, enlarged by bicubic, next to the result"
     )
     add = command.add_argument
     add("before", type=Path, metavar="INPUT", help="the clip that was restored")
     add("after", type=Path, metavar="RESULT", help="what was restored from it")
-    add("-o", "--output", type=Path, required=True, metavar="PNG")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
+        help="a .png for one picture, or a video (.mp4, .mkv, .mov, .webm) for all frames",
+    )
     add("--frame", type=int, default=0, metavar="N", help="frame of RESULT, from 0 (default: 0)")
     add("--start", type=float, default=0.0, metavar="T", help="the --start that INPUT was restored with")
     add("--crop", type=int, metavar="N", help="show the middle N pixels each way (default: all)")
-    add("--overwrite", action="store_true", help="replace PNG if it exists")
+    add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,6 +193,8 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if is_video_name(options.output):
+        return _compare_all(options)
     width, height = side_by_side(
         options.before,
         options.after,
@@ -195,6 +206,26 @@ def _compare(options: argparse.Namespace) -> int:
     )
     name = escape(terminal.printable(str(options.output)))
     Console(stderr=True).print(f"{name}: {width}x{height}, bicubic | restored", highlight=False)
+    return 0
+
+
+def _compare_all(options: argparse.Namespace) -> int:
+    """Every frame, as a video."""
+    if options.frame:
+        raise InputError("--frame is for one picture; a video has all frames of RESULT. Leave it out.")
+    console = Console(stderr=True)
+    with console.status("comparing…") as status:
+        width, height, frames = side_by_side_video(
+            options.before,
+            options.after,
+            options.output,
+            start=options.start,
+            crop=options.crop,
+            overwrite=options.overwrite,
+            done=lambda count: status.update(f"frame {count}"),
+        )
+    name = escape(terminal.printable(str(options.output)))
+    console.print(f"{name}: {width}x{height}, {frames} frames, bicubic | restored", highlight=False)
     return 0
 
 

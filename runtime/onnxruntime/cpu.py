@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import STRIPS, Engine, FileEntry
 from vsr_trt.runtime.bundle.options import check_threads
 from vsr_trt.runtime.errors import DeviceError
-from vsr_trt.runtime.machine.processor import cpu_target
+from vsr_trt.runtime.machine.processor import available_cores, cpu_target
 from vsr_trt.runtime.onnxruntime import scratch
 from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE
 
@@ -291,13 +290,6 @@ def thread_count(threads: int | None) -> int:
     """
     check_threads(threads)
     return threads or available_cores()
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -1,9 +1,10 @@
-"""A picture to compare: the input enlarged by bicubic on the left, the result on the right."""
+"""To compare by eye: the input enlarged by bicubic on the left, the result on the right; a picture, or a video."""
 
 from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media.png import encode_png
 from vsr_trt.runtime.media.resample import resize_bicubic
 from vsr_trt.runtime.media.staging import Staging, write_failure
+from vsr_trt.runtime.media.video_sink import VideoSink
 
 
 def side_by_side(
@@ -45,7 +47,7 @@ def side_by_side(
     """
     if output.suffix.lower() != ".png":
         raise InputError(
-            f"{output} must end with .png: the comparison is one picture, written whole to a file."
+            f"{output} must end with .png for one picture, or as a video does, such as .mp4, for all frames."
         )
     if crop is not None and crop < 1:
         raise InputError(f"--crop is {crop}; expected 1 or more.")
@@ -64,9 +66,70 @@ def side_by_side(
     return joined.shape[1], joined.shape[0]
 
 
+def side_by_side_video(
+    before: Path,
+    after: Path,
+    output: Path,
+    *,
+    start: float = 0.0,
+    crop: int | None = None,
+    overwrite: bool = False,
+    done: Callable[[int], None] = lambda frames: None,
+) -> tuple[int, int, int]:
+    """Writes a video: every frame of `after` next to that of `before`, enlarged; with times and sound of `after`.
+
+    Args:
+        before, after, output, start, crop, overwrite: as for `side_by_side`; the output is a video.
+        done: is passed how many frames are written.
+
+    Returns:
+        Width, height and number of frames.
+
+    Raises:
+        InputError: the sizes do not belong together, or `before` ends first.
+        OutputError: the file exists or cannot be written.
+    """
+    if crop is not None and crop < 1:
+        raise InputError(f"--crop is {crop}; expected 1 or more.")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in (before, after)):
+        raise OutputError(f"{output} is one of the clips to compare; choose another name.")
+    with media.open_source(before, start=start) as left, media.open_source(after) as right:
+        height, width = right.info.height, right.info.width
+        shown = [min(crop, side) if crop is not None else side for side in (height, width)]
+        high, wide = shown[0] // 2 * 2, shown[1] // 2 * 2  # codecs take pairs of pixels
+        sink = VideoSink(
+            output, right, 2 * wide, high, fps=media.DEFAULT_FPS, codec=None, crf=None, overwrite=overwrite
+        )
+        frames = 0
+        with sink:
+            others = iter(left)
+            for frame in right:
+                other = next(others, None)
+                if other is None:
+                    raise InputError(f"{before} ends after {frames} frames, and {after} goes on.")
+                joined = _joined(before, after, other.rgb, frame.rgb, crop)
+                sink.write(_even(joined, wide, high), frame)
+                frames += 1
+                done(frames)
+            sink.close(partial=right.damage is not None)
+    return 2 * wide, high, frames
+
+
+def _even(joined: np.ndarray, wide: int, high: int) -> np.ndarray:
+    """Both halves without their last column, where that has no neighbour."""
+    half = joined.shape[1] // 2
+    return np.ascontiguousarray(
+        np.concatenate((joined[:high, :wide], joined[:high, half : half + wide]), axis=1)
+    )
+
+
 def _pair(before: Path, after: Path, index: int, start: float, crop: int | None) -> np.ndarray:
     """The picture, (H,W,3) uint8."""
-    low, high = _frame(before, index, start), _frame(after, index, 0.0)
+    return _joined(before, after, _frame(before, index, start), _frame(after, index, 0.0), crop)
+
+
+def _joined(before: Path, after: Path, low: np.ndarray, high: np.ndarray, crop: int | None) -> np.ndarray:
+    """Two frames next to each other, the first one enlarged to the other's size."""
     scale = max(1, high.shape[0] // low.shape[0])
     expected = (low.shape[0] * scale, low.shape[1] * scale, 3)
     if high.shape != expected:

@@ -7,7 +7,7 @@ import subprocess
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.machine.children import python_child
-from vsr_trt.runtime.onnxruntime.cpu import available_cores
+from vsr_trt.runtime.machine.processor import available_cores
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.schedule.canvas import FrameShape
 

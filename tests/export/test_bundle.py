@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import hashlib
 import json
+import multiprocessing
 import sys
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +29,14 @@ from vsr_trt.export.bundle import BundleRequest, build
 from vsr_trt.export.families.dloral import bundle as dloral_bundle
 from vsr_trt.export.families.dloral import cfr, checkpoint
 from vsr_trt.export.families.dloral import unet as unet_network
+from vsr_trt.export.families.registry import family_of
+from vsr_trt.export.helper import Helper
+from vsr_trt.export.network import Exported, export
 from vsr_trt.kernels.gpu import launch
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.reading import read_manifest
-from vsr_trt.runtime.errors import ExportError, OutputError
+from vsr_trt.runtime.errors import CheckpointError, ExportError, OutputError
 
 NETWORKS = {
     "preprocess",
@@ -350,3 +355,52 @@ def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
     attention, blending = (launch.read(tmp_path / path) for path in paths)
     assert (attention.kernel, attention.top_k) == (launch.ATTENTION, True)
     assert blending.kernel == launch.BLENDING
+
+
+# -- two processes ---------------------------------------------------------------------------------------
+
+
+def test_another_process_exports_the_same(tmp_path: Path) -> None:
+    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "out")
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    found: list[Exported] = []
+    names = deque(["warp", "postprocess_none"])
+    with Helper(request, names, there, found.append) as helper:
+        helper.finish()
+    assert [exported.name for exported in found] == ["warp", "postprocess_none"]
+    model = family_of(request.checkpoint).open(request, lambda phase: None)
+    for exported in found:
+        assert export(model.spec(exported.name), here, "fp32").record == dataclasses.replace(
+            exported.record,
+            graphs={form: path.replace("there/", "here/") for form, path in exported.record.graphs.items()},
+        )
+        name = f"{exported.name}.onnx"
+        assert (there / name).read_bytes() == (here / name).read_bytes()
+        assert set(exported.phases) >= {"reference", "trace", "write", "check"}
+
+
+def test_another_process_that_fails_or_dies_is_a_sentence(tmp_path: Path) -> None:
+    request = BundleRequest(GOLDEN / "sd", GOLDEN / "nothing.pkl", tmp_path / "out")
+    with (
+        pytest.raises(CheckpointError, match=r"nothing\.pkl"),
+        Helper(request, deque(["warp"]), tmp_path, lambda exported: None) as helper,
+    ):
+        helper.finish()
+    with (
+        pytest.raises(ExportError, match=r"has died.*--jobs 1"),
+        Helper(request, deque(["warp"]), tmp_path, lambda exported: None) as helper,
+    ):
+        helper._process.kill()
+        helper.finish()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.full_size
+def test_a_bundle_by_two_processes_is_the_same(golden_bundle: Path, tmp_path: Path) -> None:
+    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "out", prompt=PROMPT, jobs=2)
+    manifest = build(request)
+    files = {name: entry.sha256 for name, entry in manifest.files.items()}
+    one = {name: entry.sha256 for name, entry in read_manifest(golden_bundle).files.items()}
+    assert {name for name in one if files[name] != one[name]} == set()

@@ -128,6 +128,8 @@ class DLoRAL:
     """
 
     # the UNet first: it is the largest, and nothing else is in memory yet
+    # the UNet here, because the manifest names its hash
+    slow: tuple[str, ...] = ("unet", "spynet", "vae_decoder", "vae_encoder")
     network_names = (
         "unet",
         "text_encoder",

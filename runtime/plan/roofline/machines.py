@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from vsr_trt.runtime.errors import InputError
-from vsr_trt.runtime.onnxruntime.cpu import available_cores
+from vsr_trt.runtime.machine.processor import available_cores
 
 THIS_MACHINE = "this-machine"
 ALL = "all"
