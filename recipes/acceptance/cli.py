@@ -21,7 +21,7 @@ from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
 
 _FRAMES = 4
-_ANY = Gpu("any GPU", "sm_89", 24 << 30, "13.0")  # whose commands a dry run prints
+_ANY = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")  # whose commands a dry run prints
 _EXAMPLES = f"""\
 what comes back: OUT/{REPORT} and OUT/{PAGE}, written after every step. There is nothing personal in them: please
   attach both to an issue. It takes two to four hours, and 25 GB of disk while it runs.

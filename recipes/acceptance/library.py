@@ -10,6 +10,7 @@ from vsr_trt.runtime.plan.roofline.machines import called
 
 # Compute capabilities that TensorRT-RTX 1.7 builds for; the builder is asked again when engines are built.
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+PORTABLE_TARGETS = RTX_TARGETS[1:]  # its portable engines run from Ampere on
 
 
 @dataclass(frozen=True)

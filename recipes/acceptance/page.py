@@ -109,12 +109,13 @@ def _layers(steps: Sequence[Mapping[str, Any]]) -> str:
             for engine in network.get("engines", ()):
                 layers = sorted(engine.get("layers", {}).items(), key=lambda item: -item[1])
                 total = sum(seconds for _, seconds in layers)
+                size = str(step["name"]).removeprefix("verify ")
                 rows += [
-                    (engine["file"], name, f"{seconds * 1e3:.3f}", f"{seconds / total:.0%}")
+                    (size, engine["file"], name, f"{seconds * 1e3:.3f}", f"{seconds / total:.0%}")
                     for name, seconds in layers[:_SLOWEST]
                     if total
                 ]
-    heads = ("engine", "layer", "ms", "of the engine")
+    heads = ("frames", "engine", "layer", "ms", "of the engine")
     return f"<h2>The {_SLOWEST} slowest layers of each engine</h2>" + _table(heads, rows) if rows else ""
 
 
@@ -135,7 +136,7 @@ def _extra(result: Any) -> str:
         return f"{min(result['psnr']):.1f} dB from the CPU's"
     if "not_run" in result:
         left = sum(result["not_run"].values())
-        return f"{result['passed']} tests passed, {len(result['failed'])} failed, {left} not run"
+        return f"tests: {result['passed']} passed, {len(result['failed'])} failed, {left} not run"
     if isinstance(result.get("load_seconds"), int | float):
         return f"loaded in {result['load_seconds']:.1f} s"
     return str(result["engines"]) if isinstance(result.get("engines"), str) else ""

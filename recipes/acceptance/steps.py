@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.recipes.acceptance import checks
-from vsr_trt.recipes.acceptance.library import Library
+from vsr_trt.recipes.acceptance.library import PORTABLE_TARGETS, Library
 
 SIZES = ("512x512", "1280x720", "1920x1080")
 SLOTS = (1, 2, 3)
@@ -77,7 +77,8 @@ def tasks(
             None,
             ("bundle",),
         ),
-        # first: of engines for one size, those that take most tiles at once are preferred
+        # first: engines of the GPU's own target, and those that take most tiles at once, are preferred to others
+        *_portable(script, out, bundle, library),
         *_tiles(script, out, bundle, library, 1, ("bundle", "calibrate")),
         Task("engines", _engines(script, bundle, library), None, ("bundle", "calibrate"), limit=90 * _MINUTE),
         *(
@@ -117,6 +118,28 @@ def tasks(
         _tests(
             "memcheck", out, ("tests/gpu/test_kernel_on_gpu.py",), ("compute-sanitizer", "--tool", "memcheck")
         ),
+    ]
+
+
+def _portable(script: str, out: Path, bundle: str, library: Library) -> list[Task]:
+    """Engines that several generations run, to be compared with those of this one; where the library has such."""
+    if library.backend != "tensorrt_rtx" or library.target not in PORTABLE_TARGETS:
+        return []
+    build = (
+        script,
+        "engines",
+        bundle,
+        "--backend",
+        "tensorrt-rtx",
+        "--target",
+        "portable",
+        "--size",
+        _MIDDLE,
+    )
+    needs = ("bundle", "calibrate")
+    return [
+        Task("engines, portable", (*build, "--json"), None, needs, limit=90 * _MINUTE),
+        _bench(out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, portable", ("engines, portable",)),
     ]
 
 

@@ -20,7 +20,7 @@ from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.cli import bench as bench_command
 from vsr_trt.runtime.cli import choices, terminal
 from vsr_trt.runtime.cli import plan as plan_command
-from vsr_trt.runtime.cli.values import parse_fps, parse_memory
+from vsr_trt.runtime.cli.values import backend_name, parse_fps, parse_memory
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.codecs import is_video_name
 from vsr_trt.runtime.restore.compare import side_by_side, side_by_side_video
@@ -85,8 +85,14 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         metavar="OUTPUT",
         help="a video (.mp4, .mkv, .mov, .webm), a folder (no suffix), or a .png for one picture",
     )
-    add("--bundle", type=Path, required=True, help="directory made by vsr-build bundle")
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the networks (default: auto)")
+    add("--bundle", type=Path, help="directory made by vsr-build bundle; needed")
+    add(
+        "--backend",
+        type=backend_name,
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the networks (default: auto)",
+    )
     choices.add_tiles(command)
     add(
         "--memory",
@@ -165,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _restore(options: argparse.Namespace) -> int:
     fields = {field.name for field in dataclasses.fields(Job)}
     values = {name: value for name, value in vars(options).items() if name in fields}
+    if options.bundle is None:
+        raise InputError(
+            "restoring needs a bundle: --bundle DIR. Make one with vsr-build bundle, from the weights that vsr-build "
+            "fetch gets; or try the demonstration's, which make demo leaves: --bundle demo-out/bundle"
+        )
     if options.fps is not None:
         values["fps"] = parse_fps(options.fps)
     settings = Settings(

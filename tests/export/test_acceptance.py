@@ -23,6 +23,7 @@ from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept, run_program
 from vsr_trt.recipes.acceptance.steps import SIZES, Task, tasks
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.plan.roofline.machines import _CALLED, MACHINES, called
 
 BENCH = {"modes": {"throughput": {"fps": 24.5}, "latency": {"latency": {"summary": {"median": 0.0412}}}}}
 VERIFIED = {"networks": {"unet": {"engines": [{"file": "a"}]}}, "engines": "1 of 1 run on NVIDIA L4 (sm_89)"}
@@ -90,6 +91,39 @@ def test_the_page_shows_it(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", ""), "it loads nothing from elsewhere"
+
+
+def test_layers_and_predictions_are_on_the_page(tmp_path: Path) -> None:
+    class Telling(Commands):
+        def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
+            code, out, error = super().__call__(program, limit)
+            if "plan" in program:
+                stage = {"stage": "unet", "seconds": 0.011, "measured_seconds": 0.022}
+                whole = {"size": "512x512", "seconds": 0.02, "measured_seconds": None, "stages": [stage]}
+                return 0, json.dumps({"roofline": {"predictions": [whole]}}), ""
+            return code, out, error
+
+    run = Telling()
+    layers = {f"layer {number}": number / 1000 for number in range(1, 21)}
+    run.verified = {"networks": {"unet": {"engines": [{"file": "unet.engine", "layers": layers}]}}}
+    steps_here = steps(tmp_path, Library("tensorrt_rtx", "sm_89", "rtx", figures="RTX4090"))
+    assert [step.name for step in steps_here if step.name.startswith("prediction")] == [
+        f"prediction {size}" for size in SIZES
+    ]
+    assert accept(steps_here, tmp_path, Console(quiet=True), run) == 0
+    page = (tmp_path / PAGE).read_text()
+    for words in ("layer 20", "layer 13", "20.000", "10%", "11.00", "22.00", "50%"):
+        assert words in page
+    assert "layer 12<" not in page  # the slowest eight
+    assert not any(step.name.startswith("prediction") for step in steps(tmp_path))  # of a GPU without figures
+
+
+def test_the_gpu_is_told_from_those_of_nearly_the_same_name() -> None:
+    assert called("NVIDIA GeForce RTX 4090") == "RTX4090"
+    assert called("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    assert library_for(Gpu("NVIDIA H200", "sm_90", 140 << 30, "13.0")).figures == "H200"
+    for name in _CALLED.values():
+        assert name in MACHINES
 
 
 def test_the_report_is_written_after_each_step(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,11 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
         assert refusal(lambda path=path: BaseModel.open(path), path).startswith(
             " is no directory; expected Stable Diffusion 2.1 in diffusers' layout (with unet/, vae/,"
         )
+
+
+def test_a_folder_too_high_says_which_to_give(sd: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"give that one: --sd {re.escape(str(sd))}"):
+        BaseModel.open(sd.parent)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

@@ -366,7 +366,9 @@ def test_the_unet_of_a_stable_diffusion_directory_is_recognised(tmp_path: Path) 
 
 
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "model.pkl") == " does not exist; expected a DLoRAL checkpoint (model.pkl)."
+    assert refusal(tmp_path / "model.pkl") == (
+        " does not exist; expected a DLoRAL checkpoint (model.pkl). This gets it: vsr-build fetch dloral --to weights."
+    )
     assert refusal(tmp_path) == " is a directory; expected a DLoRAL checkpoint (model.pkl)."
 
 

@@ -104,7 +104,8 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {problem}; expected a DLoRAL checkpoint (model.pkl).")
+        way = "" if path.is_dir() else " This gets it: vsr-build fetch dloral --to weights."
+        raise CheckpointError(f"{path} {problem}; expected a DLoRAL checkpoint (model.pkl).{way}")
     if path.suffix == ".safetensors":
         layout, (unet, cfr, entries) = "dloral-safetensors", _open_safetensors(path)
     else:

@@ -44,8 +44,14 @@ class BaseModel:
         if not path.is_dir():
             raise CheckpointError(
                 f"{path} is no directory; expected Stable Diffusion 2.1 in diffusers' layout "
-                "(with unet/, vae/, text_encoder/ and tokenizer/)."
+                "(with unet/, vae/, text_encoder/ and tokenizer/). This gets it: vsr-build fetch dloral --to weights."
             )
+        if not (path / "unet").exists():
+            for inner in sorted(entry for entry in path.iterdir() if (entry / "unet").is_dir()):
+                raise CheckpointError(
+                    f"{path} is not Stable Diffusion 2.1 in diffusers' layout, and {inner} in it may be; give that "
+                    f"one: --sd {inner}."
+                )
         model = BaseModel(path)
         unet, vae, text = (model.config(part) for part in ("unet", "vae", "text_encoder"))
         expectations = (
