@@ -8,8 +8,7 @@ import multiprocessing.resource_tracker
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vsr_trt.engines import worker
 from vsr_trt.engines.tensorrt.builder import BuildOrder
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.runtime.errors import EngineError, VsrError
-from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine.children import without_interrupts
 
 _TICK = 0.1  # seconds
 _GRACE = 1.0  # seconds that a process has to end
@@ -104,7 +103,7 @@ class Pool:
         ours, theirs = context.Pipe()
         arguments = (self._backend, job.order, job.out, theirs)
         process = context.Process(target=worker.main, args=arguments, daemon=True)
-        with _without_interrupts():
+        with without_interrupts():
             process.start()
         theirs.close()
         return _Running(job, process, ours)
@@ -163,21 +162,3 @@ class Pool:
                 running.process.join()
             running.pipe.close()
         self._running.clear()
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; ours stops the others, which shall not print of it.
-
-    A process that is started meanwhile never hears of it. Ours does, afterwards.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    multiprocessing.resource_tracker.ensure_running()  # started later, it would end what is begun here
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with shell.shield():  # another thread may still take the signal
-            yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

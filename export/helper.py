@@ -17,7 +17,7 @@ from typing import Any
 from vsr_trt.export.network import Exported, export
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.runtime.errors import ExportError, VsrError
-from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine.children import without_interrupts
 
 _GRACE = 1.0  # seconds that the process has to end
 
@@ -40,7 +40,7 @@ class Helper:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(request, folder, theirs), daemon=True)
-        with shell.shield():
+        with without_interrupts():
             self._process.start()
         theirs.close()
         self._thread = threading.Thread(target=self._serve, daemon=True)

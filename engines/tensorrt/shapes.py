@@ -167,18 +167,15 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
     if stage.tiling is not None and layout.cuts(manifest, stage.tiling):
         record, tile = manifest.tilings[stage.tiling], layout.side(manifest, stage.tiling)
         longest = tile_range(manifest, stage.tiling)[1]
-        piece = tiling.tiles_of(whole["h"], whole["w"], tile, 0, square=record.square, longest=longest)[0]
+        overlap = layout.options.with_tile(stage.tiling, tile).overlap(manifest, stage.tiling)
+        pieces = tiling.tiles_of(whole["h"], whole["w"], tile, overlap, square=record.square, longest=longest)
         if not record.exact:
             count = layout.most
             if layout.batch is None and not layout.dynamic:
-                overlap = layout.options.overlaps.get(stage.tiling, min(record.overlap, tile // record.share))
-                found = tiling.tiles_of(
-                    *(whole["h"], whole["w"], tile, overlap), square=record.square, longest=longest
-                )
                 bound = manifest.networks[stage.network].bounds.get("n")
-                count = min(count, len(found), bound.max if bound is not None else 1)
+                count = min(count, len(pieces), bound.max if bound is not None else 1)
             batch = (1, count, count)
-        whole |= {"h": piece.height, "w": piece.width}
+        whole |= {"h": pieces[0].height, "w": pieces[0].width}
     frames = _frames(manifest, stage, layout.options)
     return {name: (value, value, value) for name, value in whole.items()} | {"n": batch, "f": frames}
 

@@ -6,7 +6,6 @@ a file, a hash, whether a torch file is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_trt.export.published import Drive, Hub, Part
+from vsr_trt.runtime.bundle.manifest import sha256
 from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.machine.files import write_whole
 
@@ -87,12 +87,7 @@ def check_disk(parts: list[Part], to: Path) -> None:
     Raises:
         OutputError: naming what is needed and what is free.
     """
-    need, free = sum(needed_bytes(part, to) for part in parts), shutil.disk_usage(to).free
-    if need + _RESERVE > free:
-        raise OutputError(
-            f"{need / 1e9:.1f} GB are to be fetched, and the disk of {to} has {free / 1e9:.1f} GB free. Free some, or "
-            "choose another folder: --to DIR"
-        )
+    _check_room(sum(needed_bytes(part, to) for part in parts), to)
 
 
 def _present(part: Part, to: Path) -> list[Path]:
@@ -126,16 +121,16 @@ def _from_hub(part: Part, place: Hub, to: Path, tell: Tell, endpoint: str | None
             raise _WrongError(f"it has no {' or '.join(names)}")
     folder = _folder(part, to)
     missing = [entry for entry in chosen if not _is_there(folder / entry.name.removeprefix(prefix), entry)]
-    _check_room(missing, to)
+    _check_room(sum(entry.bytes or 0 for entry in missing), to)
     paths = []
     for entry in chosen:
         target = folder / entry.name.removeprefix(prefix)
         if entry in missing:
             _transfer(place, entry, folder, target, prefix, endpoint, info.sha)
         name = entry.name.removeprefix(prefix)
-        check_file(target, entry, part.sha256.get(name))
+        digest = check_file(target, entry, part.sha256.get(name))
         paths.append(target)
-        remember(to, target, entry.sha256 is not None or name in part.sha256, tell)
+        remember(to, target, digest, entry.sha256 is not None or name in part.sha256, tell)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # with which cuts are resumed
     return paths
 
@@ -186,7 +181,7 @@ def _from_drive(part: Part, place: Drive, to: Path, tell: Tell) -> Path:
         gdown.download(
             place.url, str(partial), quiet=True, use_cookies=False, id=identity, resume=True, retries=2
         )
-        check_file(partial, Listed(part.name, None, None), part.sha256.get(part.name))
+        digest = check_file(partial, Listed(part.name, None, None), part.sha256.get(part.name))
     except _WrongError:
         _remove(partial)
         raise
@@ -197,23 +192,33 @@ def _from_drive(part: Part, place: Drive, to: Path, tell: Tell) -> Path:
             f"https://drive.google.com/file/d/{place.identity}/view, and save it as {target}"
         ) from error
     partial.replace(target)
-    remember(to, target, part.name in part.sha256, tell)
+    remember(to, target, digest, part.name in part.sha256, tell)
     return target
 
 
-def check_file(path: Path, entry: Listed, pinned: str | None) -> None:
-    """Whether a file is what was asked for; it is removed where it is not.
+def check_file(path: Path, entry: Listed, pinned: str | None) -> str:
+    """Checks that a file is what was asked for; removes it where it is not.
+
+    Returns:
+        Its SHA-256: files of gigabytes are read for it once.
 
     Raises:
         _WrongError: it is a web page, has another size or hash, or is a torch file that is damaged.
     """
-    problem = _problem(path, entry, pinned)
+    problem, digest = _problem(path, entry), ""
+    if problem is None:
+        digest = sha256(path)
+        for expected, whose in ((pinned, "known here"), (entry.sha256, "of the hub's list")):
+            if problem is None and expected not in (None, digest):
+                problem = f"{entry.name} has another SHA-256 than that {whose}"
     if problem is not None:
         _remove(path)
         raise _WrongError(problem)
+    return digest
 
 
-def _problem(path: Path, entry: Listed, pinned: str | None) -> str | None:
+def _problem(path: Path, entry: Listed) -> str | None:
+    """What is wrong with a file, its hash aside."""
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith(_HTML):
@@ -223,9 +228,6 @@ def _problem(path: Path, entry: Listed, pinned: str | None) -> str | None:
         return f"{entry.name} is empty"
     if entry.bytes is not None and size != entry.bytes:
         return f"{entry.name} has {size} bytes, and {entry.bytes} are expected"
-    for expected, whose in ((pinned, "known here"), (entry.sha256, "of the hub's list")):
-        if expected is not None and sha256(path) != expected:
-            return f"{entry.name} has another SHA-256 than that {whose}"
     if zipfile.is_zipfile(path):  # as torch writes its files, each tensor with a checksum
         try:
             with zipfile.ZipFile(path) as archive:
@@ -237,24 +239,19 @@ def _problem(path: Path, entry: Listed, pinned: str | None) -> str | None:
     return None
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def recorded(to: Path, name: str) -> str | None:
     """The hash that a file had when it was first fetched into a folder; None where it was not."""
     found = _record(to).get(name)
     return found if isinstance(found, str) else None
 
 
-def remember(to: Path, path: Path, known: bool, tell: Tell) -> None:
+def remember(to: Path, path: Path, digest: str, known: bool, tell: Tell) -> None:
     """Records a file's hash the first time, and compares with it afterwards.
 
     Args:
         to: folder with the record.
         path: of the file.
+        digest: its SHA-256.
         known: whether its hash was compared with one from elsewhere.
         tell: is told where it was not.
 
@@ -262,7 +259,6 @@ def remember(to: Path, path: Path, known: bool, tell: Tell) -> None:
         _WrongError: it is not what was fetched at first.
     """
     name, record = path.relative_to(to).as_posix(), _record(to)
-    digest = sha256(path)
     if name in record and record[name] != digest:
         raise _WrongError(
             f"{name} is not what was fetched at first: its SHA-256 was {record[name]}, and is {digest}"
@@ -287,8 +283,9 @@ def _is_there(path: Path, entry: Listed) -> bool:
     return path.is_file() and (entry.bytes is None or path.stat().st_size == entry.bytes)
 
 
-def _check_room(missing: list[Listed], to: Path) -> None:
-    need, free = sum(entry.bytes or 0 for entry in missing), shutil.disk_usage(to).free
+def _check_room(need: int, to: Path) -> None:
+    """Refuses what does not fit onto the disk."""
+    free = shutil.disk_usage(to).free
     if need + _RESERVE > free:
         raise OutputError(
             f"{need / 1e9:.1f} GB are to be fetched, and the disk of {to} has {free / 1e9:.1f} GB free. Free some, or "

@@ -12,7 +12,6 @@ from typing import cast
 
 from rich.console import Console
 
-from vsr_trt.runtime.backends import BACKENDS
 from vsr_trt.runtime.bench import bench, show, trace
 from vsr_trt.runtime.bench.compare import Earlier, compare
 from vsr_trt.runtime.bench.measure import Seconds
@@ -22,7 +21,7 @@ from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.cli import choices
-from vsr_trt.runtime.cli.values import backend_name, parse_memory, parse_size
+from vsr_trt.runtime.cli.values import parse_memory, parse_size
 from vsr_trt.runtime.errors import InputError, OutputError
 from vsr_trt.runtime.media.staging import Staging
 from vsr_trt.runtime.restore.restorer import Restorer
@@ -65,13 +64,7 @@ def add_command(commands: argparse._SubParsersAction, manifest: Manifest | None 
     add = command.add_argument
     add("--bundle", type=Path, required=True, help="directory made by vsr-build bundle")
     add("--size", required=True, metavar="WxH", help="of the restored picture, e.g. 1280x720")
-    add(
-        "--backend",
-        type=backend_name,
-        choices=BACKENDS,
-        default="auto",
-        help="what runs the networks (default: auto)",
-    )
+    choices.add_backend(command)
     add("--mode", choices=("latency", "throughput", "both"), default="both", help="(default: both)")
     add(
         "--slots",

@@ -7,12 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vsr_trt.runtime.backends import BACKENDS
 from vsr_trt.runtime.bundle.manifest import Manifest, Option
 from vsr_trt.runtime.bundle.options import ANY
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.errors import BundleError, InputError
 
 _FAMILY = "family:"  # begins the name under which argparse keeps an option of the bundle's
+
+
+def add_backend(command: argparse.ArgumentParser) -> None:
+    """Adds --backend."""
+    command.add_argument(
+        "--backend",
+        type=_backend_name,
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the networks (default: auto)",
+    )
 
 
 def add_frames(command: argparse.ArgumentParser) -> None:
@@ -154,3 +166,8 @@ def _values(option: Option) -> str:
     if option.type == "choice":
         return "|".join(option.choices)
     return "N" if option.type == "integer" else "X"
+
+
+def _backend_name(text: str) -> str:
+    """A backend as it was typed: `tensorrt-rtx`, as the build side has it, is `tensorrt_rtx`."""
+    return text.replace("-", "_") if text == "tensorrt-rtx" else text

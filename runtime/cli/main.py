@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from vsr_trt.runtime import doctor
-from vsr_trt.runtime.backends import BACKENDS
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.cli import bench as bench_command
 from vsr_trt.runtime.cli import choices, terminal
 from vsr_trt.runtime.cli import plan as plan_command
-from vsr_trt.runtime.cli.values import backend_name, parse_fps, parse_memory
+from vsr_trt.runtime.cli.values import parse_fps, parse_memory
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.codecs import is_video_name
 from vsr_trt.runtime.restore.compare import side_by_side, side_by_side_video
@@ -86,13 +85,7 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         help="a video (.mp4, .mkv, .mov, .webm), a folder (no suffix), or a .png for one picture",
     )
     add("--bundle", type=Path, help="directory made by vsr-build bundle; needed")
-    add(
-        "--backend",
-        type=backend_name,
-        choices=BACKENDS,
-        default="auto",
-        help="what runs the networks (default: auto)",
-    )
+    choices.add_backend(command)
     choices.add_tiles(command)
     add(
         "--memory",

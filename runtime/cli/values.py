@@ -33,11 +33,6 @@ def parse_size(text: str, manifest: Manifest) -> tuple[int, int]:
     return width, height
 
 
-def backend_name(text: str) -> str:
-    """A backend as it was typed: `tensorrt-rtx`, as the build side has it, is `tensorrt_rtx`."""
-    return text.replace("-", "_") if text == "tensorrt-rtx" else text
-
-
 def parse_memory(text: str) -> int:
     """Reads `--memory` as bytes, e.g. 16GB (16 000 000 000), 16GiB (a GPU's, mostly), 12000MB.
 

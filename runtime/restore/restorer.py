@@ -193,9 +193,7 @@ class Restorer:
                         "of that size."
                     )
                 taken = worked.given(taken, shape, self.manifest)
-            if self._rest is not None:
-                self._late += [result for results in self._rest for result in results]
-                self._rest = None
+            self._finish_clip()
             runner = self._prepare(height, width)
             return self._first(self._taken_on(runner.push(taken)))
 
@@ -235,8 +233,7 @@ class Restorer:
                 if self._runner is not None:
                     self._taken_on(self._runner.flush())
                 self._end_clip()
-                self._late += [result for results in self._rest or () for result in results]
-                self._rest = None
+                self._finish_clip()
 
     @property
     def window(self) -> int:
@@ -384,6 +381,11 @@ class Restorer:
             made = [row for results in self._through(part, rows, height, width) for row in results]
             rows = [_joined(part, old, new) for old, new in zip(rows, made, strict=True)]
         self._rest = self._last_phase(rows, height, width, frames)
+
+    def _finish_clip(self) -> None:
+        """Makes those results of a clip's last phase that nobody asked for yet; they come before the next ones."""
+        self._late += [result for results in self._rest or () for result in results]
+        self._rest = None
 
     def _last_phase(self, rows: list[Any], height: int, width: int, frames: int) -> Iterator[list[Any]]:
         yield from self._through(self._parts[-1], rows, height, width)

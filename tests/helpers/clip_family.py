@@ -10,20 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
 from helpers import fake_engines
+from helpers.family_files import files_of, write_networks
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import (
     Bound,
     Canvas,
     Chunks,
-    FileEntry,
     Input,
     Loop,
     Manifest,
-    Network,
     Option,
     Stage,
     Tensor,
@@ -32,7 +29,6 @@ from vsr_trt.runtime.bundle.manifest import (
 )
 
 SCALE, LATENT, STEPS, GROUP = 2, 4, 4, 3
-HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
 SIGMAS = np.array([[1.0, 0.0], [0.7, 0.4], [0.4, 0.3], [0.2, 0.1]], np.float32)
 LATENTS = Tensor("", "float32", ("n", 4, "f", "h", "w"))
 LEVEL = Tensor("", "float32", ("f", 3))
@@ -130,27 +126,18 @@ STAGES = (
 
 def write(folder: Path) -> Bundle:
     """The family's bundle, with graphs for ONNX Runtime."""
-    (folder / "onnx").mkdir(parents=True)
-    networks = {}
     bounds = {"n": Bound(1, 256), "f": Bound(1, 4096), "h": Bound(8, 512), "w": Bound(8, 512)}
-    for index, (name, text) in enumerate(GRAPHS.items()):
-        model = onnx.parser.parse_model(HEADER + text)
-        rng = np.random.default_rng(index)
-        for weight, shape in WEIGHTS.get(name, {}).items():
-            low = -0.1 if name == "encode" else -0.4  # around 0 everything tells
-            values = rng.uniform(low, 0.4, shape).astype(np.float32) / 4
-            model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
-        onnx.save(model, folder / "onnx" / f"{name}.onnx")
-        pixels = {"lr_h": Bound(1, 1024), "lr_w": Bound(1, 1024)} if name == "encode" else {}
-        networks[name] = Network(
-            *TENSORS[name], bounds | pixels, {"native": f"onnx/{name}.onnx"}, 0, 0, "it is small"
-        )
+    pixels = {"lr_h": Bound(1, 1024), "lr_w": Bound(1, 1024)}
+    networks = write_networks(
+        folder,
+        GRAPHS,
+        WEIGHTS,
+        TENSORS,
+        lambda name: bounds | (pixels if name == "encode" else {}),
+        least=lambda name: -0.1 if name == "encode" else -0.4,  # around 0 everything tells
+    )
     np.save(folder / "sigmas.npy", SIGMAS)
-    files = {
-        path.relative_to(folder).as_posix(): FileEntry.of(path)
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = files_of(folder)
     Manifest(
         family="clip",
         scale=SCALE,

@@ -9,19 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
 from helpers import fake_engines
+from helpers.family_files import files_of, write_networks
 
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import (
     Bound,
     Canvas,
-    FileEntry,
     Input,
     Loop,
     Manifest,
-    Network,
     Option,
     Stage,
     Tensor,
@@ -30,7 +27,6 @@ from vsr_trt.runtime.bundle.manifest import (
 )
 
 SCALE, LATENT, STEPS = 2, 4, 4
-HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
 FRAME, RESULT = ("f", "lr_h", "lr_w", 3), ("f", "4*h", "4*w", 3)
 IMAGE, LATENTS = ("n", 3, "f", "4*h", "4*w"), ("n", 4, "f", "h", "w")
 SIGMAS = np.array([[1.0, 0.5], [0.7, 0.4], [0.4, 0.3], [0.2, 0.1]], np.float32)
@@ -63,7 +59,11 @@ GRAPHS = {
         for tone, level in (("plain", 255.0), ("soft", 180.0))
     },
 }
-WEIGHTS = {"encode": (4, 3, 1, 4, 4), "predict": (4, 4, 3, 3, 3), "decode": (4, 3, 1, 4, 4)}
+WEIGHTS = {
+    "encode": {"weight": (4, 3, 1, 4, 4)},
+    "predict": {"weight": (4, 4, 3, 3, 3)},
+    "decode": {"weight": (4, 3, 1, 4, 4)},
+}
 TENSORS: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
     "enter": ((Tensor("frame", "uint8", FRAME),), (Tensor("image", "float32", IMAGE),)),
     "encode": ((Tensor("image", "float32", IMAGE),), (Tensor("latent", "float32", LATENTS),)),
@@ -135,34 +135,13 @@ STAGES = (
 
 def write(folder: Path) -> Bundle:
     """The family's bundle, with graphs for ONNX Runtime."""
-    (folder / "onnx").mkdir(parents=True)
-    networks = {}
-    bounds = {"n": Bound(1, 256), "f": Bound(1, 8)}
-    sides = {"h": Bound(8, 512), "w": Bound(8, 512)}
+    bounds = {name: Bound(8, 512) for name in ("h", "w")} | {"n": Bound(1, 256), "f": Bound(1, 8)}
     pixels = {"lr_h": Bound(1, 1024), "lr_w": Bound(1, 1024)}
-    for index, (name, text) in enumerate(GRAPHS.items()):
-        model = onnx.parser.parse_model(HEADER + text)
-        if name in WEIGHTS:
-            rng = np.random.default_rng(index)
-            values = rng.uniform(-0.1, 0.4, WEIGHTS[name]).astype(np.float32) / 4
-            model.graph.initializer.append(onnx.numpy_helper.from_array(values, "weight"))
-        onnx.save(model, folder / "onnx" / f"{name}.onnx")
-        inputs, outputs = TENSORS[name]
-        networks[name] = Network(
-            inputs,
-            outputs,
-            bounds | (pixels | sides if name == "enter" else sides),
-            {"native": f"onnx/{name}.onnx"},
-            0,
-            0,
-            "it is small",
-        )
+    networks = write_networks(
+        folder, GRAPHS, WEIGHTS, TENSORS, lambda name: bounds | (pixels if name == "enter" else {})
+    )
     np.save(folder / "sigmas.npy", SIGMAS)
-    files = {
-        path.relative_to(folder).as_posix(): FileEntry.of(path)
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = files_of(folder)
     Manifest(
         family="other",
         scale=SCALE,
