@@ -227,6 +227,9 @@ def _compare_all(options: argparse.Namespace) -> int:
             crop=options.crop,
             overwrite=options.overwrite,
             done=lambda count: status.update(f"frame {count}"),
+            note=lambda text: console.print(
+                f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True
+            ),
         )
     name = escape(terminal.printable(str(options.output)))
     console.print(f"{name}: {width}x{height}, {frames} frames, bicubic | restored", highlight=False)

@@ -75,12 +75,14 @@ def side_by_side_video(
     crop: int | None = None,
     overwrite: bool = False,
     done: Callable[[int], None] = lambda frames: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[int, int, int]:
     """Writes a video: every frame of `after` next to that of `before`, enlarged; with times and sound of `after`.
 
     Args:
         before, after, output, start, crop, overwrite: as for `side_by_side`; the output is a video.
         done: is passed how many frames are written.
+        note: is passed what the user should know, such as sound that the container cannot hold.
 
     Returns:
         Width, height and number of frames.
@@ -112,6 +114,8 @@ def side_by_side_video(
                 frames += 1
                 done(frames)
             sink.close(partial=right.damage is not None)
+        for text in sink.notes:
+            note(text)
     return 2 * wide, high, frames
 
 

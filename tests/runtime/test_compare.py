@@ -38,6 +38,15 @@ def test_every_frame_is_next_to_its_own(
     assert [p.data for p in packets(output, "audio")] == [p.data for p in packets(after, "audio")]
 
 
+def test_what_the_container_cannot_hold_is_said(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", *map(str, pair), "-o", str(tmp_path / "compare.webm")]) == 0
+    with av.open(str(tmp_path / "compare.webm")) as container:
+        assert not container.streams.audio  # AAC
+    assert "note:" in capsys.readouterr().err
+
+
 def test_an_odd_part_becomes_an_even_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "compare.mp4"
     assert cli.main(["compare", *map(str, pair), "-o", str(output), "--crop", "101"]) == 0
