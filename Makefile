@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint full-size gpu-acceptance clean
+.PHONY: setup demo test thorough lint full-size gpu-acceptance clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+thorough: setup
+	$(BIN)/python -m pytest -m 'thorough and not full_size'
 
 lint: setup
 	$(BIN)/python -m ruff check .

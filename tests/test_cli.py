@@ -68,6 +68,7 @@ def test_folder_of_pictures(golden_bundle: Path, golden_results: list, tmp_path:
     assert psnr(read_png(output / "frame_0001.png"), golden_results[1]) >= 49
 
 
+@pytest.mark.thorough
 def test_options_reach_the_networks(golden_bundle: Path, tmp_path: Path) -> None:
     source = GOLDEN / "in" / "frame_0000.png"
     results = []
@@ -83,6 +84,7 @@ def test_options_reach_the_networks(golden_bundle: Path, tmp_path: Path) -> None
     assert psnr(results[2], results[0]) < 45, "tiles are not"
 
 
+@pytest.mark.thorough
 def test_it_says_how_pictures_go_through_the_vae_and_why(
     clip: Path, golden_bundle: Path, tmp_path: Path, capsys
 ) -> None:
@@ -109,6 +111,7 @@ def test_it_says_how_pictures_go_through_the_vae_and_why(
     assert (found["512x512"]["form"], found["1920x1080"]["form"]) == ("whole", "strips")
 
 
+@pytest.mark.thorough
 def test_start_and_frames(clip: Path, golden_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "part.mkv"
     options = ("--start", 0.03, "--frames", 2, "--codec", "ffv1", "--check", "--threads", 1)
@@ -195,6 +198,7 @@ def test_an_interrupted_run_leaves_nothing(
     assert list(target.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("output", "why"), [("out.mp4", "have times of their own"), ("out", "is pictures")])
 def test_a_frame_rate_that_is_not_used_is_noted_once(
     clip: Path, golden_bundle: Path, tmp_path: Path, capsys, output: str, why: str

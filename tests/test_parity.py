@@ -84,6 +84,7 @@ def test_prompt_embedding(golden_bundle: Path, golden_arrays: dict[str, np.ndarr
     assert np.abs(got - golden_arrays["prompt_embeds"].reshape(got.shape)).max() <= 1e-5
 
 
+@pytest.mark.thorough
 def test_fp16_bundle_is_near_the_fp32_one(
     golden_bundle: Path,
     golden_bundle_fp16: Path,
@@ -187,6 +188,7 @@ def restored_latents(
     return captured[-1], results
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("height", "width", "tile", "overlap"),
     [
@@ -237,6 +239,7 @@ def published() -> Callable[[str], tuple[list[np.ndarray], np.ndarray]]:
     return made
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("size", "options", "form"),
     [
@@ -267,6 +270,7 @@ def test_the_whole_picture_is_torchs_at_real_sizes(
     assert decibels >= 60
 
 
+@pytest.mark.thorough
 def test_an_fp16_bundle_at_a_real_size(golden_bundle_fp16: Path, published, capsys) -> None:
     frames, expected = published("1024x640")
     with Restorer(golden_bundle_fp16) as restorer:
@@ -303,6 +307,7 @@ def test_consistency_stage_agrees_with_torch(
     assert relative(chain.latents(*pair).numpy(), expected) > 0.1  # the quality adapters do matter
 
 
+@pytest.mark.thorough
 def test_the_eager_model_is_the_published_one(
     golden_frames: list[np.ndarray], golden_results: list[np.ndarray]
 ) -> None:

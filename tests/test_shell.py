@@ -163,6 +163,7 @@ POOR = {
 poor = pytest.mark.parametrize("variables", POOR.values(), ids=POOR.keys())
 
 
+@pytest.mark.thorough
 @poor
 @pytest.mark.parametrize(
     ("command", "words"),
@@ -201,6 +202,7 @@ def test_names_that_cannot_be_shown(variables: dict, bundle: Path, tmp_path: Pat
 NOBODY = "import pwd\ndef unknown(user): raise KeyError(user)\npwd.getpwuid = unknown\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize(
     ("command", "home"),
@@ -392,6 +394,7 @@ def frames_of(path: Path) -> int:
         return len(list(container.decode(video=0)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "name"),
     [(signal.SIGINT, "out.mkv"), (signal.SIGHUP, "out.mkv"), (signal.SIGHUP, "out")],
@@ -431,6 +434,7 @@ def test_a_signal_at_any_moment_leaves_all_or_nothing(
             assert left in ({}, {name: 8})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("second", ["exit", "close", "abort", "discard", "commit"])
 @pytest.mark.parametrize(
     ("first", "name"),

@@ -136,6 +136,7 @@ def test_every_target_has_its_engines(
         assert header.targets == (target,)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "networks", [{"unet", "warp"}, pytest.param(NETWORKS, marks=pytest.mark.full_size)], ids=["two", "all"]
 )
@@ -154,6 +155,7 @@ def test_dynamic_engines_with_a_batch_of_tiles(
     assert unet.profiles["fused"] == Profile((1, 4, 32, 32), (3, 4, 64, 64), (3, 4, 96, 96))
 
 
+@pytest.mark.thorough
 def test_an_fp32_bundle_compiles_in_fp32(golden_bundle: Path, cache: Cache, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle, tmp_path)
     (made,) = build(bundle, cache, networks=("unet",), precision="fp32")
@@ -193,6 +195,7 @@ def test_the_vaes_attention_does_not_keep_its_scores(
     assert made.report["activations"] < 32640**2 * 2 / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("network", [pytest.param("vae_encoder", marks=pytest.mark.full_size), "vae_decoder"])
 def test_strips_take_less_memory_for_the_same_shapes(
     golden_bundle_fp16: Path, cache: Cache, tmp_path: Path, network: str

@@ -267,6 +267,7 @@ def test_ctrl_c_stops_and_leaves_the_cache_whole(
     assert list(bundle.rglob("*.tmp")) == []
 
 
+@pytest.mark.thorough
 def test_a_killed_build_leaves_nothing_that_looks_whole(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle, cache = copy_of(golden_bundle_fp16, tmp_path), tmp_path / "cache"
     with processes.started(command(bundle, "--network", "unet", "--size", "512x512", cache=cache)) as process:
@@ -299,6 +300,7 @@ def test_a_compiler_that_dies_is_named_with_its_signal(
     assert "the compiler died while it built small (signal SIGSEGV)" in str(result.error)
 
 
+@pytest.mark.thorough
 def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with contextlib.ExitStack() as stack:
@@ -378,6 +380,7 @@ def test_an_engine_that_is_replaced_is_never_half_there(
             assert (new.file, new.key == old.key) == (old.file, False)
 
 
+@pytest.mark.thorough
 def test_many_engines_enter_one_bundle_at_once(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     networks = ("preprocess", "postprocess_none", "postprocess_adain")
@@ -437,6 +440,7 @@ def test_a_damaged_engine_in_the_cache_is_built_anew(golden_bundle_fp16: Path, t
 # -- bounds ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_builds_run_within_the_memory_and_number_that_are_given(tmp_path: Path) -> None:
     graph = small_graph(tmp_path / "g.onnx")
     most = 0

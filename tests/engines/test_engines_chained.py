@@ -42,6 +42,7 @@ def attend(
     array_at(fused, (1, 4, side, side), np.float32)[...] = gated_topk_attention(z, warped, folded)
 
 
+@pytest.mark.thorough
 @rtx
 @pytest.mark.parametrize("operator", ["inside", pytest.param("kernel", marks=pytest.mark.full_size)])
 def test_engines_that_were_built_are_chosen_and_chained(

@@ -52,6 +52,7 @@ def test_networks_with_a_kernel_get_no_engine_where_they_are_left_to_it(bundle: 
         plan.list_engines(opened, request, library, cache)
 
 
+@pytest.mark.thorough
 @rtx
 def test_engines_of_what_is_left_to_kernels_go(
     golden_bundle_fp16: Path, cache: Cache, tmp_path: Path

@@ -89,6 +89,7 @@ def in_strips(model: onnx.ModelProto, strips: int = STRIPS, *, lowered: bool = F
     return proto, count
 
 
+@pytest.mark.thorough
 @settings(max_examples=examples(15), deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -200,6 +201,7 @@ def test_a_normalisation_of_the_networks_own_input() -> None:
     assert np.abs(run(other, data) - run(model, data)).max() <= 1e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("network", ["vae_encoder", "vae_decoder"])
 @pytest.mark.parametrize(("h", "w"), [(32, 32), (56, 88), pytest.param(88, 152, marks=pytest.mark.full_size)])
 def test_the_bundles_vae_in_strips(golden_bundle: Path, network: str, h: int, w: int) -> None:

@@ -93,6 +93,7 @@ def test_the_page_shows_it(tmp_path: Path) -> None:
     ).replace("https://matplotlib.org", ""), "it loads nothing from elsewhere"
 
 
+@pytest.mark.thorough
 def test_layers_and_predictions_are_on_the_page(tmp_path: Path) -> None:
     class Telling(Commands):
         def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
@@ -153,6 +154,7 @@ def test_what_depends_on_a_failed_step_is_not_run(tmp_path: Path) -> None:
     assert found["tests"]["state"] == found["kernels"]["state"] == "passed", "the others go on"
 
 
+@pytest.mark.thorough
 def test_nothing_that_was_left_out_counts_as_passed(tmp_path: Path) -> None:
     run = Commands()
     run.verified = {"networks": {"unet": {"engines": []}}, "engines": "0 of 9 run on NVIDIA H100 (sm_90)"}

@@ -167,6 +167,7 @@ def test_fp16_stores_heavy_weights_in_half(golden_bundle: Path, golden_bundle_fp
     assert read_manifest(golden_bundle_fp16).precision == "fp16"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [1, 30])
 def test_top_k_reaches_the_graph(tmp_path: Path, k: int) -> None:
     weights = checkpoint.load(GOLDEN / "model.pkl").cfr
@@ -360,6 +361,7 @@ def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
 # -- two processes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_another_process_exports_the_same(tmp_path: Path) -> None:
     request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "out")
     there, here = tmp_path / "there", tmp_path / "here"

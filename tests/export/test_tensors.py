@@ -538,6 +538,7 @@ def test_a_build_tells_of_every_prefix(monkeypatch: pytest.MonkeyPatch, tmp_path
     ]
 
 
+@pytest.mark.thorough
 def test_output_json_and_provenance_tell_of_a_prefix_and_the_hash_is_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,7 @@ print((resident("VmHWM") - before) / 1e6)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's peak memory")
 @pytest.mark.parametrize(("k", "runs"), [(None, 4), (64, 1)], ids=["all", "64"])
 def test_working_memory_at_96x96_stays_under_100_mb(tmp_path: Path, k: int | None, runs: int) -> None:

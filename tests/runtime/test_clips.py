@@ -298,6 +298,7 @@ def test_a_partial_result_has_a_name_that_fits(tmp_path: Path, stem: str) -> Non
         assert kept.name.endswith(expected)
 
 
+@pytest.mark.thorough
 # Codecs that hold nothing back, as little is put aside on such small disks; Matroska's muxer holds 5 MB.
 @pytest.mark.parametrize(
     ("name", "codec", "megabytes"), [("out.mov", "prores", 4), ("out.mkv", "ffv1", 56), ("out", None, 4)]

@@ -16,6 +16,7 @@ def checked() -> list[pool.Checked]:
     return list(pool.run(generate.recipes(COUNT, SEED), jobs=min(2, os.cpu_count() or 1)))
 
 
+@pytest.mark.thorough
 def test_nothing_is_found(checked: list[pool.Checked]) -> None:
     found = [
         f"{one.recipe.name} -> {one.recipe.output}: {finding}" for one in checked for finding in one.findings

@@ -218,6 +218,7 @@ class Idle(Cheap):
         return {tensor.name: np.zeros(0) for tensor in self._manifest.networks[network].outputs}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.full_size)])
 def test_whichever_call_fails_everything_is_given_back_once(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, step: int

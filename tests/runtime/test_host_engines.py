@@ -115,6 +115,7 @@ def test_the_choice_depends_on_all_of_it() -> None:
     assert len(none.passed_over) == 3  # a GPU's engine is not worth a word on the CPU
 
 
+@pytest.mark.thorough
 def test_a_bundle_with_engines_restores_the_same_bytes(
     golden_bundle: Path, golden_frames: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

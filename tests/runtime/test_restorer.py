@@ -45,6 +45,7 @@ def test_frames_depend_on_their_predecessor(restorer: Restorer, clip: list[np.nd
     assert not np.array_equal(alone, whole[3])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cut", [1, 3])
 def test_a_clip_cut_anywhere_with_one_frame_of_overlap_gives_the_same_bytes(
     restorer: Restorer, clip: list[np.ndarray], whole: list[np.ndarray], cut: int
@@ -98,6 +99,7 @@ def test_every_frame_is_encoded_once(restorer: Restorer, clip: list[np.ndarray],
     assert runs.count("vae_encoder") == runs.count("unet") == runs.count("preprocess") == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("height", "width"), [(131, 149), (40, 52), (1, 1), (90, 200)])
 def test_any_size_is_restored_to_exactly_four_times(restorer: Restorer, height: int, width: int) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -105,6 +107,7 @@ def test_any_size_is_restored_to_exactly_four_times(restorer: Restorer, height: 
     assert result.shape == (4 * height, 4 * width, 3)
 
 
+@pytest.mark.thorough
 def test_tiles_of_the_vae_are_blended_over_their_overlap(golden_bundle: Path, clip: list[np.ndarray]) -> None:
     """The decoder's tiles, computed one by one here, weighted by linear ramps: what the pipeline makes."""
     frame = resize_bicubic(clip[0], 128, 208)  # 64 x 104 latents: three tiles of 48 across, two down
@@ -135,6 +138,7 @@ def test_tiles_of_the_vae_are_blended_over_their_overlap(golden_bundle: Path, cl
     assert np.abs(decoded - total / weight).max() < 1e-4
 
 
+@pytest.mark.thorough
 def test_color_variants_differ_and_match_their_purpose(golden_bundle: Path, clip: list[np.ndarray]) -> None:
     target = resize_bicubic(clip[0], 512, 512).astype(float)
     results = {}
@@ -218,6 +222,7 @@ def test_a_second_thread_is_refused(golden_bundle: Path, clip: list[np.ndarray],
         thread.join()
 
 
+@pytest.mark.thorough
 def test_slots_change_no_byte(golden_bundle: Path, clip: list[np.ndarray], restorer: Restorer) -> None:
     expected = list(restorer.restore(clip[:4]))
     with Restorer(golden_bundle, slots=3) as several:

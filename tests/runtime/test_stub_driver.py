@@ -92,6 +92,7 @@ def test_graphs_are_made_launched_and_destroyed(stub: Path, tmp_path: Path) -> N
     assert last < first, "graphs go before the memory that they work in"
 
 
+@pytest.mark.thorough
 def test_the_check_for_a_real_driver_holds_here(stub: Path, tmp_path: Path) -> None:
     """The program for machines with a GPU and no TensorRT: whole, tiles, slots, graphs, threads, interop, leaks."""
     (tmp_path / "bundle").mkdir()

@@ -360,6 +360,7 @@ def test_a_plan_that_does_not_run_is_a_sentence(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the golden bundle, with torch
 
 
+@pytest.mark.thorough
 def test_the_golden_bundle_calibrated_and_verified_with_torch(
     golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
