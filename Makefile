@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test thorough lint full-size gpu-acceptance clean
+.PHONY: setup demo test thorough wheel-test lint full-size gpu-acceptance clean
 
 setup: $(READY)
 
@@ -28,6 +28,16 @@ lint: setup
 	@mkdir -p build/types && ln -sfn ../.. build/types/vsr_trt  # mypy knows packages by folders of their name
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+
+# The sdist, the wheel made from it, and that wheel in an environment of its own, which has no torch.
+# (-P: `build` is the package, not build.py here.)
+wheel-test: setup
+	rm -rf build/dist build/fresh
+	$(BIN)/python -P -m build --outdir build/dist .
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls build/dist/*.whl)[cpu]"
+	cd build/fresh && bin/vsr --version && bin/vsr --self-test
+	cd build/fresh && ! bin/python -c "import torch" 2>/dev/null
 
 full-size: setup
 	$(BIN)/python -m pytest -m full_size

@@ -20,9 +20,17 @@ from vsr_trt.recipes import bundle, demo, vae_forms
 from vsr_trt.recipes.acceptance import cli as acceptance
 from vsr_trt.recipes.alternatives import cli as alternatives
 from vsr_trt.recipes.fetch import cli as fetch
+from vsr_trt.runtime import doctor
 from vsr_trt.runtime.cli import terminal
 
 _EXAMPLES = """\
+where to begin:
+  a try, nothing at hand        vsr-build demo
+  the published weights         vsr-build fetch dloral --to weights
+  engines, without a GPU        vsr-build engines BUNDLE --target sm_89 --size 1920x1080
+  for a host in C++             vsr-build schedule BUNDLE --size 1920x1080
+  a GPU, all measured           vsr-build gpu-acceptance
+
 examples:
   vsr-build fetch dloral --to weights
   vsr-build bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
@@ -77,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"vsr-build {doctor.own_version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in PARSERS:
         add(commands)

@@ -169,6 +169,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def own_version() -> str:
+    """This package's version; `unknown` where it was never installed, in a bare checkout."""
+    return _version("vsr-trt") or "unknown"
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

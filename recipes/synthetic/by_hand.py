@@ -105,11 +105,14 @@ class Demo:
     checkpoint: Path
 
 
-def write_demo(out: Path, *, tokenizer: Path | None = None, overwrite: bool = False) -> Demo:
+def write_demo(
+    out: Path, *, tokenizer: Path | None = None, overwrite: bool = False, packed: bool = False
+) -> Demo:
     """Writes the hand-made model into `out`: `sd/` and `model.pkl`, all FP16, a few megabytes.
 
     `tokenizer` is a directory with CLIP's vocab.json and merges.txt; without it the prompt is split into
-    bytes. The same call always writes the same bytes.
+    bytes. `packed` leaves out the random weights that change no picture, so that an archive of the model is small.
+    The same call always writes the same bytes.
     """
     refuse_to_overwrite(out, overwrite)
     demo = Demo(out / "sd", out / CHECKPOINT_FILE["pkl"])
@@ -123,7 +126,7 @@ def write_demo(out: Path, *, tokenizer: Path | None = None, overwrite: bool = Fa
     _write(demo.sd / "unet/diffusion_pytorch_model.safetensors", unet)
     _write(demo.sd / "vae/diffusion_pytorch_model.safetensors", demo_vae())
     _write(demo.sd / "text_encoder/model.safetensors", text_encoder)
-    write_pkl(demo.checkpoint, _checkpoint(unet))
+    write_pkl(demo.checkpoint, _checkpoint(unet, packed))
     log.info("wrote the demo model (set by hand, not trained) to %s", out)
     return demo
 
@@ -347,8 +350,8 @@ def _wide_conv_in(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
-def _checkpoint(unet: Weights) -> Checkpoint:
-    """The DLoRAL checkpoint around the demo's UNet."""
+def _checkpoint(unet: Weights, packed: bool = False) -> Checkpoint:
+    """The DLoRAL checkpoint around the demo's UNet; `packed`: without the flow network's and the adapters' noise."""
     checkpoint = full_size.seeded_checkpoint(_SEED, _halved(unet), _RANK)
     adapted, bpp = dict(checkpoint.unet), dict(checkpoint.bpp)
     weight, bias = _wide_conv_in(unet["conv_in.bias"].shape[0])
@@ -356,10 +359,11 @@ def _checkpoint(unet: Weights) -> Checkpoint:
     adapted["conv_in.base_layer.bias"] = held(bias, torch.float16)
     for name, tensor in adapted.items():
         module, marker, _ = name.partition(".lora_B.")
-        if marker and module in _ON_THE_WAY:
+        if marker and (packed or module in _ON_THE_WAY):
             adapted[name] = _zeros(tensor)
     for name, tensor in bpp.items():
-        if name.startswith("cross_attn_module.proj_out") or ".basic_module.4.conv" in name:
+        ends = name.startswith("cross_attn_module.proj_out") or ".basic_module.4.conv" in name
+        if ends or (packed and ".basic_module." in name and name.endswith(".weight")):
             bpp[name] = _zeros(tensor)
     return Checkpoint(adapted, bpp, checkpoint.plain)
 

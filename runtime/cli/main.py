@@ -24,7 +24,18 @@ from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.codecs import is_video_name
 from vsr_trt.runtime.restore.compare import side_by_side, side_by_side_video
 from vsr_trt.runtime.restore.job import Job, TruncatedError, restore
+from vsr_trt.runtime.self_test import run as self_test
 
+_FIRST = """\
+where to begin:
+  does it work here?            vsr --self-test
+  a clip of your own, restored  vsr restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
+  engines for a GPU             vsr-build engines BUNDLE --target sm_89 --size 1920x1080
+  figures to trust              vsr bench --bundle BUNDLE --size 1280x720 --json today.json
+  inside a product              vsr plan --bundle BUNDLE --size 1280x720, then docs/runtime.md
+no bundle yet?                  vsr-build --help
+
+"""
 _EXAMPLES = """\
 examples:
   vsr restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
@@ -35,10 +46,10 @@ examples:
   vsr bench --bundle BUNDLE --size 1280x720 --slots 2 --json today.json --compare yesterday.json
   vsr doctor --bundle BUNDLE
 
-exit codes: 0 done, 1 doctor found a problem, 2 input or option refused, 3 output not writable, 4 bundle damaged,
-7 device or memory, 8 input truncated (what was readable is kept), 10 no engine fits, 11 slower than before,
-129 terminal lost (finished frames are kept), 130 interrupted (Ctrl-C, SIGTERM: nothing is kept), 141 nobody read the
-output to its end (the work is done)
+exit codes: 0 done, 1 doctor or --self-test found a problem, 2 input or option refused, 3 output not writable,
+4 bundle damaged, 7 device or memory, 8 input truncated (what was readable is kept), 10 no engine fits, 11 slower
+than before, 129 terminal lost (finished frames are kept), 130 interrupted (Ctrl-C, SIGTERM: nothing is kept),
+141 nobody read the output to its end (the work is done)
 """
 
 
@@ -47,10 +58,17 @@ def parser(manifest: Manifest | None = None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="vsr",
         description="Restores video with a bundle that `vsr-build` made: N frames in, N frames out, larger.",
-        epilog=_EXAMPLES,
+        epilog=_FIRST + _EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"vsr {doctor.own_version()}")
+    top.add_argument(
+        "--self-test",
+        action="store_true",
+        help="whether this installation works: restores two frames with a tiny bundle that is carried along",
+    )
+    top.add_argument("--json", dest="self_test_json", action="store_true", help="of --self-test: print JSON")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _add_restore(commands, manifest)
     _add_compare(commands)
     plan_command.add_command(commands, manifest)
@@ -146,7 +164,12 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser(choices.peek(given)).parse_args(given)
+    grammar = parser(choices.peek(given))
+    options = grammar.parse_args(given)
+    if options.self_test == (options.command is not None):
+        grammar.error("expected either a COMMAND or --self-test; see vsr --help")
+    if options.self_test_json and not options.self_test:
+        grammar.error("--json before a COMMAND is of --self-test; put it behind the COMMAND")
     commands = {
         "restore": _restore,
         "compare": _compare,
@@ -155,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor": _doctor,
         "schema": _schema,
     }
-    as_json = getattr(options, "json", False) in (True, "-")  # bench names a file
+    as_json = options.self_test_json or getattr(options, "json", False) in (True, "-")  # bench names a file
     with terminal.errors(as_json=as_json) as outcome:
-        outcome.code = commands[options.command](options)
+        outcome.code = _self_test(options) if options.self_test else commands[options.command](options)
     return outcome.code
 
 
@@ -234,6 +257,27 @@ def _compare_all(options: argparse.Namespace) -> int:
     name = escape(terminal.printable(str(options.output)))
     console.print(f"{name}: {width}x{height}, {frames} frames, bicubic | restored", highlight=False)
     return 0
+
+
+def _self_test(options: argparse.Namespace) -> int:
+    """A line a check, or JSON; 1 if one fails."""
+    console = Console(stderr=options.self_test_json)
+    found = []
+    with console.status("restoring two frames…"):
+        for check in self_test.run():
+            found.append(check)
+            verdict = "[green]ok    [/]" if check.passed else "[bold red]FAILED[/]"
+            told = escape(terminal.printable(check.found))
+            console.print(
+                f"{verdict} {check.name}: {told} ({check.seconds:.1f} s)", highlight=False, soft_wrap=True
+            )
+    passed = all(check.passed for check in found)
+    if options.self_test_json:
+        version = doctor.own_version()
+        report = {"version": version, "passed": passed, "checks": [dataclasses.asdict(one) for one in found]}
+        print(json.dumps(report, indent=1))  # noqa: T201
+    console.print("[green]this installation works[/]" if passed else "see what is installed: vsr doctor")
+    return 0 if passed else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:
