@@ -157,6 +157,7 @@ def test_refusals_are_machine_readable_too(golden_bundle: Path, tmp_path: Path, 
     assert refusal["exit_code"] == 2
 
 
+@pytest.mark.thorough
 def test_truncated_input_keeps_what_was_readable(golden_bundle: Path, tmp_path: Path, capsys) -> None:
     whole = tmp_path / "whole.mkv"
     Clip(pts=STEADY[:5], size=SIZE).write(whole)
@@ -234,6 +235,7 @@ def test_a_killed_run_leaves_no_half_output(golden_bundle: Path, tmp_path: Path)
     assert all(path.name.startswith(".") for path in target.iterdir())
 
 
+@pytest.mark.thorough
 def test_compare(golden_bundle: Path, tmp_path: Path, golden_frames: list) -> None:
     restored, picture = tmp_path / "restored", tmp_path / "pair.png"
     assert run("restore", GOLDEN / "in", "-o", restored, "--bundle", golden_bundle, "--frames", 2) == 0
@@ -312,6 +314,7 @@ def test_build_refusals(tmp_path: Path, capsys, arguments: tuple, code: int, mes
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     options = ["--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl", "--out", tmp_path / "bundle"]
     command = [sys.executable, ROOT / "build.py", "bundle", *options]

@@ -47,6 +47,7 @@ def run(command: list, folder: Path, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_the_runtime_restores_a_clip_without_the_build_side(golden_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKED)

@@ -107,6 +107,7 @@ def closed_pipe() -> Iterator[int]:
         os.close(writing)
 
 
+@pytest.mark.thorough
 @each
 def test_a_closed_pipe_ends_quietly(command: tuple, bundle: Path, tmp_path: Path) -> None:
     with closed_pipe() as pipe:
@@ -116,6 +117,7 @@ def test_a_closed_pipe_ends_quietly(command: tuple, bundle: Path, tmp_path: Path
     assert ("error:" in done.stderr) == (command in REFUSED)
 
 
+@pytest.mark.thorough
 @full
 @each
 def test_a_full_disk_is_told(command: tuple, bundle: Path, tmp_path: Path) -> None:
@@ -184,6 +186,7 @@ def test_every_terminal_will_do(command: tuple, words: str, variables: dict, bun
         assert done.stdout
 
 
+@pytest.mark.thorough
 @poor
 def test_names_that_cannot_be_shown(variables: dict, bundle: Path, tmp_path: Path) -> None:
     name = os.fsdecode("nö…雪\x1b[2J".encode() + b"\xff.png")
@@ -303,6 +306,7 @@ def test_signals_are_understood_from_the_first_import_on(
     assert done.stdout == ""
 
 
+@pytest.mark.thorough
 @signals
 @pytest.mark.parametrize("module", ["numpy", "onnxruntime"])  # before the work, and in it
 def test_signals_that_are_ignored_stay_so(module: str, number: signal.Signals, tmp_path: Path) -> None:
@@ -312,6 +316,7 @@ def test_signals_that_are_ignored_stay_so(module: str, number: signal.Signals, t
     assert "compilers" in done.stdout
 
 
+@pytest.mark.thorough
 @signals
 def test_signals_in_the_import_of_a_library_are_not_lost(number: signal.Signals, tmp_path: Path) -> None:
     """`doctor` takes a library that cannot be imported for one that is not there."""

@@ -33,6 +33,8 @@ from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.errors import DeviceError, VsrError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 CLIP = GOLDEN / "in"
 WEIGHTS = ("--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl")
@@ -40,6 +42,7 @@ WEIGHTS = ("--sd", GOLDEN / "sd", "--checkpoint", GOLDEN / "model.pkl")
 # Stands for build.py: does what the environment's plan says of the way, and writes its arguments down.
 SCRIPT = """
 import json, os, signal, sys
+
 way, plan = sys.argv[2], json.loads(os.environ["PLAN"])
 with open(os.environ["LOG"], "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -350,7 +353,6 @@ def test_time_tells_compiling_apart(capsys: Any, monkeypatch: pytest.MonkeyPatch
     assert printed.err.splitlines()[:2] == ["torch-compile: loading", "torch-compile: frame 1 of 4, warm-up"]
 
 
-@pytest.mark.thorough
 def test_the_plain_loop_gives_the_pipelines_picture(golden_bundle: Path) -> None:
     """On a textured frame. On flat pictures ONNX Runtime's own group normalisation loses digits, and levels differ."""
     frame = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
@@ -412,7 +414,6 @@ def test_what_torch_compile_cannot_do_is_said(no_weights: None, monkeypatch: pyt
     assert caught.value.exit_code == 7
 
 
-@pytest.mark.thorough
 def test_the_commands_as_typed(golden_bundle: Path, tmp_path: Path) -> None:
     """Real processes: the runtime on the golden model, and torch.compile where there is no compiler."""
     report = tmp_path / "report.json"
@@ -437,7 +438,6 @@ def test_the_commands_as_typed(golden_bundle: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [report]
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_comparison_leaves_nothing(

@@ -97,6 +97,7 @@ def test_too_little_workspace_is_refused(golden_bundle_fp16: Path, tmp_path: Pat
     assert Bundle.open(bundle, check=True).manifest.engines == ()
 
 
+@pytest.mark.thorough
 def test_one_failure_does_not_keep_the_others_out(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     notes: list[str] = []
@@ -240,6 +241,7 @@ def whole(cache: Path) -> None:
     assert {path.name for path in (cache / "engines").glob("*/*/*") if path.suffix == ".tmp"} == set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)]
 )
@@ -323,6 +325,7 @@ def test_two_builds_at_once_build_each_engine_once(golden_bundle_fp16: Path, tmp
     assert all(sorted(found) == ["built", "cache"] for found in origins.values()), origins
 
 
+@pytest.mark.thorough
 def test_a_build_waits_for_another_process_that_builds_the_same(
     golden_bundle_fp16: Path, tmp_path: Path
 ) -> None:
@@ -337,6 +340,7 @@ def test_a_build_waits_for_another_process_that_builds_the_same(
     assert cache.entries() == []
 
 
+@pytest.mark.thorough
 def test_the_disk_fills_up_in_the_middle_of_a_plan(golden_bundle_fp16: Path, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle_fp16, tmp_path)
     with small_disk(tmp_path, "2m") as disk:
@@ -349,6 +353,7 @@ def test_the_disk_fills_up_in_the_middle_of_a_plan(golden_bundle_fp16: Path, tmp
     assert Bundle.open(bundle, check=True).manifest.engines == ()
 
 
+@pytest.mark.thorough
 def test_an_engine_that_is_replaced_is_never_half_there(
     golden_bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +411,7 @@ def test_what_is_damaged_beyond_reading_is_named(golden_bundle_fp16: Path, tmp_p
         build(bundle, Cache(tmp_path / "cache"), networks=("unet",))
 
 
+@pytest.mark.thorough
 def test_the_disk_fills_up_while_an_engine_enters_the_bundle(
     golden_bundle_fp16: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_every_step_is_in_the_report(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.thorough
 def test_the_page_shows_it(tmp_path: Path) -> None:
     accept(steps(tmp_path), tmp_path, Console(quiet=True), Commands("verify"))
     page = (tmp_path / PAGE).read_text()

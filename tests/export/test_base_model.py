@@ -81,6 +81,7 @@ def refusal(act: Callable[[], object], place: Path) -> str:
 # ---------------------------------------------------------------- forms of the weights
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 @pytest.mark.parametrize("form", [0, 1], ids=["safetensors", "bin"])
@@ -644,6 +645,7 @@ def test_a_tokenizer_of_transformers_5_gives_the_same_tokens(sd: Path, new_token
     assert_golden_tokens(sd)
 
 
+@pytest.mark.thorough
 def test_without_its_config_the_file_still_tells_what_fills_prompts_up(sd: Path, new_tokenizer: Path) -> None:
     (new_tokenizer / "tokenizer_config.json").unlink()
     assert_golden_tokens(sd)

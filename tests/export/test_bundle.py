@@ -234,6 +234,7 @@ def test_a_build_that_fails_leaves_the_old_bundle_and_nothing_else(
     assert [path.name for path in out.iterdir()] == ["bundle.json"]
 
 
+@pytest.mark.thorough
 def test_an_export_that_disagrees_with_torch_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

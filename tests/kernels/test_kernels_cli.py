@@ -16,6 +16,7 @@ from vsr_trt.kernels.gpu.targets import TARGETS
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
 
 
+@pytest.mark.thorough
 @linux
 def test_report_fits_80_columns_and_names_every_target(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -94,6 +95,7 @@ def test_unknown_targets_are_wrong_options(capsys: pytest.CaptureFixture[str]) -
     assert "sm_75" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_bench_measures_every_form_that_runs_here(tmp_path: Path) -> None:
     """A small size; that the figures are right for larger ones is not a test's business."""
     report = tmp_path / "bench.json"

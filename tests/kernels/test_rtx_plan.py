@@ -14,6 +14,7 @@ from vsr_trt.kernels.gated_topk.rtx_plan import activation_memory
 rtx = pytest.mark.skipif(sys.platform != "linux", reason="the tests install TensorRT-RTX for Linux only")
 
 
+@pytest.mark.thorough
 @rtx
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("k", [None, 64])
@@ -25,6 +26,7 @@ def test_a_plan_at_96x96_takes_under_400_mb(dtype: str, k: int | None) -> None:
     assert (0 if k is None else scores) <= memory < (10e6 if k is None else 400e6)
 
 
+@pytest.mark.thorough
 @rtx
 @pytest.mark.parametrize("capability", ["SM75", "SM80", "SM120"])
 @pytest.mark.parametrize("k", [None, 64])

@@ -102,6 +102,7 @@ def test_a_snapshot_restores_what_its_copy_restores(snapshot: Path, tmp_path: Pa
     assert np.array_equal(*results)
 
 
+@pytest.mark.thorough
 def test_the_command_line_restores_from_a_snapshot(
     golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def joined(folder: Path, suffix: str, codec: str, audio: str, pieces: int = 2, g
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("suffix", "codec", "audio"),
     [(".ts", "libx264", "aac"), (".mpg", "mpeg2video", "mp2"), (".vob", "mpeg2video", "mp2")],

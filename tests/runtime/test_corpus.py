@@ -8,6 +8,8 @@ import pytest
 from corpus import generate, pool
 from corpus.recipe import REFUSED, Recipe
 
+pytestmark = pytest.mark.thorough
+
 COUNT, SEED = 100, 1
 
 
@@ -16,7 +18,6 @@ def checked() -> list[pool.Checked]:
     return list(pool.run(generate.recipes(COUNT, SEED), jobs=min(2, os.cpu_count() or 1)))
 
 
-@pytest.mark.thorough
 def test_nothing_is_found(checked: list[pool.Checked]) -> None:
     found = [
         f"{one.recipe.name} -> {one.recipe.output}: {finding}" for one in checked for finding in one.findings

@@ -302,6 +302,7 @@ def test_plan_as_typed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> No
     assert "--memory allows" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_bench_as_typed(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["bench", "--bundle", str(bundle.path), "--size", "120x80", "--seconds", "0", "--warmup", "0"]
     assert cli.main(typed) == 2

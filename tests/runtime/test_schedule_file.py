@@ -98,6 +98,7 @@ def damaged(data: dict[str, Any], chance: random.Random) -> None:
         holder.append(copy.deepcopy(holder[key]))
 
 
+@pytest.mark.thorough
 @given(st.integers(0, 10**9))
 @settings(max_examples=examples(300), deadline=None)
 def test_a_damaged_file_is_refused_or_harmless(seed: int) -> None:

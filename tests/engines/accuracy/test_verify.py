@@ -178,6 +178,7 @@ def test_a_damaged_weight_is_found(bundle: Path) -> None:
     assert any(sentence.startswith("encode, fp16 from fp32") for sentence in reported(bundle)["failures"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("threshold", "value", "words"),
     [
