@@ -16,10 +16,11 @@ from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Engine
 from vsr_trt.runtime.bundle.options import Options
-from vsr_trt.runtime.errors import VsrError
+from vsr_trt.runtime.errors import BundleError, VsrError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.processor import available_cores, cpu_target
 from vsr_trt.runtime.onnxruntime.cpu import optimised_graph
+from vsr_trt.runtime.plan import cost
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
@@ -51,7 +52,9 @@ class EngineVerdict:
 class Diagnosis:
     """The findings. `problems` is empty where everything is in order.
 
-    `vae` says of usual sizes of restored pictures how they would go through the VAE on this CPU, and why.
+    `cost` says what a frame takes on this processor, estimated: how that was found, and by size; empty where the
+    networks run elsewhere. `vae` says of usual sizes of restored pictures how they would go through the VAE on this
+    CPU, and why.
     """
 
     system: dict[str, str] = field(default_factory=dict)
@@ -62,6 +65,7 @@ class Diagnosis:
     bundle: dict[str, object] | None = None
     engines: list[EngineVerdict] = field(default_factory=list)
     vae: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    cost: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -85,11 +89,29 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             found.engines = judge_engines(opened)
             found.vae = _vae(opened)
             opened.check_hashes(progress)
+            if found.backend == "onnxruntime-cpu":
+                progress("this processor's rate")
+                found.cost = _cost(opened)
         except VsrError as error:
             found.problems.append(str(error))
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
         found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
     return found
+
+
+def _cost(bundle: Bundle) -> dict[str, object]:
+    rate = cost.processor_rate()
+    if rate is None:
+        return {}
+    try:
+        sizes = cost.of(bundle, rate)
+    except BundleError:  # an old bundle, which does not say what its networks take
+        return {}
+    return {
+        "how": cost.HOW,
+        "operations_per_second": rate,
+        "sizes": {f"{width}x{height}": dataclasses.asdict(each) for (width, height), each in sizes.items()},
+    }
 
 
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:

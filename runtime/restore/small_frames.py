@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.errors import BundleError, InputError
-from vsr_trt.runtime.machine.children import python_child
-from vsr_trt.runtime.machine.processor import available_cores
 from vsr_trt.runtime.plan import roofline
+from vsr_trt.runtime.plan.cost import processor_rate
 from vsr_trt.runtime.schedule.canvas import FrameShape
 
 _WORTH_AN_ESTIMATE = 4  # times the work
 _SECONDS = 0.2  # that the processor's rate is measured for
-_PATIENCE = 10.0  # seconds after which there is no estimate
 
 
 def note(manifest: Manifest, backend: str, height: int, width: int, frames: int | None) -> str | None:
@@ -40,35 +36,12 @@ def note(manifest: Manifest, backend: str, height: int, width: int, frames: int 
         InputError,
     ):  # of an old bundle the work is not known; of a size beyond all, nor is it
         return text
-    rate = _matrix_rate()
+    rate = processor_rate(_SECONDS)
     if rate is None:
         return text
     seconds = work / rate
     each = "" if frames == 1 else " a frame" + (f", {_duration(seconds * frames)} in all" if frames else "")
     return f"{text} That takes about {_duration(seconds)}{each}, estimated."
-
-
-def _matrix_rate() -> float | None:
-    """Operations a second of all cores, from one of them; None if that does not end in time.
-
-    Measured in a process of its own: on a busy machine OpenBLAS spent minutes in a threaded product, its threads
-    waiting for each other, where no signal reaches Python. An estimate must not cost the work.
-    """
-    program = f"from vsr_trt.runtime.plan import roofline; print(roofline.matrix_rate({_SECONDS}))"
-    command, variables = python_child("-c", program)
-    variables |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=variables,
-            timeout=_PATIENCE,
-            check=True,
-        )
-        return float(done.stdout) * available_cores()
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
 
 
 def _what(manifest: Manifest, inside: tuple[int, int]) -> str:

@@ -1,0 +1,65 @@
+"""What `vsr doctor` says a frame costs on this processor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vsr_trt.runtime import backends
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.cli.main import main
+from vsr_trt.runtime.plan import cost, roofline
+
+SIZES = ["512x512", "1280x720", "1920x1080"]
+
+
+def found(bundle: Path, capsys: pytest.CaptureFixture) -> dict:
+    assert main(["doctor", "--bundle", str(bundle), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["cost"]
+
+
+def test_twice_the_rate_is_half_the_time(
+    golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "processor_rate", lambda: 1e9)
+    slow = found(golden_bundle, capsys)
+    monkeypatch.setattr(cost, "processor_rate", lambda: 2e9)
+    fast = found(golden_bundle, capsys)
+    assert list(slow["sizes"]) == list(fast["sizes"]) == SIZES
+    for size, each in slow["sizes"].items():
+        width, height = map(int, size.split("x"))
+        assert each["operations"] == roofline.operations(Bundle.open(golden_bundle).manifest, width, height)
+        assert each["seconds"] == each["operations"] / 1e9 == 2 * fast["sizes"][size]["seconds"]
+        assert each["memory"] > width * height * 3
+    assert "at best" in slow["how"]
+
+
+def test_the_processor_is_measured(golden_bundle: Path, capsys: pytest.CaptureFixture) -> None:
+    rate = found(golden_bundle, capsys)["operations_per_second"]
+    assert 1e8 < rate < 1e14
+
+
+def test_it_is_a_table(
+    golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "processor_rate", lambda: 123e9)
+    assert main(["doctor", "--bundle", str(golden_bundle)]) == 0
+    told = capsys.readouterr().out
+    assert "what a frame takes here, estimated" in told
+    assert "(123 GFLOP/s); measure with: vsr bench" in told
+
+
+def test_a_gpu_is_not_guessed(
+    golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "choose_backend", lambda name, bundle=None: ("tensorrt", "a test says so"))
+    assert found(golden_bundle, capsys) == {}
+
+
+def test_without_a_rate_there_is_no_estimate(
+    golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "processor_rate", lambda: None)
+    assert found(golden_bundle, capsys) == {}
