@@ -8,6 +8,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from vsr_trt.runtime import media
 from vsr_trt.runtime.errors import OutputError
 
 FRAMES, SIDE, SCALE = 2, 128, 4
@@ -46,9 +47,13 @@ def write(path: Path) -> None:
 
 
 def read(path: Path) -> list[npt.NDArray[np.uint8]]:
-    """All frames of a video, u8 RGB (H, W, 3)."""
-    with av.open(str(path)) as container:
-        return [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
+    """All frames of a video, u8 RGB (H, W, 3).
+
+    Raises:
+        InputError: it is none.
+    """
+    with media.open_source(path) as source:
+        return [frame.rgb for frame in source]
 
 
 def means(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -19,7 +19,9 @@ from vsr_trt.runtime.restore.job import Job, restore
 from vsr_trt.runtime.self_test import clip
 
 BUNDLE, EXPECTED = "bundle.zip", "expected.json"
-_MOST = 6.0  # levels (0 to 255) that a block's mean may be off; another rounding and the codec stay below 2
+# Levels (0 to 255) that a block's mean may be off. Without loss: another order of sums makes 0.01, a UNet with half its
+# weights 1.25. As H.264: 1.1 here.
+_MOST, _MOST_LOSSY = 0.5, 6.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def run() -> Iterator[Check]:
             ("a clip is written and read", _clip),
             ("the clip is restored", _restore),
             ("the picture is right", _compare),
+            ("H.264 is written and read", _as_h264),
         )
         for title, step in steps:
             start = time.perf_counter()
@@ -65,7 +68,7 @@ def run() -> Iterator[Check]:
 
 def _unpack(folder: Path) -> str:
     with resources.files(__package__).joinpath(BUNDLE).open("rb") as file:
-        zipfile.ZipFile(file).extractall(folder / "bundle")  # which leaves no archive's folder
+        zipfile.ZipFile(file).extractall(folder / "bundle")
     bundle = Bundle.open(folder / "bundle", check=True)
     return f"{len(bundle.manifest.files)} files, {len(bundle.manifest.networks)} networks"
 
@@ -79,17 +82,30 @@ def _clip(folder: Path) -> str:
 
 
 def _restore(folder: Path) -> str:
-    report = restore(Job(folder / "clip.mkv", folder / "restored.mp4", folder / "bundle"))
+    report = restore(Job(folder / "clip.mkv", folder / "restored.mkv", folder / "bundle", codec="ffv1"))
     return f"{report.frames} frames of {report.width}x{report.height} by {report.backend}"
 
 
 def _compare(folder: Path) -> str:
+    return _within(folder / "restored.mkv", _MOST)
+
+
+def _as_h264(folder: Path) -> str:
+    restore(Job(folder / "clip.mkv", folder / "restored.mp4", folder / "bundle"))
+    return _within(folder / "restored.mp4", _MOST_LOSSY)
+
+
+def _within(restored: Path, most: float) -> str:
+    """Compares the means of a restored clip's blocks with those that are carried along.
+
+    Raises:
+        ValueError: one is more than `most` levels off, or there are not as many.
+    """
     expected = json.loads(resources.files(__package__).joinpath(EXPECTED).read_text())
-    restored = clip.read(folder / "restored.mp4")
-    found = np.array([clip.means(frame) for frame in restored])
+    found = np.array([clip.means(frame) for frame in clip.read(restored)])
     if found.shape != np.shape(expected):
         raise ValueError(f"the restored clip is {found.shape} blocks, expected {np.shape(expected)}")
     worst = float(np.abs(found - expected).max())
-    if not worst <= _MOST:
-        raise ValueError(f"a block of the picture is {worst:.1f} levels off, expected {_MOST:.0f} at most")
-    return f"no block is more than {worst:.1f} of 255 levels off"
+    if not worst <= most:
+        raise ValueError(f"a block of the picture is {worst:.2f} levels off, expected {most} at most")
+    return f"no block is more than {worst:.2f} of 255 levels off"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.cli.main import main
 from vsr_trt.runtime.self_test import clip, run
 from vsr_trt.runtime.self_test.run import Check
@@ -25,7 +28,7 @@ def test_it_passes_here_and_leaves_nothing(temporary: Path, capsys: pytest.Captu
     assert main(["--self-test", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
-    assert [check["passed"] for check in report["checks"]] == [True] * 4
+    assert [check["passed"] for check in report["checks"]] == [True] * 5
     assert not list(temporary.iterdir())
 
 
@@ -43,7 +46,7 @@ def test_another_picture_is_noticed(temporary: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(clip, "read", darker)
     last = failing(list(run.run()))
     assert last.name == "the picture is right"
-    assert "levels off, expected 6 at most" in last.found
+    assert "levels off, expected 0.5 at most" in last.found
 
 
 def test_frames_in_another_order_are_noticed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,24 +55,37 @@ def test_frames_in_another_order_are_noticed(temporary: Path, monkeypatch: pytes
     assert "levels off" in failing(list(run.run())).found
 
 
+def weights_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes]) -> None:
+    """The UNet's weights are others than those that were packed."""
+    extract = zipfile.ZipFile.extractall
+
+    def changed(archive: zipfile.ZipFile, folder: Path) -> None:
+        extract(archive, folder)
+        weights = folder / "onnx" / "unet.onnx.data"
+        weights.write_bytes(change(weights.read_bytes()))
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", changed)
+
+
 def test_a_damaged_bundle_is_noticed(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    unpack = run._unpack
-
-    def damaged(folder: Path) -> str:
-        unpack(folder)
-        graph = next((folder / "bundle" / "onnx").glob("unet*.data"))
-        graph.write_bytes(graph.read_bytes()[:-1] + b"x")
-        run.Bundle.open(folder / "bundle", check=True)
-        return "whole"
-
-    monkeypatch.setattr(run, "_unpack", damaged)
+    weights_changed(monkeypatch, lambda data: data[:-1] + b"x")
     assert main(["--self-test"]) == 1
     told = capsys.readouterr().out
     assert "FAILED the bundle is whole" in told
     assert "was changed" in told
     assert "see what is installed: vsr doctor" in told
+
+
+def test_a_network_that_computes_something_else_is_noticed(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_changed(monkeypatch, lambda data: (np.frombuffer(data, np.float32) / 2).tobytes())
+    monkeypatch.setattr(Bundle, "check_hashes", lambda bundle: None)
+    last = failing(list(run.run()))
+    assert last.name == "the picture is right"
+    assert "levels off" in last.found
 
 
 @pytest.mark.parametrize("arguments", [[], ["--self-test", "doctor"], ["--json", "doctor"]])
