@@ -14,7 +14,7 @@ from pathlib import Path
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.manifest import Engine, Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import BundleError, VsrError
 from vsr_trt.runtime.machine import gpu
@@ -91,7 +91,7 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             opened.check_hashes(progress)
             if found.backend == "onnxruntime-cpu":
                 progress("this processor's rate")
-                found.cost = _cost(opened)
+                found.cost = _cost(opened.manifest, found.vae)
         except VsrError as error:
             found.problems.append(str(error))
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
@@ -99,18 +99,22 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
     return found
 
 
-def _cost(bundle: Bundle) -> dict[str, object]:
+def _cost(manifest: Manifest, vae: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     rate = cost.processor_rate()
     if rate is None:
         return {}
     try:
-        sizes = cost.of(bundle, rate)
+        costs = cost.of(manifest, rate)
     except BundleError:  # an old bundle, which does not say what its networks take
         return {}
+    sizes = {f"{width}x{height}": each for (width, height), each in costs.items()}
     return {
         "how": cost.HOW,
         "operations_per_second": rate,
-        "sizes": {f"{width}x{height}": dataclasses.asdict(each) for (width, height), each in sizes.items()},
+        "sizes": {
+            size: dataclasses.asdict(each) | {"memory": vae[size]["estimated_memory"]}
+            for size, each in sizes.items()
+        },
     }
 
 

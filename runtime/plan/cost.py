@@ -5,15 +5,11 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
-from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.machine.children import python_child
 from vsr_trt.runtime.machine.processor import available_cores
 from vsr_trt.runtime.plan import roofline
-from vsr_trt.runtime.schedule import forms
-from vsr_trt.runtime.schedule.canvas import FrameShape
 
-SIZES = ((512, 512), (1280, 720), (1920, 1080))  # of the restored picture
 HOW = "the networks' work at the rate of this processor's matrix products, measured now: at best"
 _PATIENCE = 10.0  # seconds after which there is no estimate
 
@@ -25,12 +21,10 @@ class Cost:
     Attributes:
         operations: floating point operations, two for a multiply-add.
         seconds: at the measured rate.
-        memory: bytes that the process takes at most, estimated; None where that is not known.
     """
 
     operations: float
     seconds: float
-    memory: int | None
 
 
 def processor_rate(seconds: float = 1.0) -> float | None:
@@ -59,21 +53,15 @@ def processor_rate(seconds: float = 1.0) -> float | None:
         return None
 
 
-def of(bundle: Bundle, rate: float) -> dict[tuple[int, int], Cost]:
+def of(manifest: Manifest, rate: float) -> dict[tuple[int, int], Cost]:
     """(width, height) of the restored picture -> what a frame of a video costs on the CPU.
 
     Args:
-        bundle: whose networks run.
+        manifest: of the bundle whose networks run.
         rate: operations a second, see `processor_rate`.
 
     Raises:
         BundleError: it was built before its work was counted.
     """
-    found = {}
-    manifest = bundle.manifest
-    for width, height in SIZES:
-        operations = roofline.operations(manifest, width, height)
-        shape = FrameShape.of_result(manifest, width, height)
-        form = forms.choose_form(bundle, *shape.given, Options(), forms.Available.of(None))
-        found[width, height] = Cost(operations, operations / rate, form.memory)
-    return found
+    work = {size: roofline.operations(manifest, *size) for size in roofline.SIZES}
+    return {size: Cost(operations, operations / rate) for size, operations in work.items()}
