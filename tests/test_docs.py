@@ -59,6 +59,16 @@ def test_commands_are_understood(page: str, program: str, arguments: list[str]) 
         PROGRAMS[program]().parse_args(arguments)  # SystemExit where it is refused
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_commands_of_the_help_are_understood(program: str, capsys: pytest.CaptureFixture) -> None:
+    told = re.findall(r"(?:^|  )(vsr|vsr-build) (.*)$", PROGRAMS[program]().epilog or "", re.MULTILINE)
+    assert program.startswith("python") or len(told) >= 10
+    for named, arguments in told:
+        if arguments == "--help":
+            continue
+        PROGRAMS[named]().parse_args(shlex.split(arguments))  # SystemExit where it is refused
+
+
 def test_there_are_commands() -> None:
     assert len(list(commands())) >= 25
 

@@ -32,7 +32,7 @@ where to begin:
   a clip of your own, restored  vsr restore holiday.mp4 -o holiday-4x.mp4 --bundle BUNDLE
   engines for a GPU             vsr-build engines BUNDLE --target sm_89 --size 1920x1080
   figures to trust              vsr bench --bundle BUNDLE --size 1280x720 --json today.json
-  inside a product              vsr plan --bundle BUNDLE --size 1280x720, then docs/runtime.md
+  inside a product              vsr plan --bundle BUNDLE --size 1280x720
 no bundle yet?                  vsr-build --help
 
 """
