@@ -89,10 +89,11 @@ def ordinary_priority() -> Iterator[None]:
 # Files in which most of the time goes, longest first.
 # The first ones need no bundle of the golden model, which one process makes meanwhile.
 SLOW = (
-    "test_parity", "test_strips", "test_cuda_device", "test_corpus", "test_alternatives", "test_restorer",
-    "test_engine_faults", "test_cli", "test_engines_chained", "test_engine_builds", "test_verify", "test_lean_install",
-    "test_triton_kernel", "test_acceptance", "test_bundle", "test_kernels_cli", "test_stub_driver", "test_phases",
-    "test_onnx_function", "test_shell", "test_rtx_plan", "test_schedule_file", "test_host_engines", "test_schema_1",
+    "test_parity", "test_cuda_device", "test_strips", "test_shell", "test_phases", "test_triton_kernel",
+    "test_corpus", "test_alternatives", "test_restorer", "test_engine_faults", "test_cli", "test_engines_chained",
+    "test_engine_builds", "test_verify", "test_lean_install", "test_acceptance", "test_bundle", "test_kernels_cli",
+    "test_stub_driver", "test_onnx_function", "test_rtx_plan", "test_schedule_file", "test_host_engines",
+    "test_schema_1",
 )  # fmt: skip
 
 
