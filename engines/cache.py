@@ -1,4 +1,4 @@
-"""Compiled engines by what made them: content-addressed, shared by bundles, safe between processes.
+"""Compiled engines, and GPU kernels, by what made them: content-addressed, shared by bundles, safe between processes.
 
 ```
 CACHE/

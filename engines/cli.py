@@ -173,8 +173,8 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
 def _add_cache(commands: argparse._SubParsersAction) -> None:
     cache = commands.add_parser(
         "cache",
-        help="list, prune or explain the cache of engines",
-        description="Engines are kept by what made them, and shared by all bundles.",
+        help="list, prune or explain the cache of engines and GPU kernels",
+        description="Engines and compiled GPU kernels are kept by what made them, and shared by all bundles.",
     )
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the engines in the cache, the last used first")

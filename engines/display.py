@@ -219,7 +219,9 @@ def print_entries(console: Console, cache: Cache, entries: Sequence[Entry]) -> N
         )
     console.print(table)
     total = sum(entry.bytes for entry in entries)
-    console.print(f"{len(entries)} {_engines(entries)}, {total / 1e9:.2f} GB", highlight=False)
+    console.print(
+        f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total / 1e9:.2f} GB", highlight=False
+    )
 
 
 def print_parts(console: Console, entry: Entry) -> None:

@@ -17,6 +17,7 @@ from vsr_trt.export.network import Exported, export
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu import build as gpu_kernel
+from vsr_trt.kernels.gpu import store as kernel_files
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Network
 from vsr_trt.runtime.errors import DISK_FULL, ExportError, OutputError
@@ -158,7 +159,7 @@ def _kernels(request: BundleRequest, model: Model, folder: Path, progress: Progr
         except KernelError as error:
             raise ExportError(f"{error} (--no-kernels builds the bundle without it.)") from error
         for kernel in compiled:
-            paths.append(gpu_kernel.write(kernel, folder / "kernels")[0].relative_to(folder).as_posix())
+            paths.append(kernel_files.write(kernel, folder / "kernels")[0].relative_to(folder).as_posix())
     return tuple(paths)
 
 

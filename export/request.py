@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vsr_trt.kernels.gpu.store import Store
+
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 
 
@@ -25,6 +27,7 @@ class BundleRequest:
         precision: storage and arithmetic of the heavy networks.
         kernels: compile the GPU kernels for every target; None to do so where Triton is installed, and to note
             it where not.
+        kernel_store: where compiled kernels are looked for and kept, None to compile them in any case.
         overwrite: replace an existing bundle.
         jobs: networks that are exported at once, 1 or 2; None for 2 where cores and memory allow.
     """
@@ -38,5 +41,6 @@ class BundleRequest:
     top_k: int | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
     kernels: bool | None = None
+    kernel_store: Store | None = None
     overwrite: bool = False
     jobs: int | None = None

@@ -233,7 +233,8 @@ def _as_json(row: Any) -> dict[str, Any]:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from vsr_trt.kernels.gpu.build import compile_blending, compile_kernel, write
+    from vsr_trt.kernels.gpu.build import compile_blending, compile_kernel
+    from vsr_trt.kernels.gpu.store import write
 
     console, made = Console(), []
     _refuse_unwritable(options.out)

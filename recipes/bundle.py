@@ -21,6 +21,7 @@ from vsr_trt.runtime.machine.memory import peak_bytes
 if TYPE_CHECKING:
     from vsr_trt.export.network import Exported
     from vsr_trt.export.request import BundleRequest
+    from vsr_trt.recipes.kernel_store import KernelStore
     from vsr_trt.runtime.bundle.manifest import Manifest
 
 _MOST_POSITIONS = 2**31 - 1  # that an attention may look at
@@ -77,6 +78,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="compile the GPU kernels for every target (default: where Triton is installed)",
     )
     add(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="of compiled kernels (default: the platform's cache folder)",
+    )
+    add(
+        "--no-cache",
+        action="store_true",
+        help="compile the kernels even where the cache has them, and keep none",
+    )
+    add(
         "--jobs",
         type=int,
         choices=(1, 2),
@@ -105,6 +117,7 @@ def run(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         precision=options.precision,
         kernels=options.kernels,
+        kernel_store=_kernel_store(options),
         overwrite=options.overwrite,
         jobs=options.jobs,
     )
@@ -112,6 +125,22 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(options.out, manifest, exported, seconds), indent=1))  # noqa: T201
     return 0
+
+
+def _kernel_store(options: argparse.Namespace) -> KernelStore | None:
+    """Where kernels are kept; None where there are none to be made, or they shall be made again.
+
+    Raises:
+        InputError: a folder for a cache that is not to be used.
+        OutputError: the folder that was named cannot be written.
+    """
+    if options.no_cache and options.cache_dir is not None:
+        raise InputError("--cache-dir names a cache that --no-cache leaves alone; leave one of them out.")
+    if options.no_cache or options.kernels is False:
+        return None
+    from vsr_trt.recipes.kernel_store import open_store
+
+    return open_store(options.cache_dir)
 
 
 def _adapters(pairs: Sequence[str]) -> dict[str, float]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gpu import ptx
-from vsr_trt.kernels.gpu.launch import DType, Launch, arguments
+from vsr_trt.kernels.gpu.launch import ATTENTION, BLENDING, DType, Launch, arguments
+from vsr_trt.kernels.gpu.store import Compiled, Parts, Store, kept
 from vsr_trt.kernels.gpu.targets import Target, find
 
 # 16 queries x 64 keys over 4 warps: 8 pairs a thread, whose 40 partial sums leave room in the registers for 3
@@ -26,14 +28,11 @@ WARPS = 4
 # 4 pixels a thread, so that several reads are under way; a row of 1920 wastes 6 % of its last block.
 PIXELS = 512
 
-
-@dataclass(frozen=True)
-class Compiled:
-    """A kernel for one target: its launch metadata, PTX and binary."""
-
-    launch: Launch
-    ptx: str
-    cubin: bytes
+_SOURCES = {ATTENTION: "gated_topk/triton_kernel.py", BLENDING: "blend.py"}  # in the folder of the kernels
+_OWN_ASSEMBLERS = (
+    "TRITON_PTXAS_PATH",
+    "TRITON_PTXAS_BLACKWELL_PATH",
+)  # in place of those that Triton brings along
 
 
 def is_available() -> bool:
@@ -48,21 +47,45 @@ def fingerprint(target: str, dtype: DType = "fp32", top_k: bool = False) -> str:
         KernelError: Triton is not installed.
     """
     _need_triton()
-    folder = Path(__file__).parent
-    sources = (folder.parent / "gated_topk" / "triton_kernel.py", *sorted(folder.glob("*.py")))
     state = hashlib.sha256(f"{importlib.metadata.version('triton')} {target} {dtype} {top_k}".encode())
-    for source in sources:
+    state.update(_sources(ATTENTION).encode())
+    return state.hexdigest()
+
+
+def _sources(kernel: str) -> str:
+    """A hash of the kernel's source, and of the modules that compile it."""
+    folder = Path(__file__).parent
+    state = hashlib.sha256()
+    for source in (folder.parent / _SOURCES[kernel], *sorted(folder.glob("*.py"))):
         state.update(source.read_bytes())
     return state.hexdigest()
 
 
-def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> Compiled:
+def _parts(kernel: str, target: str, dtype: DType, top_k: bool) -> Parts:
+    """All that decides what is made, by name."""
+    own = {name: os.environ[name] for name in _OWN_ASSEMBLERS if name in os.environ}
+    return {
+        "network": kernel,  # what the cache calls the first column
+        "backend": "triton",
+        "version": importlib.metadata.version("triton"),
+        "target": target,
+        "precision": dtype,
+        "flags": ["top_k"] if top_k else [],
+        "sources": _sources(kernel),
+        **own,
+    }
+
+
+def compile_kernel(
+    target: str, dtype: DType = "fp32", top_k: bool = False, store: Store | None = None
+) -> Compiled:
     """Compiles the attention's kernel; takes about a second.
 
     Args:
         target: a name of `targets.TARGETS`.
         dtype: of the latents.
         top_k: keep the k best scores of a query only.
+        store: where it may be already, and is kept; None to compile it in any case.
 
     Raises:
         KernelError: unknown target or dtype, Triton is not installed, or what it made cannot be used.
@@ -71,23 +94,46 @@ def compile_kernel(target: str, dtype: DType = "fp32", top_k: bool = False) -> C
     if dtype not in ("fp32", "fp16"):
         raise KernelError(f"latents of {dtype} are not supported; expected fp32 or fp16.")
     _need_triton()
-    from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention
 
-    constants = {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS}
-    return _compile(gated_topk_attention, chosen, constants, {"queries": QUERIES, "keys": KEYS}, dtype, top_k)
+    def make() -> Compiled:
+        from vsr_trt.kernels.gated_topk.triton_kernel import gated_topk_attention
+
+        constants, tile = (
+            {"TOP_K": top_k, "BLOCK_P": QUERIES, "BLOCK_Q": KEYS},
+            {"queries": QUERIES, "keys": KEYS},
+        )
+        return _compile(gated_topk_attention, chosen, constants, tile, dtype, top_k)
+
+    return _made(store, ATTENTION, chosen, dtype, top_k, make)
 
 
-def compile_blending(target: str) -> Compiled:
+def compile_blending(target: str, store: Store | None = None) -> Compiled:
     """Compiles the kernel that blends tiles into a picture.
+
+    Args:
+        target: a name of `targets.TARGETS`.
+        store: as for `compile_kernel`.
 
     Raises:
         KernelError: as `compile_kernel`.
     """
     chosen = find(target)
     _need_triton()
-    from vsr_trt.kernels.blend import blend_tiles
 
-    return _compile(blend_tiles, chosen, {"BLOCK": PIXELS}, {"pixels": PIXELS})
+    def make() -> Compiled:
+        from vsr_trt.kernels.blend import blend_tiles
+
+        return _compile(blend_tiles, chosen, {"BLOCK": PIXELS}, {"pixels": PIXELS})
+
+    return _made(store, BLENDING, chosen, "fp32", False, make)
+
+
+def _made(
+    store: Store | None, kernel: str, target: Target, dtype: DType, top_k: bool, make: Callable[[], Compiled]
+) -> Compiled:
+    if store is None:
+        return make()
+    return kept(store, _parts(kernel, target.name, dtype, top_k), make)
 
 
 def _need_triton() -> None:
@@ -161,17 +207,6 @@ def _compile(
         for kind, content in contents.items()
     }
     return Compiled(replace(launch, files=files), text, assembled.cubin)
-
-
-def write(compiled: Compiled, folder: Path) -> list[Path]:
-    """Writes PTX, cubin and launch metadata into an existing folder; the metadata's path comes first."""
-    launch = compiled.launch
-    written = [folder / f"{launch.name}.json"]
-    written[0].write_text(launch.to_json(), encoding="utf-8")
-    for kind, content in (("ptx", compiled.ptx.encode()), ("cubin", compiled.cubin)):
-        written.append(folder / launch.files[kind]["name"])
-        written[-1].write_bytes(content)
-    return written
 
 
 def compile_all(targets: Iterable[str], dtypes: Iterable[DType], top_k: bool) -> Iterable[Compiled]:

@@ -49,7 +49,7 @@ def test_list_shows_the_last_used_first(tmp_path: Path, capsys: pytest.CaptureFi
     assert run("cache", "list", "--cache-dir", tmp_path) == 0
     text = capsys.readouterr().out
     assert new.key[:9] in text
-    assert "2 engines" in text
+    assert "2 entries" in text
 
 
 def test_prune_removes_the_oldest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

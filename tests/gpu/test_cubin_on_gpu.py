@@ -14,7 +14,7 @@ from helpers.blending import picture
 from helpers.operands import exact_constants, random_constants
 
 from vsr_trt.kernels import FoldedAttention, gated_topk_attention
-from vsr_trt.kernels.gpu import build, launch
+from vsr_trt.kernels.gpu import build, launch, store
 from vsr_trt.kernels.gpu.launch import DType
 from vsr_trt.kernels.gpu.targets import TARGETS
 
@@ -106,7 +106,7 @@ def target() -> str:
 def test_launched_by_its_metadata(
     tmp_path: Path, target: str, kind: str, dtype: DType, k: int | None
 ) -> None:
-    metadata = build.write(build.compile_kernel(target, dtype, k is not None), tmp_path)[0]
+    metadata = store.write(build.compile_kernel(target, dtype, k is not None), tmp_path)[0]
     rng = np.random.default_rng(0)
     folded = random_constants(rng, heads=9, width=64)
     scalar = {"fp32": np.float32, "fp16": np.float16}[dtype]
@@ -138,7 +138,7 @@ def test_tiles_blended_by_the_metadata(
     square: bool,
     factor: int,
 ) -> None:
-    metadata = build.write(build.compile_blending(target), tmp_path)[0]
+    metadata = store.write(build.compile_blending(target), tmp_path)[0]
     window = "gaussian" if square else "ramp"
     case = picture(
         np.random.default_rng(0), height, width, tile, overlap, window, square, channels=3, factor=factor

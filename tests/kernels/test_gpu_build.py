@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from vsr_trt.kernels import KernelError
-from vsr_trt.kernels.gpu import build, launch, ptx, roofline, sass, table
+from vsr_trt.kernels.gpu import build, launch, ptx, roofline, sass, store, table
 from vsr_trt.kernels.gpu.launch import DType, Launch
 from vsr_trt.kernels.gpu.targets import TARGETS
 
@@ -160,7 +160,7 @@ def test_schema_is_strict() -> None:
 
 def test_files_are_written_as_the_metadata_say(tmp_path: Path) -> None:
     made = (compiled(), blending())
-    paths = [build.write(one, tmp_path) for one in made]
+    paths = [store.write(one, tmp_path) for one in made]
     assert sorted(paths[0] + paths[1]) == sorted(tmp_path.iterdir())
     for one, (metadata, *_) in zip(made, paths, strict=True):
         info = launch.read(metadata)

@@ -75,8 +75,9 @@ class BundleModel(family.DLoRAL):
 
     def kernels(self, target: str) -> list[gpu_kernel.Compiled]:
         """The attention, an FP32 island in every bundle, and the blending of tiles."""
-        attention = gpu_kernel.compile_kernel(target, "fp32", self._request.top_k is not None)
-        return [attention, gpu_kernel.compile_blending(target)]
+        top_k, store = self._request.top_k is not None, self._request.kernel_store
+        attention = gpu_kernel.compile_kernel(target, "fp32", top_k, store)
+        return [attention, gpu_kernel.compile_blending(target, store)]
 
     def manifest(self, folder: Path, networks: dict[str, Network], kernels: tuple[str, ...]) -> Manifest:
         """Embeds the prompt with the bundle's own text encoder, and writes the attention's constants."""
