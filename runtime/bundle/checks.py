@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from vsr_trt.runtime.bundle.manifest import PREVIOUS, Kernel, Manifest, Network, Stage, Tensor, Work
-from vsr_trt.runtime.bundle.phase_checks import check_chunks, check_phases
+from vsr_trt.runtime.bundle.options import Options, options_in
+from vsr_trt.runtime.bundle.phase_checks import check_chunks, check_loops, check_phases
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import dimension, factors
 
 _HOST_LANES = ("receive", "deliver")
-_SIZES = (None, "n", "f", "lr_h", "lr_w", "h", "w")
+_SIZES = (None, "n", "f", "s", "lr_h", "lr_w", "h", "w")
 """Sizes that the runtime knows; see `runtime.schedule.build.frame_sizes`."""
 
 
@@ -24,7 +26,7 @@ def check(manifest: Manifest) -> None:
         *([manifest.calibration.file] if manifest.calibration else []),
         *(path for kernel in kernels for path in (*kernel.launch, *kernel.constants.values())),
         *([manifest.prompt.file] if manifest.prompt else []),
-        *(given.name for given in manifest.inputs.values() if given.source == "file" and given.name),
+        *_files(manifest),
     ]
     for path in [*manifest.files, *referenced]:
         if not is_inside(path):
@@ -47,6 +49,21 @@ def check(manifest: Manifest) -> None:
     _check_order(manifest)
     _check_buffers(manifest)
     check_chunks(manifest)
+    check_loops(manifest)
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    """The files of inputs; of one for each choice, that of the defaults.
+
+    Raises:
+        MisfitError: a file's name has an option in it that there is not, or that has too many values.
+    """
+    for name, given in manifest.inputs.items():
+        if given.source == "file" and given.name:
+            for option in options_in(given.name):
+                if option not in manifest.options or manifest.options[option].type == "number":
+                    raise MisfitError(f"input {name}: {option!r} is no option with choices or whole numbers")
+            yield Options().file(manifest, given)
 
 
 def _check_buffers(manifest: Manifest) -> None:
@@ -90,14 +107,18 @@ def _check_numbers(manifest: Manifest) -> None:
             for name, c in manifest.chunks.items()
             if isinstance(c.frames, int)
         ),
-        *((f"loops.{name}.steps", loop.steps) for name, loop in manifest.loops.items()),
+        *(
+            (f"loops.{name}.steps", loop.steps)
+            for name, loop in manifest.loops.items()
+            if isinstance(loop.steps, int)
+        ),
         *((f"tilings.{name}.side", tiling.side) for name, tiling in manifest.tilings.items()),
         *((f"tilings.{name}.share", tiling.share) for name, tiling in manifest.tilings.items()),
     ):
         if value < 1:
             raise MisfitError(f"{name} is {value}, expected at least 1")
     for name, value, most in (
-        ("canvas.offset", canvas.offset, canvas.multiple - 1),
+        *(("canvas.offset", offset, canvas.multiple - 1) for offset in canvas.offset),
         ("canvas.border", canvas.border or 0, 255),
         *((f"{name}.overlap", window.overlap, window.size - 1) for name, window in windows.items()),
         *((f"tilings.{name}.overlap", t.overlap, t.side // 2) for name, t in manifest.tilings.items()),
@@ -121,11 +142,17 @@ def _check_options(manifest: Manifest) -> None:
             raise MisfitError(f"option {name}: its default {option.default!r} is none of its values")
     for name, given in manifest.inputs.items():
         if (given.source == "frame") != (given.name is None):
-            raise MisfitError(f"input {name}: a file or option needs a name, and the frame has none")
+            raise MisfitError(f"input {name}: a file, option or noise needs a name, and the frame has none")
         if given.source == "option" and (
             given.name not in manifest.options or manifest.options[given.name].type == "choice"
         ):
             raise MisfitError(f"input {name}: {given.name!r} is no option with a number")
+        if given.source == "noise":
+            seed = manifest.options.get(given.seed or "")
+            if seed is None or seed.type != "integer" or seed.least is None or seed.least < 0:
+                raise MisfitError(f"input {name}: {given.seed!r} is no option with a whole number from 0 on")
+        elif given.seed is not None:
+            raise MisfitError(f"input {name}: noise has a seed, and nothing else")
     if sum(given.source == "frame" for given in manifest.inputs.values()) != 1:
         raise MisfitError("exactly one input is the frame")
 
@@ -150,9 +177,6 @@ def _check_order(manifest: Manifest) -> None:
         read = {buffer for stage in body for buffer in stage.reads.values()}
         if not set(loop.carries.values()) <= made or not set(loop.carries) <= read - made:
             raise MisfitError(f"loop {name} carries what its body does not write, or not read")
-        for table in loop.rows:
-            if manifest.inputs.get(table) is None or manifest.inputs[table].source != "file":
-                raise MisfitError(f"loop {name}: {table!r} is no constant from a file")
     if unknown := sorted(set(manifest.clip) - written):
         raise MisfitError(f"no stage writes {unknown[0]!r}, which is to live as long as the clip")
     if manifest.output not in written:

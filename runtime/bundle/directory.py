@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.errors import BundleError, OutputError
 
@@ -72,16 +73,20 @@ class Bundle:
         """Ends the message of whoever cannot follow the links of a hub's cache; empty for a bundle elsewhere."""
         return "" if repository(self.path) is None else f" A copy without links may do: {_copying(self.path)}"
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def constants(self, options: Options | None = None) -> dict[str, np.ndarray]:
         """Buffers that come from files of the bundle, by name.
+
+        Args:
+            options: what was chosen, checked; None for the defaults.
 
         Raises:
             BundleError: a file that cannot be read.
         """
         constants = {}
+        options = Options() if options is None else options
         for name, given in self.manifest.inputs.items():
             if given.source == "file":
-                file = given.name or ""
+                file = options.file(self.manifest, given)
                 try:
                     constants[name] = np.load(self.file(file), allow_pickle=False)
                 except (ValueError, OSError, EOFError) as error:

@@ -17,7 +17,7 @@ from typing import Literal
 from vsr_trt.runtime.bundle.symbols import Polynomial, Shape
 from vsr_trt.runtime.machine.files import write_whole
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.json"
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
@@ -230,7 +230,9 @@ class Canvas:
         least: height and width.
         small: what happens to frames below the least size: `enlarge` resizes them, keeping their shape, and reduces
             the result again; `pad` puts them onto the canvas.
-        multiple, offset: of every larger side.
+        multiple: of every larger side, less its offset.
+        offset: of a height and of a width.
+        ample: whether a side above the least that fits already becomes the next larger one.
         border: value of the pixels around a frame, 0 to 255, which this side adds and cuts off again. None: the
             networks do that themselves.
         centred: whether frames stand in the middle of a canvas of the least size, instead of in its upper left.
@@ -239,7 +241,8 @@ class Canvas:
     least: tuple[int, int]
     multiple: int
     small: Literal["enlarge", "pad"] = "pad"
-    offset: int = 0
+    offset: tuple[int, int] = (0, 0)
+    ample: bool = False
     border: int | None = None
     centred: bool = False
 
@@ -249,13 +252,14 @@ class Loop:
     """Consecutive stages that run several times for each window; those with chunks take all of them in every step.
 
     Attributes:
-        steps: how often.
+        steps: how often, or the name of the option that says so. A tensor's size `s` is this number.
         carries: buffer that the body reads -> buffer that it writes: from the second time on, the body reads what it
             wrote the time before.
-        rows: constants whose first axis is the step: `name[i]` among a stage's reads is the row of the step.
+        rows: what has a row for each step, `name[i]` among a stage's reads: constants from files, and what stages
+            before the loop write, whose first axis is the step; and noise, which is drawn anew for each.
     """
 
-    steps: int
+    steps: int | str
     carries: dict[str, str]
     rows: tuple[str, ...] = ()
 
@@ -285,12 +289,16 @@ class Input:
     """A buffer that the runtime supplies.
 
     Attributes:
-        source: the `frame`, a `file` of the bundle, or the value of an `option`.
-        name: of the file (.npy) or option.
+        source: the `frame`, a `file` of the bundle, the value of an `option`, or `noise`: standard normal numbers,
+            drawn for each frame as `runtime.restore.noise` has it.
+        name: of the file (.npy), the option or the noise. In a file's, `{option}` stands for what was chosen, and there
+            is a file for each choice that is possible.
+        seed: of noise: the option that it is drawn by.
     """
 
-    source: Literal["frame", "file", "option"]
+    source: Literal["frame", "file", "option", "noise"]
     name: str | None = None
+    seed: str | None = None
 
 
 @dataclass(frozen=True)

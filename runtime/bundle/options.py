@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vsr_trt.runtime.bundle.manifest import Manifest, Option, Stage
+from vsr_trt.runtime.bundle.manifest import Input, Loop, Manifest, Option, Stage
+from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.errors import InputError
 
 Statistics = Literal["shared", "tile"]
@@ -135,6 +138,15 @@ class Options:
         """What was chosen of an option, or its default."""
         return self.choices.get(option, manifest.options[option].default)
 
+    def steps(self, manifest: Manifest, loop: Loop) -> int:
+        """How often a loop's body runs."""
+        return loop.steps if isinstance(loop.steps, int) else int(self.value(manifest, loop.steps))
+
+    def file(self, manifest: Manifest, given: Input) -> str:
+        """The file that an input comes from, with what was chosen in its name."""
+        assert given.name is not None
+        return given.name.format_map({name: self.value(manifest, name) for name in manifest.options})
+
     def network(self, manifest: Manifest, stage: Stage) -> str:
         """The network that a stage runs: the user's choice among its variants, or the default."""
         if stage.option is None:
@@ -158,6 +170,9 @@ class Options:
                 known = ", ".join(manifest.options) or "none"
                 raise InputError(f"this bundle has no option {name!r}; it has {known}.")
             check_option(name, manifest.options[name], value)
+        for given in manifest.inputs.values():
+            if given.source == "file" and self.file(manifest, given) not in manifest.files:
+                raise InputError(_without_file(manifest, given, self))
         for tiling in dict.fromkeys((*self.tiles, *self.overlaps)):
             if tiling not in manifest.tilings:
                 known = ", ".join(manifest.tilings) or "none"
@@ -175,6 +190,52 @@ class Options:
             raise InputError(
                 f"--overlap {tiling}={self.overlap(manifest, tiling)}: expected 0 to half the tile, {side // 2}."
             )
+
+
+def options_in(file: str) -> list[str]:
+    """The options that stand in braces in a file's name, in order.
+
+    Raises:
+        MisfitError: what stands in braces is no name, or a brace is alone.
+    """
+    try:
+        parsed = list(string.Formatter().parse(file))
+    except ValueError as error:
+        raise MisfitError(f"the file name {file!r}: {error}") from error
+    names = [name for _, name, _, _ in parsed if name is not None]
+    if any(not name.isidentifier() or form or how for _, name, form, how in parsed if name is not None):
+        raise MisfitError(f"the file name {file!r}: expected names of options in braces")
+    return names
+
+
+def _without_file(manifest: Manifest, given: Input, options: Options) -> str:
+    """A sentence about choices that a bundle has no file for, with those that it has one for."""
+    assert given.name is not None
+    names = options_in(given.name)
+    pattern = "".join(
+        re.escape(text) + (f"(?P<{name}>[^/]+?)" if name is not None else "")
+        for text, name, _, _ in string.Formatter().parse(given.name)
+    )
+    found: dict[str, list[str]] = {}
+    for file in manifest.files:
+        if (match := re.fullmatch(pattern, file)) is not None:
+            first = ", ".join(f"{name}={match[name]}" for name in names[:-1])
+            found.setdefault(first, []).append(match[names[-1]])
+    chosen = ", ".join(f"{name}={options.value(manifest, name)}" for name in names)
+    those = "; ".join(
+        f"{first}{' with ' if first else ''}{names[-1]}={_ranges(values)}" for first, values in found.items()
+    )
+    return f"{chosen}: this bundle was not built for that; it was for {those or 'nothing'}."
+
+
+def _ranges(values: list[str]) -> str:
+    """Values in a few words: 1 to 100, or all of them."""
+    if all(value.isdecimal() for value in values):
+        numbers = sorted(map(int, values))
+        if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+            return f"{numbers[0]} to {numbers[-1]}"
+        values = [str(number) for number in numbers]
+    return " or ".join(values)
 
 
 def check_option(name: str, option: Option, value: Value) -> None:

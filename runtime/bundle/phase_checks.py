@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Stage
 from vsr_trt.runtime.bundle.records import MisfitError
+from vsr_trt.runtime.bundle.symbols import Shape
 
 
 def check_phases(manifest: Manifest) -> None:
@@ -62,6 +65,52 @@ def check_chunks(manifest: Manifest) -> None:
             raise MisfitError(f"stage {stage.name} has chunks, and a result without one axis 'f'")
 
 
+def check_loops(manifest: Manifest) -> None:
+    """Whether loops know how long they are, and what has a row for each step has rows.
+
+    Raises:
+        MisfitError: naming what cannot be.
+    """
+    shapes: dict[str, Shape] = {}
+    counted = False
+    for stage in manifest.stages:
+        network = manifest.networks[stage.network]
+        shapes |= {stage.reads[tensor.name]: tensor.shape for tensor in network.inputs}
+        shapes |= {stage.writes[t.name]: t.shape for t in network.outputs if t.name in stage.writes}
+        counted |= any("s" in shape for shape in shapes.values())
+    if counted and len(manifest.loops) != 1:
+        raise MisfitError(f"a size is 's', the steps of a loop, and there are {len(manifest.loops)} loops")
+    for name, loop in manifest.loops.items():
+        if isinstance(loop.steps, str):
+            option = manifest.options.get(loop.steps)
+            if option is None or option.type != "integer" or option.least is None or option.least < 1:
+                raise MisfitError(f"loop {name}: {loop.steps!r} is no option with a whole number from 1 on")
+        for table in loop.rows:
+            _check_rows(manifest, name, table, shapes)
+
+
+def _check_rows(manifest: Manifest, loop: str, table: str, shapes: Mapping[str, Shape]) -> None:
+    given, row = manifest.inputs.get(table), shapes.get(f"{table}[i]")
+    if given is not None:
+        if given.source not in ("file", "noise"):
+            raise MisfitError(f"loop {loop}: {table!r} is no constant from a file")
+        if given.source == "noise" and row is not None and row.count("f") != 1:
+            raise MisfitError(f"loop {loop}: the noise {table!r} has no axis 'f'")
+        return
+    places = [index for index, stage in enumerate(manifest.stages) if table in stage.writes.values()]
+    body = [index for index, stage in enumerate(manifest.stages) if stage.loop == loop]
+    if (
+        not places
+        or places[0] >= body[0]
+        or manifest.stages[places[0]].phase != manifest.stages[body[0]].phase
+    ):
+        raise MisfitError(f"loop {loop}: no file holds {table!r}, and no stage before the loop writes it")
+    if row is not None and shapes[table] != ("s", *row):
+        raise MisfitError(
+            f"loop {loop}: {table!r} has the shape {list(shapes[table])}, expected ['s', *{list(row)}]"
+        )
+
+
 def _check_loops(manifest: Manifest) -> None:
     phases: dict[str, str | None] = {}
     for stage in manifest.stages:
@@ -86,6 +135,9 @@ def _check_reads(manifest: Manifest, stage: Stage, made: dict[str, str | None]) 
         if given is not None and given.source == "frame":
             if stage.phase != first:
                 raise MisfitError(f"stage {stage.name} reads the frame, which only the first phase does")
+        elif given is not None and given.source == "noise":
+            if shapes.get(operand, ()).count("f") != 1:
+                raise MisfitError(f"stage {stage.name}: the noise {buffer!r} has no axis 'f'")
         elif made.get(name, stage.phase) != stage.phase and (
             name != buffer or shapes.get(operand, ()).count("f") != 1
         ):

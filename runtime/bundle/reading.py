@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vsr_trt.runtime.bundle import schema_1, schema_2, schema_3
+from vsr_trt.runtime.bundle import schema_1, schema_2, schema_3, schema_4
 from vsr_trt.runtime.bundle.checks import check
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from vsr_trt.runtime.bundle.records import MisfitError, parse
@@ -48,7 +48,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 def migrated(data: dict[str, Any]) -> dict[str, Any]:
     """Returns a manifest of any schema version in the present one."""
-    for newer, schema in ((2, schema_1), (3, schema_2), (4, schema_3)):
+    for newer, schema in ((2, schema_1), (3, schema_2), (4, schema_3), (5, schema_4)):
         if data["schema_version"] < newer:
             data = schema.migrated(data)
     return data

@@ -120,6 +120,12 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         metavar="F",
         help="of a video made of a folder of pictures, e.g. 29.97 or 30000/1001, which is exact (default: 25)",
     )
+    add(
+        "--noise",
+        type=Path,
+        metavar="FILE.npz",
+        help="recorded noise, in place of what the bundle's family draws by its seed",
+    )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
     add(
         "--slots",

@@ -31,6 +31,7 @@ from vsr_trt.runtime.machine import shell
 from vsr_trt.runtime.media import SourceInfo
 from vsr_trt.runtime.media.staging import discard_unfinished
 from vsr_trt.runtime.restore.job import RestoreReport, Watcher
+from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.schedule.forms import Form
 
 _LOG_SECONDS = 10.0
@@ -103,7 +104,9 @@ class _Speed(ProgressColumn):
     """Frames a second since the start."""
 
     def render(self, task: Task) -> Text:
-        """Shows the mean so far."""
+        """Shows the mean so far; nothing in a phase that makes no frames."""
+        if task.fields.get("phase"):
+            return Text("")
         elapsed = task.elapsed or 0.0
         if not task.completed or not elapsed:
             return Text("- fps")
@@ -158,8 +161,28 @@ def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watc
             said = time.monotonic()
             console.print(f"{done} of {progress.tasks[task].total or '?'} frames", highlight=False)
 
+    of_clip: float | None = None
+
+    def phase(now: PhaseProgress) -> None:
+        nonlocal said, of_clip
+        name = f"phase {now.number} of {now.phases}, {now.phase}"
+        if now.number == 1:
+            of_clip = progress.tasks[task].total
+            progress.update(task, description=name, completed=now.done)
+        elif now.number == now.phases:  # its frames are counted as they are written
+            if not now.done:
+                progress.reset(task, description=name, total=of_clip, phase=False)
+        elif not now.done:
+            progress.reset(task, description=name, total=now.total, phase=True)
+        else:
+            progress.update(task, completed=now.done)
+        if not console.is_terminal and time.monotonic() - said >= _LOG_SECONDS:
+            said = time.monotonic()
+            what = "frames" if now.number == 1 else "runs of networks"
+            console.print(f"{name}: {now.done} of {now.total or of_clip or '?'} {what}", highlight=False)
+
     with progress:
-        yield Watcher(opened, loaded, arranged, noted, frame)
+        yield Watcher(opened, loaded, arranged, noted, frame, phase)
 
 
 def print_report(console: Console, report: RestoreReport, printed: Collection[str] = ()) -> None:

@@ -76,7 +76,8 @@ class Actions:
         device = self._driver.module.CUmemorytype.CU_MEMORYTYPE_DEVICE
         box.srcMemoryType, box.dstMemoryType = device, device
         box.srcPitch, box.srcHeight = source.shape[span.axis] * each, rows
-        box.dstPitch, box.dstHeight = target.shape[span.axis] * each, rows
+        alone = len(target.shape) < len(source.shape)  # a row without its axis
+        box.dstPitch, box.dstHeight = (1 if alone else target.shape[span.axis]) * each, rows
         box.srcXInBytes, box.dstXInBytes = span.source * each, span.target * each
         box.WidthInBytes, box.Height, box.Depth = span.count * each, rows, 1
 

@@ -86,6 +86,8 @@ def _frames(step: Step, buffers: Mapping[str, np.ndarray]) -> None:
     assert span is not None
     source, target = buffers[step.reads["source"]], buffers[step.writes["target"]]
     rows = source[(slice(None),) * span.axis + (slice(span.source, span.source + span.count),)]
+    if target.ndim < source.ndim:
+        target = target[None]  # a row alone
     target[(slice(None),) * span.axis + (slice(span.target, span.target + span.count),)] = rows
 
 

@@ -80,8 +80,8 @@ class Runner:
         """
         self._check()
         results: list[Any] = []
-        if self._window.size > 1 and isinstance(frame, np.ndarray):
-            frame = frame.copy()  # it waits for others, and the caller may use its memory again
+        if self._window.size > 1:  # it waits for others, and the caller may use its memory again
+            frame = _copy(frame)
         self._submit(self._gatherer.push(frame), results)
         return results
 
@@ -147,3 +147,9 @@ class Runner:
         except BaseException as error:
             self._broken = str(error) or type(error).__name__
             raise
+
+
+def _copy(frame: Any) -> Any:
+    if isinstance(frame, dict):
+        return {name: _copy(part) for name, part in frame.items()}
+    return frame.copy() if isinstance(frame, np.ndarray) else frame

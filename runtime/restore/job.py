@@ -21,6 +21,7 @@ from vsr_trt.runtime.machine.shell import Hangup
 from vsr_trt.runtime.media.video_sink import VideoSink
 from vsr_trt.runtime.restore import read_ahead as beside
 from vsr_trt.runtime.restore import small_frames
+from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.restore.restorer import Restorer
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Form
@@ -41,6 +42,7 @@ class Job:
         overwrite: replace an existing output.
         fps: of a video made of pictures, None for 25; a Fraction is kept exactly, e.g. Fraction(30000, 1001). A
             video keeps its own times.
+        noise: recorded noise in place of what the family draws, an .npz file; see `runtime.restore.noise`.
     """
 
     input: Path
@@ -53,6 +55,7 @@ class Job:
     crf: int | None = None
     overwrite: bool = False
     fps: Fraction | float | None = None
+    noise: Path | None = None
 
 
 @dataclass
@@ -95,13 +98,14 @@ class TruncatedError(TruncatedInputError):
 @dataclass(frozen=True)
 class Watcher:
     """Called as the work proceeds: the source is open, networks are loaded, the way is clear, something takes
-    longer than one would think, a frame is written."""
+    longer than one would think, a frame is written, a phase goes on."""
 
     opened: Callable[[media.SourceInfo], None] = lambda info: None
     loaded: Callable[[float], None] = lambda seconds: None
     arranged: Callable[[Form], None] = lambda form: None
     noted: Callable[[str], None] = lambda sentence: None
     frame: Callable[[int], None] = lambda done: None
+    phase: Callable[[PhaseProgress], None] = lambda progress: None
 
 
 def restore(job: Job, watcher: Watcher | None = None) -> RestoreReport:
@@ -169,7 +173,7 @@ def _load_and_run(
     job: Job, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
 ) -> None:
     started = time.perf_counter()
-    with Restorer(job.bundle, job.settings) as restorer:
+    with Restorer(job.bundle, job.settings, noise=job.noise, progress=watcher.phase) as restorer:
         report.backend = restorer.backend
         report.load_seconds = time.perf_counter() - started
         watcher.loaded(report.load_seconds)

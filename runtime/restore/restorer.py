@@ -8,7 +8,7 @@ import time
 import warnings
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,8 @@ from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.errors import DeviceError, FrameError, InputError
 from vsr_trt.runtime.media import worked
+from vsr_trt.runtime.restore.noise import Drawn, Noise, Recorded, Wanted, purposes, seeds
+from vsr_trt.runtime.restore.progress import Meter, PhaseProgress
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.constants import constants
@@ -57,6 +59,9 @@ class Restorer:
             Frames that lie on the GPU are read after what was put on it; results that stay there are to
             be read on it. None: the application waits before `push`, and before it pushes more frames.
         changes: single settings by name, in place of those of `settings`, e.g. `slots=2`.
+        noise: recorded noise in place of what the family draws, see `runtime.restore.noise.Recorded`: the arrays by
+            name, or an .npz file of them. Its frames are those of one clip.
+        progress: is passed how far the phases of a clip are, of a family that has any.
         device_results: results stay on the GPU, with `__cuda_array_interface__` and `__dlpack__`; each is
             valid until the next frame is pushed, or the Restorer closed.
 
@@ -78,6 +83,8 @@ class Restorer:
         observer: Observer | None = None,
         stream: Any = None,
         device_results: bool = False,
+        noise: Mapping[str, np.ndarray] | str | Path | None = None,
+        progress: Callable[[PhaseProgress], None] | None = None,
         **changes: Any,
     ) -> None:
         started = time.perf_counter()
@@ -89,6 +96,11 @@ class Restorer:
         check_threads(settings.threads)
         self.slots = settings.slots
         self._options = Options.of(self.manifest, settings)
+        self._noise = _noise(self.manifest, self._options, noise)
+        self._wanted: tuple[
+            Wanted, ...
+        ] = ()  # noise that comes in with each frame of the part that is under way
+        self._pushed = 0  # frames of the clip
         self._largest = _largest_side(self.manifest)
         self._timeout, self._observer = timeout, observer
         self._busy = threading.Lock()
@@ -101,6 +113,8 @@ class Restorer:
         self._late: list[Any] = []  # results of a scene that `reset` ended
         self._prepared: tuple[int, int] | None = None
         self._parts = parts(self.manifest)
+        self._meter = Meter(progress, list(self.manifest.phases))
+        self._runs = 0  # of networks, in a window of the part that is under way
         self._rows: list[Any] = []  # what the first phase made of each frame so far
         self._rest: Iterator[list[Any]] | None = None  # results of a clip whose last phase is under way
         self._spent: Clock = defaultdict(float)  # seconds of a clip's stages, in all of its phases
@@ -117,7 +131,7 @@ class Restorer:
             device_results=device_results,
         )
         try:
-            self._files = opened.constants()
+            self._files = opened.constants(self._options)
         except BaseException:
             self._device.close()
             raise
@@ -195,7 +209,17 @@ class Restorer:
                 taken = worked.given(taken, shape, self.manifest)
             self._finish_clip()
             runner = self._prepare(height, width)
-            return self._first(self._taken_on(runner.push(taken)))
+            if not self._pushed and self._parts[0].phase is not None:
+                self._meter.begin(self._parts[0].phase, None)
+            row = self._with_noise({self._parts[0].takes[0]: taken}, self._pushed)
+            if len(row) > 1 and isinstance(taken, DeviceArray):
+                raise InputError(
+                    "noise is drawn on the CPU for each frame of this family; pass arrays of the CPU."
+                )
+            results = self._first(self._taken_on(runner.push(row if len(row) > 1 else taken)))
+            self._pushed += 1
+            self._meter.reach(self._pushed)
+            return results
 
     def flush(self) -> list[Frame]:
         """Returns the results that are still under way. More frames may be pushed afterwards.
@@ -227,6 +251,7 @@ class Restorer:
         with self._alone():
             self._size = None
             self._clip += 1
+            self._pushed = 0
             if self._runner is not None:
                 self._late += self._taken_on(self._runner.begin())
             if len(self._parts) > 1:
@@ -339,6 +364,8 @@ class Restorer:
         observer = _weakly(self._observe) if watched else None
         arranged.open(schedule, derive(schedule), known, observer)
         self._form = arranged.form
+        self._wanted = Wanted.of(self.manifest, schedule)
+        self._runs = sum(step.action == "network" for step in schedule.steps)
         self._loading += time.perf_counter() - started
 
         def finish(result: Any) -> Any:
@@ -374,6 +401,7 @@ class Restorer:
         """Takes a clip through its phases up to the last one, whose results then come as they are asked for."""
         if len(self._parts) == 1 or not self._rows:
             return
+        self._pushed = 0
         assert self._prepared is not None
         (height, width), frames = self._prepared, len(self._rows)
         rows, self._rows, self._runner = self._rows, [], None
@@ -397,15 +425,30 @@ class Restorer:
     def _through(self, part: Part, rows: list[Any], height: int, width: int) -> Iterator[list[Any]]:
         """A clip's rows through a phase, window by window."""
         size = part.window.frames or len(rows)
+        number = returned = 0
         whole = len(rows) // size * size if part.window.last == "short" else len(rows)
         for frames, some in ((size, rows[:whole]), (len(rows) - whole, rows[whole:])):
             if not some:
                 continue
             runner = self._open(part.of(frames), height, width)
+            if not number:
+                self._meter.begin(part.phase or "", -(-len(rows) // size) * self._runs)
             for row in some:
-                wanted = {name: row[name] for name in part.takes}
-                yield runner.push(wanted if len(wanted) > 1 else next(iter(wanted.values())))
-            yield runner.flush()
+                wanted = self._with_noise({name: row[name] for name in part.takes if name in row}, number)
+                results = runner.push(wanted if len(wanted) > 1 else next(iter(wanted.values())))
+                number += 1
+                returned += len(results)
+                self._meter.reach(returned // size * self._runs)
+                yield results
+            results = runner.flush()
+            returned += len(results)
+            self._meter.reach(-(-returned // size) * self._runs)
+            yield results
+
+    def _with_noise(self, row: dict[str, Any], frame: int) -> dict[str, Any]:
+        """A frame's row, with the noise that comes in with it."""
+        drawn = {w.name: self._noise.row(w.purpose, w.step, frame, w.shape) for w in self._wanted}
+        return {**row, **drawn}
 
     def _first(self, results: list[Any]) -> list[Any]:
         """Results, behind those of a scene that has ended."""
@@ -425,6 +468,8 @@ class Restorer:
         if span.action in _WORK:
             clock = self._clocks[span.frame] if len(self._parts) == 1 else self._spent
             clock[span.stage] += span.end - span.start
+            if span.action == "network":
+                self._meter.step()
         if self._observer is not None:
             self._observer(span)
 
@@ -462,6 +507,22 @@ class Restorer:
                 f"{frame.shape[1]}x{frame.shape[0]}; call reset() where a new clip begins."
             )
         self._size = frame.shape
+
+
+def _noise(
+    manifest: Manifest, options: Options, recorded: Mapping[str, np.ndarray] | str | Path | None
+) -> Noise:
+    """Where noise comes from.
+
+    Raises:
+        InputError: recorded noise that does not fit, or of a family that draws none.
+    """
+    if recorded is None:
+        return Drawn(seeds(manifest, options))
+    wanted = purposes(manifest, options)
+    if not wanted:
+        raise InputError("this family draws no noise; leave the recorded one out.")
+    return Recorded(Recorded.read(Path(recorded)) if isinstance(recorded, str | Path) else recorded, wanted)
 
 
 def _named(part: Part, row: Any) -> dict[str, np.ndarray]:

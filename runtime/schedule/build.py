@@ -17,22 +17,28 @@ from vsr_trt.runtime.schedule.tiling import tiles_of
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
 RESULT = "staged result"
 SCRATCH = "scratch"
+ROW = "[i]"  # ends the name of what is read row by row, one in each step of a loop
 ZEROS = "zeros of "  # begins the name of what a buffer that lives as long as the clip is at its beginning
 
 Sizes = dict[str, int]
 """Values of the symbolic sizes of a network."""
 
 
-def frame_sizes(manifest: Manifest, height: int, width: int, frames: int | None = None) -> Sizes:
+def frame_sizes(
+    manifest: Manifest, height: int, width: int, frames: int | None = None, options: Options | None = None
+) -> Sizes:
     """The symbolic sizes of frames (height, width, 3) that the networks are given: their own, and latents.
 
     Args:
         manifest: of the bundle.
         height, width: of those frames.
         frames: of a window; None for the manifest's.
+        options: which say how many steps a loop has; None for the defaults.
     """
     latents = FrameShape.of(manifest, height, width).latents
     sizes = {"n": 1, "f": manifest.window.size if frames is None else frames}
+    for loop in manifest.loops.values():
+        sizes["s"] = (options or Options()).steps(manifest, loop)
     return sizes | {"lr_h": height, "lr_w": width, "h": latents[0], "w": latents[1]}
 
 
@@ -75,7 +81,7 @@ def build(
         ValueError: no part was named, and the family has several.
     """
     part = only(manifest) if part is None else part
-    sizes = frame_sizes(manifest, height, width, part.frames)
+    sizes = frame_sizes(manifest, height, width, part.frames, options)
     draft = _Draft(manifest, part, sizes, options, slots, batches or {})
     draft.transfer_in()
     for loop, stages in groupby(part.stages, key=lambda stage: stage.loop):
@@ -107,22 +113,37 @@ class _Draft:
 
     def transfer_in(self) -> None:
         """The frame's way to the device, and the buffers that are there from the start."""
-        rows = {f"{name}[i]": loop for loop in self.manifest.loops.values() for name in loop.rows}
+        rows = {f"{name}{ROW}": loop for loop in self.manifest.loops.values() for name in loop.rows}
+        at_once = list[str]()  # what is uploaded here, and not in each step of a loop
         for tensor, buffer in self._operands("inputs"):
+            name = buffer.removesuffix(ROW)
+            numbered = [f"{name}[{index}]" for index in range(self._steps(rows.get(buffer)))]
             if buffer in self.part.takes:
                 self._declare(buffer, tensor, self.sizes, "slot")
-                self._takes.setdefault(buffer, self._port(f"staged {buffer}", buffer, tensor))
+                for taken in numbered or [buffer]:
+                    self._takes.setdefault(taken, self._port(f"staged {taken}", buffer, tensor))
+                at_once += [] if numbered or buffer in at_once else [buffer]
             elif buffer in self.manifest.inputs:
                 self._declare(buffer, tensor, self.sizes, "constant")
+            elif buffer in rows and name in self.manifest.inputs:
+                for row in numbered:
+                    self._declare(row, tensor, self.sizes, "constant")
             elif buffer in rows:
-                for index in range(rows[buffer].steps):
-                    name = f"{buffer.removesuffix('[i]')}[{index}]"
-                    self._declare(name, tensor, self.sizes, "constant")
+                self._declare(buffer, tensor, self.sizes, "slot")
+        order = {name: place for place, name in enumerate(self.part.takes)}
+        self._takes = dict(sorted(self._takes.items(), key=lambda item: order.get(item[0], len(order))))
         staged = {name: port.buffer for name, port in self._takes.items()}
         self._add(Step(RECEIVE, "receive", RECEIVE, {}, staged, RECEIVE))
-        for name, buffer in staged.items():
+        for name in at_once:
             step = UPLOAD if len(staged) == 1 else f"{UPLOAD} {name}"
-            self._add(Step(step, "upload", UPLOAD, {"source": buffer}, {"target": name}, UPLOAD))
+            self._upload(step, name, name)
+
+    def _upload(self, step: str, taken: str, target: str) -> None:
+        reads, writes = {"source": self._takes[taken].buffer}, {"target": target}
+        self._add(Step(step, "upload", UPLOAD, reads, writes, UPLOAD))
+
+    def _steps(self, loop: Loop | None) -> int:
+        return 0 if loop is None else self.options.steps(self.manifest, loop)
 
     def transfer_out(self) -> None:
         """The result's way back."""
@@ -143,16 +164,29 @@ class _Draft:
 
     def repeat(self, loop: Loop, body: Sequence[Stage]) -> None:
         """The body of a loop, step after step. What it writes alternates between two buffers."""
-        for index in range(loop.steps):
+        for index in range(self._steps(loop)):
             for read, written in loop.carries.items():
                 if index:
                     self._now[read] = self._now[written]
             self._index = index
-            self._now |= {f"{name}[i]": f"{name}[{index}]" for name in loop.rows}
+            for name in loop.rows:
+                self._row(name, index, body)
             self.run(body, loop)
         self._index = None
         for read in loop.carries:  # behind the loop it is again what it was before
             self._now.pop(read, None)
+
+    def _row(self, name: str, index: int, body: Sequence[Stage]) -> None:
+        """What the body reads as `name[i]` in a step: a constant's row, new noise, or a row of what was made."""
+        row = f"{name}{ROW}"
+        if row in self.part.takes:
+            self._upload(f"{UPLOAD} {name}[{index}]", f"{name}[{index}]", row)
+        elif name in self.manifest.inputs:
+            self._now[row] = f"{name}[{index}]"
+        elif readers := [stage for stage in body if row in stage.reads.values()]:
+            self._frames(
+                readers[0], f"row of {name}", self._now.get(name, name), row, FrameSpan(0, index, 0, 1)
+            )
 
     def run(self, stages: Sequence[Stage], loop: Loop | None = None) -> None:
         """Stages once, those with chunks chunk by chunk where the window is longer than those."""

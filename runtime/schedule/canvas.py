@@ -92,9 +92,10 @@ class FrameShape:
 
 def canvas_size(canvas: Canvas, height: int, width: int) -> tuple[int, int]:
     """Height and width of the canvas for a frame of a size, in pixels of the frame."""
+    more = 1 if canvas.ample else 0
     high, wide = (
-        least if side <= least else side + (canvas.offset - side) % canvas.multiple
-        for side, least in zip((height, width), canvas.least, strict=True)
+        least if side <= least else side + more + (offset - side - more) % canvas.multiple
+        for side, least, offset in zip((height, width), canvas.least, canvas.offset, strict=True)
     )
     return high, wide
 

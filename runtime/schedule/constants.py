@@ -28,7 +28,7 @@ def constants(
         files: the bundle's own, by name: `Bundle.constants`.
 
     Raises:
-        BundleError: a table has too few rows, or rows of another size.
+        BundleError: a constant has another shape, a table too few rows, or rows of another size.
     """
     found = {}
     for name, buffer in schedule.buffers.items():
@@ -43,6 +43,10 @@ def constants(
             array = np.full(buffer.shape, options.value(manifest, given.name), buffer.dtype)
         elif name in files:
             array = files[name]
+            if array.shape != buffer.shape:
+                raise BundleError(
+                    f"the constant {name} has the shape {array.shape}, expected {buffer.shape}. Build the bundle again."
+                )
         else:
             assert row is not None
             array = _row(files[row[1]], int(row[2]), row[1], buffer.shape)

@@ -191,6 +191,8 @@ def _span_fits(step: Step, sizes: Mapping[str, tuple[int, ...]]) -> bool:
     source, target = (
         sizes.get(side.get(name, ""), ()) for side, name in ((step.reads, "source"), (step.writes, "target"))
     )
+    if span.axis == 0 and span.count == 1 and len(target) == len(source) - 1:
+        target = (1, *target)
     if (
         not 0 <= span.axis < min(len(source), len(target))
         or span.count < 1

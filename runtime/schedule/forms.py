@@ -171,7 +171,7 @@ def _estimate(
             frames = [part.frames]
             if stage.chunks is not None:
                 frames = [span.frames for span in spans(manifest, stage.chunks, part.frames, options)]
-            sizes = frame_sizes(manifest, height, width, max(frames))
+            sizes = frame_sizes(manifest, height, width, max(frames), options)
             grid = tile_grid(manifest, stage.tiling, sizes, options) if stage.tiling else None
             if grid is not None:
                 sizes |= {"h": grid.height, "w": grid.width}

@@ -98,7 +98,7 @@ class FrameSpan:
     """Frames that are copied from buffer to buffer.
 
     Attributes:
-        axis: of both buffers, along which frames are counted.
+        axis: of both buffers, along which frames are counted. The target of a single row may lack it, if it is 0.
         source, target: the first one, in the one and in the other.
         count: how many.
     """

@@ -6,6 +6,7 @@ its own: what they hand on is kept, a row for each frame, between them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vsr_trt.runtime.bundle.manifest import Manifest, Stage, Window
@@ -22,7 +23,8 @@ class Part:
         stages: in order.
         window: the unit of work.
         frames: of the windows that are meant: of the window, or of a clip that goes through at once.
-        takes: buffers that come in with every window: the frame, or what earlier phases made.
+        takes: buffers that come in with every window: the frame, or what earlier phases made; and noise, as
+            `name[i]` where each step of a loop has its own.
         gives: buffers that are handed on, or the restored frames.
         last: whether those are the restored frames.
     """
@@ -49,9 +51,9 @@ def parts(manifest: Manifest, frames: int = 1) -> tuple[Part, ...]:
     """
     source = next(name for name, given in manifest.inputs.items() if given.source == "frame")
     if not manifest.phases:
-        window = manifest.window
+        window, takes = manifest.window, (source, *_noise(manifest, manifest.stages))
         return (
-            Part(None, manifest.stages, window, window.frames or frames, (source,), (manifest.output,), True),
+            Part(None, manifest.stages, window, window.frames or frames, takes, (manifest.output,), True),
         )
     found, made = list[Part](), list[str]()
     for number, (name, window) in enumerate(manifest.phases.items()):
@@ -65,12 +67,19 @@ def parts(manifest: Manifest, frames: int = 1) -> tuple[Part, ...]:
         }
         written = dict.fromkeys(buffer for stage in stages for buffer in stage.writes.values())
         reads = {read for stage in stages for read in stage.reads.values()}
-        takes = tuple(buffer for buffer in (source, *made) if buffer in reads)
+        takes = tuple(buffer for buffer in (source, *made) if buffer in reads) + _noise(manifest, stages)
         last = number == len(manifest.phases) - 1
         gives = (manifest.output,) if last else tuple(buffer for buffer in written if buffer in later)
         found.append(Part(name, stages, window, window.frames or frames, takes, gives, last))
         made += [buffer for buffer in gives if buffer not in made]
     return tuple(found)
+
+
+def _noise(manifest: Manifest, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The noise that stages read, in the order of the manifest."""
+    drawn = [name for name, given in manifest.inputs.items() if given.source == "noise"]
+    reads = {read for stage in stages for read in stage.reads.values()}
+    return tuple(read for name in drawn for read in (name, f"{name}[i]") if read in reads)
 
 
 def clip_frames(manifest: Manifest, frames: int | None) -> int:

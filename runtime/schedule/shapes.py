@@ -31,9 +31,11 @@ class StageShape:
     steps: int = 1
 
 
-def whole_sizes(manifest: Manifest, width: int, height: int, frames: int | None = None) -> dict[str, int]:
+def whole_sizes(
+    manifest: Manifest, width: int, height: int, frames: int | None = None, options: Options | None = None
+) -> dict[str, int]:
     """The symbolic sizes of a whole restored picture (width, height), in windows of so many frames."""
-    return frame_sizes(manifest, *FrameShape.of_result(manifest, width, height).given, frames)
+    return frame_sizes(manifest, *FrameShape.of_result(manifest, width, height).given, frames, options)
 
 
 def frame_shapes(
@@ -62,12 +64,12 @@ def frame_shapes(
     shapes = []
     for found in parts(manifest) if part is None else (part,):
         for stage in found.stages:
-            steps = manifest.loops[stage.loop].steps if stage.loop else 1
+            steps = options.steps(manifest, manifest.loops[stage.loop]) if stage.loop else 1
             lengths = [found.frames]
             if stage.chunks is not None:
                 lengths = [span.frames for span in spans(manifest, stage.chunks, found.frames, options)]
             for frames in dict.fromkeys(lengths):
-                whole = whole_sizes(manifest, width, height, frames)
+                whole = whole_sizes(manifest, width, height, frames, options)
                 grid = tile_grid(manifest, stage.tiling, whole, options) if stage.tiling else None
                 name = options.network(manifest, stage)
                 bounds = manifest.networks[name].bounds

@@ -11,7 +11,7 @@ def small() -> dict[str, Any]:
     bound = {"min": 1, "max": 4, "multiple_of": 1}
     source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
     return {
-        "schema_version": 4,
+        "schema_version": 5,
         "family": "dloral",
         "scale": 4,
         "precision": "fp32",
@@ -19,7 +19,8 @@ def small() -> dict[str, Any]:
             "least": [128, 128],
             "multiple": 16,
             "small": "enlarge",
-            "offset": 0,
+            "offset": [0, 0],
+            "ample": False,
             "border": None,
             "centred": False,
         },
@@ -73,8 +74,8 @@ def small() -> dict[str, Any]:
             }
         ],
         "inputs": {
-            "frame": {"source": "frame", "name": None},
-            "prompt": {"source": "file", "name": "prompt.npy"},
+            "frame": {"source": "frame", "name": None, "seed": None},
+            "prompt": {"source": "file", "name": "prompt.npy", "seed": None},
         },
         "output": "result",
         "prompt": {"text": "a", "file": "prompt.npy"},

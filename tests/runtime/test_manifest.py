@@ -16,10 +16,12 @@ from helpers.small_manifest import small
 
 from vsr_trt.runtime.bundle.checks import is_inside
 from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.manifest import SCHEMA_VERSION, Canvas
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.bundle.symbols import dimension, evaluate
 from vsr_trt.runtime.errors import BundleError
+from vsr_trt.runtime.schedule.canvas import canvas_size
 
 PUBLISHED = Path(__file__).parents[2] / "runtime" / "bundle" / "bundle.schema.json"
 
@@ -97,7 +99,7 @@ _GONE = object()
         (_set("stages/0/lane", "deliver"), "the lane 'deliver', which is the host's own"),
         (_set("canvas/least", [0, 1]), "canvas.least is 0"),
         (_set("canvas/least", [1]), "canvas.least has 1 values, expected 2"),
-        (_set("canvas/offset", 16), "canvas.offset is 16, expected 0 to 15"),
+        (_set("canvas/offset", [0, 16]), "canvas.offset is 16, expected 0 to 15"),
         (_set("canvas/border", 256), "canvas.border is 256, expected 0 to 255"),
         (_set("window/overlap", 1), "window.overlap is 1, expected 0 to 0"),
         (_set("stages/0/tiling", "latent"), "the tiling 'latent', which there is not"),
@@ -106,7 +108,7 @@ _GONE = object()
         (_set("clip", ["memory"]), "no stage writes 'memory'"),
         (_set("inputs/prompt", {"source": "frame"}), "exactly one input is the frame"),
         (_set("inputs/prompt", {"source": "option", "name": "x"}), "'x' is no option with a number"),
-        (_set("inputs/prompt", {"source": "file"}), "a file or option needs a name"),
+        (_set("inputs/prompt", {"source": "file"}), "a file, option or noise needs a name"),
         (_set("options", {"x": {"type": "number", "default": "a", "help": ""}}), "option x: its default 'a'"),
         (_set("options", {"x": {"type": "choice", "default": "a", "help": ""}}), "option x: its default 'a'"),
         (
@@ -141,10 +143,44 @@ def test_misfits_are_named(tmp_path: Path, change: Callable[[dict], None], messa
         read_manifest(write(tmp_path, data))
 
 
-@pytest.mark.parametrize("version", [0, 5, "1", None])
+@pytest.mark.parametrize("version", [0, 6, "1", None])
 def test_another_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 4.*vsr-build"):
+    with pytest.raises(BundleError, match=r"schema version .*this runtime reads versions 1 to 5.*vsr-build"):
         read_manifest(write(tmp_path, small() | {"schema_version": version}))
+
+
+def test_a_manifest_of_version_4_has_its_offset_on_both_sides(tmp_path: Path) -> None:
+    data = copy.deepcopy(small()) | {"schema_version": 4}
+    data["canvas"]["offset"] = 4
+    del data["canvas"]["ample"]
+    found = read_manifest(write(tmp_path, data))
+    assert (found.canvas.offset, found.schema_version) == ((4, 4), SCHEMA_VERSION)
+    data["canvas"]["offset"] = [4, 4]
+    with pytest.raises(BundleError, match="offset"):
+        read_manifest(
+            write(tmp_path, data | {"schema_version": 3, "canvas": data["canvas"] | {"offset": "4"}})
+        )
+
+
+@pytest.mark.parametrize(
+    ("frame", "canvas"),
+    [
+        ((1, 1), (180, 320)),
+        ((180, 320), (180, 320)),
+        ((181, 321), (196, 336)),
+        ((196, 336), (212, 352)),
+        ((195, 335), (196, 336)),
+        ((270, 480), (276, 496)),
+        ((180, 336), (180, 352)),
+    ],
+)
+def test_an_ample_canvas_is_larger_than_what_fits(frame: tuple[int, int], canvas: tuple[int, int]) -> None:
+    """Multiples of 64 in the result, 16 more in height: 1920x1080 goes onto 1984x1104."""
+    record = Canvas((180, 320), 16, offset=(4, 0), ample=True)
+    assert canvas_size(record, *frame) == canvas
+    least = canvas_size(dataclasses.replace(record, ample=False), *frame)
+    fits = all((side - offset) % 16 == 0 for side, offset in zip(frame, record.offset, strict=True))
+    assert (least == frame) == (fits and frame >= (180, 320))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])

@@ -19,7 +19,7 @@ from vsr_trt.build import main as build_main
 from vsr_trt.engines.tensorrt.shapes import Layout, Size, profiles
 from vsr_trt.runtime.bundle.checks import check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Chunks, Manifest, Stage, Window
+from vsr_trt.runtime.bundle.manifest import Chunks, Input, Manifest, Stage, Window
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.cli import main as cli
@@ -27,8 +27,11 @@ from vsr_trt.runtime.cuda import engines
 from vsr_trt.runtime.cuda.device import CudaDevice
 from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move, longest_first, newest_first
+from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.restore import restorer as restorer_module
+from vsr_trt.runtime.restore.noise import draw
+from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.restore.restorer import Restorer
 from vsr_trt.runtime.schedule import file
 from vsr_trt.runtime.schedule.build import build
@@ -50,9 +53,31 @@ def clip(size: tuple[int, int], count: int, seed: int = 3) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def by_hand(bundle: Bundle, frames: list[np.ndarray], window: int = 3) -> list[np.ndarray]:
+def noise_for(frames: list[np.ndarray], steps: int = 4, seed: int = 7) -> dict[str, np.ndarray]:
+    """What is drawn for a clip, in the arrays of a recording."""
+    h, w = (-(-max(least, side) // 8) * 4 for least, side in zip((64, 96), frames[0].shape[:2], strict=True))
+
+    def rows(name: str, step: int = 0) -> list[np.ndarray]:
+        return [draw(seed, name, step, frame, 4 * h * w).reshape(4, h, w) for frame in range(len(frames))]
+
+    return {
+        "noise_grain": np.stack(rows("grain")),
+        "noise_start": np.stack(rows("start"), axis=1),
+        "noise_step": np.stack([np.stack(rows("step", step), axis=1) for step in range(steps)]),
+    }
+
+
+def by_hand(
+    bundle: Bundle,
+    frames: list[np.ndarray],
+    window: int = 3,
+    table: tuple[str, int] = ("fast", 4),
+    noise: dict[str, np.ndarray] | None = None,
+) -> list[np.ndarray]:
     """What the family computes for frames that are not cut into tiles, written out step by step."""
     networks = CpuNetworks(bundle, threads=1)
+    sigmas = clip_family.SIGMAS[table]
+    noise = noise_for(frames, len(sigmas)) if noise is None else noise
 
     def run(name: str, **feeds: np.ndarray) -> list[np.ndarray]:
         networks.load(name)
@@ -65,8 +90,12 @@ def by_hand(bundle: Bundle, frames: list[np.ndarray], window: int = 3) -> list[n
         canvas = np.full((64, 96, 3), 255, np.uint8)
         canvas[top : top + height, left : left + width] = frame
         encoded.append(run("encode", frame=canvas[None]))
-    hint = np.concatenate([latent for latent, _ in encoded], axis=2)
-    x, last = run("start", latent=hint)
+    sampled = [
+        run("sample", latent=latent, noise=grain[None])[0]
+        for (latent, _), grain in zip(encoded, noise["noise_grain"], strict=True)
+    ]
+    hint = np.concatenate(sampled, axis=2)
+    x, last = run("start", latent=hint, noise=noise["noise_start"][None])
     count, overlap, longest = len(frames), window // 2, window * 1.25
     chunks = [(0, count)]
     if count > longest:
@@ -75,15 +104,18 @@ def by_hand(bundle: Bundle, frames: list[np.ndarray], window: int = 3) -> list[n
             chunks.append((start, count if start + longest >= count else start + window))
             if start + longest >= count:
                 break
-    for sigma in clip_family.SIGMAS:
+    for step, sigma in enumerate(sigmas):
         guesses = []
         for number, (start, end) in enumerate(chunks):
-            (guess,) = run("predict", x=x[:, :, start:end], hint=hint[:, :, start:end], sigma=sigma)
+            (guess,) = run(
+                "predict", x=x[:, :, start:end], hint=hint[:, :, start:end], sigma=sigma * np.float32(0.5)
+            )
             low = overlap // 2 if number else 0
             high = end - start - (0 if number == len(chunks) - 1 else overlap - overlap // 2)
             guesses.append(guess[:, :, low:high])
         guess = np.concatenate(guesses, axis=2)
-        (x,) = run("update", x=x, guess=guess, last=last, sigma=sigma)
+        each = noise["noise_step"][step] if step < len(noise["noise_step"]) else np.zeros_like(x[0])
+        (x,) = run("update", x=x, guess=guess, last=last, sigma=sigma, noise=each[None])
         last = guess
     results = []
     for start in range(0, count, 3):
@@ -121,6 +153,108 @@ def test_an_option_says_how_long_chunks_are(bundle: Bundle) -> None:
         found = list(restorer.restore(frames))
     assert_alike(found, by_hand(bundle, frames, window=6))
     assert np.abs(np.asarray(found).astype(int) - np.asarray(by_hand(bundle, frames))).max() > 1
+
+
+@pytest.mark.parametrize("table", [("fast", 4), ("normal", 1), ("normal", 3)])
+def test_options_choose_the_table_and_how_often_the_loop_runs(bundle: Bundle, table: tuple[str, int]) -> None:
+    frames = clip(SMALL, 4)
+    choices = {"solver": table[0], "steps": table[1]}
+    with Restorer(bundle.path, choices=choices, threads=1) as restorer:
+        assert_alike(list(restorer.restore(frames)), by_hand(bundle, frames, table=table))
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (
+            {"steps": 5},
+            r"solver=fast, steps=5: .* solver=normal with steps=1 to 3; solver=fast with steps=4\.",
+        ),
+        ({"solver": "normal"}, "solver=normal, steps=4: this bundle was not built for that"),
+        ({"steps": 0}, "steps is 0; expected a whole number from 1 to 100"),
+    ],
+)
+def test_a_table_that_the_bundle_lacks_is_refused(bundle: Bundle, choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Restorer(bundle.path, choices=choices)
+
+
+def test_noise_depends_on_the_seed_and_the_frame_alone(bundle: Bundle) -> None:
+    frames = clip(SMALL, 5)
+    with Restorer(bundle.path, choices={"seed": 8}, threads=1) as restorer:
+        other = list(restorer.restore(frames))
+        assert_alike(other, by_hand(bundle, frames, noise=noise_for(frames, seed=8)))
+        for frame in frames:  # a second clip begins with the noise of its first frame
+            restorer.push(frame)
+        np.testing.assert_array_equal(restorer.flush(), other)
+    assert np.abs(np.asarray(other).astype(int) - np.asarray(by_hand(bundle, frames))).max() > 1
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_recorded_noise_takes_the_place_of_drawn(bundle: Bundle, tmp_path: Path, last: bool) -> None:
+    frames, rng = clip(SMALL, 4), np.random.default_rng(0)
+    noise = {k: rng.standard_normal(v.shape, np.float32) for k, v in noise_for(frames).items()}
+    if not last:
+        noise["noise_step"] = noise["noise_step"][:-1]
+    expected = by_hand(bundle, frames, noise=noise)
+    with Restorer(bundle.path, noise=noise, threads=1) as restorer:
+        found = list(restorer.restore(frames))
+    assert_alike(found, expected)
+    np.savez(tmp_path / "noise.npz", **noise, other=np.zeros(3))
+    with Restorer(bundle.path, noise=tmp_path / "noise.npz", threads=1) as restorer:
+        np.testing.assert_array_equal(list(restorer.restore(frames)), found)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n: n.pop("noise_start"), "no array noise_start; it has noise_grain, noise_step"),
+        (lambda n: n.update(noise_step=n["noise_step"][:2]), "noise_step has 2 steps; expected 4, or 3"),
+        (lambda n: n.update(noise_start=n["noise_start"][:, :2]), "noise_start is for 2 frames"),
+        (
+            lambda n: n.update(noise_grain=n["noise_grain"][..., :3]),
+            r"noise_grain is \[4, 32, 3\] for a frame",
+        ),
+        (lambda n: n.update(noise_grain=n["noise_grain"].astype(int)), "expected floating point numbers"),
+        (lambda n: n.update(noise_start=n["noise_start"][0, 0, 0]), "frames along axis 1"),
+    ],
+)
+def test_recorded_noise_that_does_not_fit_is_refused(
+    bundle: Bundle, change: Callable[[dict[str, np.ndarray]], object], said: str
+) -> None:
+    frames = clip(SMALL, 4)
+    noise = noise_for(frames)
+    change(noise)
+    with pytest.raises(InputError, match=said), Restorer(bundle.path, noise=noise) as restorer:
+        list(restorer.restore(frames))
+
+
+def test_a_recording_that_is_none_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    for name, content in {"text.npz": b"no zip", "empty.npz": b"", "cut.npz": b"PK\x03\x04abc"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            Restorer(bundle.path, noise=tmp_path / name)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for name in ("one.npy", "none.npz"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            Restorer(bundle.path, noise=tmp_path / name)
+
+
+def test_how_far_each_phase_is_can_be_seen(bundle: Bundle) -> None:
+    told: list[PhaseProgress] = []
+    with Restorer(bundle.path, threads=1, progress=told.append) as restorer:
+        assert len(list(restorer.restore(clip(SMALL, 7)))) == 7
+    assert [now.phase for now in told] == sorted(
+        (now.phase for now in told), key=list(clip_family.PHASES).index
+    )
+    enter, sample, leave = (
+        [now for now in told if now.phase == phase] for phase in ("enter", "sample", "leave")
+    )
+    assert [now.done for now in enter if now.done] == sorted(now.done for now in enter if now.done)
+    assert enter[-1].done >= 7
+    runs = 2 + 4 * (6 + 1)  # features, start; in each step 6 chunks, and the update
+    assert (sample[0].done, sample[-1].done, {now.total for now in sample}) == (0, runs, {runs})
+    assert (leave[-1].done, leave[-1].total, leave[-1].number, leave[-1].phases) == (6, 6, 3, 3)
 
 
 def test_chunks_as_published(bundle: Bundle) -> None:
@@ -208,7 +342,9 @@ def test_memory_grows_with_the_clip_by_its_latents_alone(bundle: Bundle) -> None
 
     latents = 4 * 32 * 48 * 4
     steps = {bytes_of(frames + 2) - bytes_of(frames) for frames in (100, 200, 300)}
-    assert steps == {2 * latents * 7}  # latent, x, last, guess twice, refined twice
+    assert steps == {
+        2 * latents * 9
+    }  # hint, x, last, guess twice, refined twice, noise of the start, of a step
 
 
 def on(
@@ -266,7 +402,8 @@ def test_the_cuda_device_gives_the_same_bytes(
         np.testing.assert_array_equal(found, expected)
     assert_alike(found, expected)  # tiles are blended by other code, whose sums may round another way
     assert driver.live == []
-    each = [{"encode"}, {"start", "predict", "update"}, {"decode", "leave"}, {"decode", "leave"}]
+    middle = {"features", "start", "predict", "update"}
+    each = [{"encode", "sample"}, middle, {"decode", "leave"}, {"decode", "leave"}]
     assert loaded == each * 2  # only what the phase needs is on the device
 
 
@@ -281,6 +418,31 @@ def test_restore_as_typed(bundle: Bundle, tmp_path: Path, capsys: pytest.Capture
     assert set(report["stages"]) >= {"encode", "start", "predict", "update", "decode", "leave"}
     assert times(output) == times(tmp_path / "in.mkv")
     assert_alike(decoded(output), by_hand(bundle, decoded(tmp_path / "in.mkv"), window=4))
+
+
+def test_restore_with_recorded_noise_as_typed(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Clip(pts=(0, 512, 1024), size=(60, 40), codec="ffv1", options={}, pix_fmt="bgr0")
+    source.write(tmp_path / "in.mkv")
+    frames = decoded(tmp_path / "in.mkv")
+    rng = np.random.default_rng(2)
+    noise = {name: rng.standard_normal(array.shape, np.float32) for name, array in noise_for(frames).items()}
+    np.savez(tmp_path / "noise.npz", **noise)
+    typed = [
+        "restore",
+        str(tmp_path / "in.mkv"),
+        "-o",
+        str(tmp_path / "out.mkv"),
+        "--bundle",
+        str(bundle.path),
+    ]
+    typed += ["--codec", "ffv1", "--noise", str(tmp_path / "noise.npz")]
+    assert cli.main(typed) == 0
+    assert_alike(decoded(tmp_path / "out.mkv"), by_hand(bundle, frames, noise=noise))
+    assert cli.main([*typed[:-1], str(tmp_path / "gone.npz"), "--overwrite"]) == 2
+    assert "gone.npz cannot be read" in capsys.readouterr().err
+    assert_alike(decoded(tmp_path / "out.mkv"), by_hand(bundle, frames, noise=noise))  # as it was
 
 
 def test_plan_as_typed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,7 +493,7 @@ def test_schedules_and_doctor_as_typed(tmp_path: Path, capsys: pytest.CaptureFix
         "120x80-s2-leave-1f.json",
     ]
     schedule, _ = file.read(bundle.path / written[1]["file"])
-    assert schedule.takes.keys() == {"latent"}
+    assert list(schedule.takes) == ["hint", "begin", "each[0]", "each[1]", "each[2]", "each[3]"]
     assert not schedule.last
     assert build_main(typed[:4]) == 2
     assert cli.main(["doctor", "--bundle", str(bundle.path)]) == 0
@@ -358,12 +520,21 @@ def changed(manifest: Manifest, name: str, **values: Any) -> Manifest:
     return dataclasses.replace(manifest, stages=stages)
 
 
+def looped(manifest: Manifest, **changes: Any) -> Manifest:
+    loop = dataclasses.replace(manifest.loops["sampler"], **changes)
+    return dataclasses.replace(manifest, loops={"sampler": loop})
+
+
+def given(manifest: Manifest, name: str, value: Input) -> Manifest:
+    return dataclasses.replace(manifest, inputs=manifest.inputs | {name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda m: changed(m, "decode", phase=None), "each stage in one"),
         (lambda m: changed(m, "decode", phase="sample", chunks=None), None),
-        (lambda m: changed(m, "start", phase="leave"), "expected"),
+        (lambda m: changed(m, "start", phase="leave"), "stand together"),
         (lambda m: dataclasses.replace(m, phases=dict(reversed(m.phases.items()))), "of the phases"),
         (lambda m: dataclasses.replace(m, phases=m.phases | {"enter": Window(None)}), "same number"),
         (lambda m: dataclasses.replace(m, phases=m.phases | {"leave": Window(3, 1, "short")}), "overlap"),
@@ -378,6 +549,26 @@ def changed(manifest: Manifest, name: str, **values: Any) -> Manifest:
         (lambda m: dataclasses.replace(m, chunks={"near": Chunks("tone")}), "no option with a whole"),
         (lambda m: dataclasses.replace(m, chunks={"near": Chunks(4, 1.0)}), "overlap from 0"),
         (lambda m: dataclasses.replace(m, chunks={"near": Chunks(4, 0.5, 0.5)}), "stretch of 1"),
+        (lambda m: looped(m, steps="window"), None),
+        (lambda m: looped(m, steps="tone"), "'tone' is no option with a whole number from 1"),
+        (lambda m: looped(m, steps=0), "loops.sampler.steps is 0"),
+        (lambda m: looped(m, rows=("sigmas", "features", "each", "hint")), "no stage before the loop"),
+        (lambda m: looped(m, rows=("sigmas", "features", "each", "refined")), "no file holds 'refined'"),
+        (lambda m: given(m, "begin", Input("noise", "start", "window")), None),
+        (
+            lambda m: given(m, "begin", Input("noise", "start")),
+            "None is no option with a whole number from 0",
+        ),
+        (lambda m: given(m, "begin", Input("noise", seed="seed")), "noise needs a name"),
+        (lambda m: given(m, "sigmas", Input("file", "sigmas-fast-4.npy", "seed")), "noise has a seed"),
+        (
+            lambda m: given(m, "sigmas", Input("file", "sigmas-{tone}.npy")),
+            "'tone' is no option with choices",
+        ),
+        (lambda m: given(m, "sigmas", Input("file", "sigmas-{solver")), "expected '}'"),
+        (lambda m: given(m, "sigmas", Input("file", "{solver.__class__}")), "expected names of options"),
+        (lambda m: given(m, "sigmas", Input("file", "../{solver}")), "leaves the bundle"),
+        (lambda m: given(m, "sigmas", Input("file", "s-{solver}.npy")), "'s-fast.npy' is used but not among"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(
