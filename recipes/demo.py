@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from vsr_trt.recipes import SCRIPT
+from vsr_trt.recipes import SCRIPT, counts
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError, VsrError
 from vsr_trt.runtime.machine import shell
@@ -135,6 +135,7 @@ def full_size(
         sources = ["--sd", model.sd, "--checkpoint", model.checkpoint]
         options = ["--out", bundle, "--precision", precision, "--overwrite", "--json"]
         built = _run([build_script, "bundle", *sources, *options], capture=True)
+        stale = precision == "fp32" and not counts.is_current(bundle)
         console.rule("3. vsr restore")
         ran = _run(
             [
@@ -174,7 +175,12 @@ def full_size(
     write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_full_size(report, console)
     console.print(f"report: {escape(str(out / 'report.json'))}")
-    return 0
+    if stale:
+        console.print(
+            "[bold red]error:[/] vsr doctor estimates by other networks than these; write theirs down from a bundle that "
+            "was kept (--keep), as recipes/counts.py says"
+        )
+    return int(stale)
 
 
 def _full_size_engines(

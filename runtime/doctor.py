@@ -91,15 +91,21 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             opened.check_hashes(progress)
             if found.backend == "onnxruntime-cpu":
                 progress("this processor's rate")
-                found.cost = _cost(opened.manifest, found.vae)
+                found.cost = _cost(opened.manifest, found.vae, "this bundle")
         except VsrError as error:
             found.problems.append(str(error))
+    elif found.backend == "onnxruntime-cpu":
+        progress("this processor's rate")
+        for manifest in cost.published():  # of families with phases a frame has no cost of its own
+            if not manifest.phases and not found.cost:
+                whole = _vae(Bundle(Path(), manifest))
+                found.cost = _cost(manifest, whole, f"a bundle of {manifest.family}'s published weights")
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
         found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
     return found
 
 
-def _cost(manifest: Manifest, vae: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+def _cost(manifest: Manifest, vae: Mapping[str, Mapping[str, object]], of: str) -> dict[str, object]:
     rate = cost.processor_rate()
     if rate is None:
         return {}
@@ -109,6 +115,7 @@ def _cost(manifest: Manifest, vae: Mapping[str, Mapping[str, object]]) -> dict[s
         return {}
     sizes = {f"{width}x{height}": each for (width, height), each in costs.items()}
     return {
+        "of": of,
         "how": cost.HOW,
         "operations_per_second": rate,
         "sizes": {

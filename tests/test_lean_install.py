@@ -77,7 +77,9 @@ def test_a_wheel_holds_one_name_and_all_that_is_read(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"vsr_trt", "vsr_trt-0.1.0.dist-info"}
-    for data in (*ROOT.glob("*/**/*.schema.json"), *ROOT.glob("*/**/py.typed")):
+    for data in (
+        p for name in ("*.schema.json", "full_size.json", "py.typed") for p in ROOT.glob(f"*/**/{name}")
+    ):
         if ".venv" not in data.parts and "build" not in data.parts:
             assert f"vsr_trt/{data.relative_to(ROOT).as_posix()}" in names
 

@@ -171,7 +171,8 @@ class Options:
                 raise InputError(f"this bundle has no option {name!r}; it has {known}.")
             check_option(name, manifest.options[name], value)
         for given in manifest.inputs.values():
-            if given.source == "file" and self.file(manifest, given) not in manifest.files:
+            chosen = given.source == "file" and options_in(given.name or "")
+            if chosen and self.file(manifest, given) not in manifest.files:
                 raise InputError(_without_file(manifest, given, self))
         for tiling in dict.fromkeys((*self.tiles, *self.overlaps)):
             if tiling not in manifest.tilings:

@@ -241,7 +241,7 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
 
 def _print_cost(console: Console, cost: dict[str, Any]) -> None:
     """What a frame takes here, by size of the restored picture."""
-    table = Table(title="what a frame takes here, estimated", title_justify="left")
+    table = Table(title=f"what a frame takes here with {cost['of']}, estimated", title_justify="left")
     for column in ("size", "seconds", "memory", "TFLOP"):
         table.add_column(column, justify="left" if column == "size" else "right")
     for size, each in cost["sizes"].items():

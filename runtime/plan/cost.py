@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import dataclass
+from importlib.resources import files
 
 from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.reading import migrated
+from vsr_trt.runtime.bundle.records import parse
 from vsr_trt.runtime.machine.children import python_child
 from vsr_trt.runtime.machine.processor import available_cores
 from vsr_trt.runtime.plan import roofline
 
 HOW = "the networks' work at the rate of this processor's matrix products, measured now: at best"
+_PUBLISHED = "full_size.json"  # in the folder of a family
 _PATIENCE = 10.0  # seconds after which there is no estimate
 
 
@@ -65,3 +70,15 @@ def of(manifest: Manifest, rate: float) -> dict[tuple[int, int], Cost]:
     """
     work = {size: roofline.operations(manifest, *size) for size in roofline.SIZES}
     return {size: Cost(operations, operations / rate) for size, operations in work.items()}
+
+
+def published() -> list[Manifest]:
+    """What networks of the families' published sizes take: manifests of such bundles, which are not here.
+
+    Their files lie with the build side, as `recipes.counts` writes them; nothing is imported there.
+    """
+    folders = sorted((files("vsr_trt") / "export" / "families").iterdir(), key=lambda folder: folder.name)
+    found = [file for folder in folders if (file := folder / _PUBLISHED).is_file()]
+    return [
+        parse(Manifest, migrated(json.loads(file.read_text(encoding="utf-8"))), file.name) for file in found
+    ]

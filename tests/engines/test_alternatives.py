@@ -479,6 +479,7 @@ def test_full_size_ends_with_the_comparison(
         synthetic, "write_model", lambda *_, **__: argparse.Namespace(sd="SD", checkpoint="CKPT")
     )
     monkeypatch.setattr(showcase, "_full_size_engines", lambda *_: None)
+    monkeypatch.setattr(showcase.counts, "is_current", lambda bundle: True)
     script = Path("build.py")
     assert (
         showcase.full_size(script, tmp_path, 5, torch_frames, "fp32", False, Console(file=io.StringIO())) == 0

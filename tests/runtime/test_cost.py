@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vsr_trt.recipes import counts
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.cli.main import main
@@ -47,7 +48,7 @@ def test_it_is_a_table(
     monkeypatch.setattr(cost, "processor_rate", lambda: 123e9)
     assert main(["doctor", "--bundle", str(golden_bundle)]) == 0
     told = capsys.readouterr().out
-    assert "what a frame takes here, estimated" in told
+    assert "what a frame takes here with this bundle, estimated" in " ".join(told.split())
     assert "(123 GFLOP/s); measure with: vsr bench" in told
 
 
@@ -63,3 +64,35 @@ def test_without_a_rate_there_is_no_estimate(
 ) -> None:
     monkeypatch.setattr(cost, "processor_rate", lambda: None)
     assert found(golden_bundle, capsys) == {}
+
+
+def test_without_a_bundle_it_is_that_of_the_published_weights(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "processor_rate", lambda: 1e11)
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["cost"]
+    assert told["of"] == "a bundle of dloral's published weights"
+    assert list(told["sizes"]) == SIZES
+    for each in told["sizes"].values():
+        assert each["seconds"] == each["operations"] / 1e11
+        assert each["memory"] > 4.5e9  # the weights alone
+    assert main(["doctor"]) == 0
+    assert "with a bundle of dloral's published weights, estimated" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_published_sizes_are_those_of_the_model() -> None:
+    (manifest,) = [found for found in cost.published() if found.family == "dloral"]
+    assert manifest.networks["unet"].parameters == pytest.approx(866e6, rel=0.05)  # Stable Diffusion 2.1's
+    assert sum(entry.bytes for entry in manifest.files.values()) > 4e9
+    assert roofline.operations(manifest, 1280, 720) > 2 * roofline.operations(manifest, 512, 512)
+
+
+def test_other_networks_than_those_written_down_are_noticed(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not counts.is_current(golden_bundle)
+    monkeypatch.setattr(cost, "published", lambda: [counts.of_bundle(golden_bundle)])
+    assert counts.is_current(golden_bundle)
