@@ -177,8 +177,8 @@ def full_size(
     console.print(f"report: {escape(str(out / 'report.json'))}")
     if stale:
         console.print(
-            "[bold red]error:[/] vsr doctor estimates by other networks than these; write theirs down from a bundle that "
-            "was kept (--keep), as recipes/counts.py says"
+            "[bold red]error:[/] vsr doctor estimates by other networks than these; write theirs down from a bundle "
+            "that was kept (--keep), as recipes/counts.py says"
         )
     return int(stale)
 
