@@ -8,9 +8,10 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
+# Modules are compiled when they are imported first: most of the packages' never are, and all take longer than the rest
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[build,cpu,dev]"
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --editable ".[build,cpu,dev]"
 	@touch $(READY)
 
 demo: setup
@@ -35,7 +36,7 @@ wheel-test: setup
 	rm -rf build/dist build/fresh
 	$(BIN)/python -P -m build --outdir build/dist .
 	$(PYTHON) -m venv build/fresh
-	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls build/dist/*.whl)[cpu]"
+	build/fresh/bin/python -m pip install --no-compile --quiet --disable-pip-version-check "$$(ls build/dist/*.whl)[cpu]"
 	cd build/fresh && bin/vsr --version && bin/vsr --self-test
 	cd build/fresh && ! bin/python -c "import torch" 2>/dev/null
 
