@@ -12,7 +12,7 @@ import torch
 from helpers import captures
 from helpers.examples import examples
 from helpers.golden import GOLDEN, PROMPT, read_png
-from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu
+from helpers.gpu_hooks import pytest_terminal_summary, skip_without_gpu, why_no_torch
 from helpers.once import shared
 from hypothesis import settings
 
@@ -68,6 +68,13 @@ def _build(out: Path, precision: str) -> None:
     )
     with captures.kept(out.parent / "captures"):
         build(request)
+
+
+@pytest.fixture(scope="session")
+def torch_on_gpu() -> None:
+    """For tests of `gpu/` that compute with torch; the others need the driver alone."""
+    if (reason := why_no_torch()) is not None:
+        pytest.skip(f"not run: {reason}")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 
-_NOT_HERE = ("no CUDA driver", "no NVIDIA GPU", "torch is not installed", "CUDA sees no device")
+from vsr_trt.kernels.gated_topk.benchmark import GPU_FORMS
+
+_NOT_HERE = (
+    "no CUDA driver",
+    "no GPU that CUDA can use",
+    "cuda-python is missing",
+    "torch is a build without CUDA",
+)
 LEAST_PSNR = 35.0  # dB, of FP16 engines against FP32 on the CPU
+MOST_DIFFERENCE = 1e-3  # of the kernels' forms, relative; FP32 in another order, or TF32 products
 
 
 def ran_engines(result: Any) -> str | None:
@@ -50,7 +58,7 @@ def _failed(case: ElementTree.Element) -> bool:
 
 
 def ran_tests(result: Any) -> str | None:
-    """Of `read_tests`: tests were run, and none was left out for want of a driver or torch."""
+    """Of `read_tests`: tests were run, and none was left out for want of a driver or of torch with CUDA."""
     if not isinstance(result, dict) or not result.get("passed"):
         return "no test was run"
     wanting = [reason for reason in result["not_run"] if any(words in reason for words in _NOT_HERE)]
@@ -62,6 +70,17 @@ def all_hold(result: Any) -> str | None:
     found = result.get("checks", {}) if isinstance(result, dict) else {}
     wrong = [name for name, holds in found.items() if not holds]
     return f"not so: {', '.join(wrong)}" if wrong or not found else None
+
+
+def ran_kernels(result: Any) -> str | None:
+    """Of `vsr_trt.kernels bench --json`: both forms for a GPU were timed, and computed what the others do."""
+    rows = result.get("measured", []) if isinstance(result, dict) else []
+    forms = {row["form"] for row in rows}
+    if missing := [form for form in GPU_FORMS if form not in forms]:
+        return f"not measured: {', '.join(missing)}"
+    wrong = [row for row in rows if not row["difference"] <= MOST_DIFFERENCE]  # NaN is wrong, too
+    said = [f"{row['form']} at {row['height']}x{row['width']}: {row['difference']:.0e}" for row in wrong]
+    return f"another result, relative: {'; '.join(said)}" if said else None
 
 
 def compare_pictures(one: Path, other: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as markup
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 _STYLE = """
@@ -167,7 +168,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _plot(steps: Sequence[Mapping[str, Any]]) -> str:
     """Frames a second and latency of every bench; nothing before the first is done."""
     found = [(str(step["name"]), *measured(step["result"])) for step in steps]
-    found = [one for one in found if one[1] is not None or one[2] is not None]
+    return _drawn(tuple(one for one in found if one[1] is not None or one[2] is not None))
+
+
+@cache  # the page is written after every step, and few of them are measurements
+def _drawn(found: tuple[tuple[str, float | None, float | None], ...]) -> str:
     if not found:
         return ""
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,30 @@ from vsr_trt.recipes.acceptance.library import PORTABLE_TARGETS, Library
 
 SIZES = ("512x512", "1280x720", "1920x1080")
 SLOTS = (1, 2, 3)
-_MIDDLE = "1280x720"
 _MINUTE = 60.0
-_SOAK = 600  # seconds
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        sizes: of the restored picture, WIDTHxHEIGHT, the smallest first. The middle one is measured most, the last in
+            tiles.
+        soak: seconds without a break at the middle size.
+        seconds: for each mode of every other benchmark, at least.
+        latents: sizes HEIGHTxWIDTH of the kernels' benchmark; none for its own.
+    """
+
+    sizes: tuple[str, ...] = SIZES
+    soak: float = 600
+    seconds: float = 10
+    latents: tuple[str, ...] = ()
+
+    @property
+    def middle(self) -> str:
+        """The size that is measured most."""
+        return self.sizes[len(self.sizes) // 2]
 
 
 @dataclass(frozen=True)
@@ -45,124 +66,126 @@ class Task:
     program: tuple[str, ...] = ()
 
 
-def tasks(
-    build_script: Path, out: Path, library: Library, model: Mapping[str, Path], clips: Mapping[str, Path]
-) -> list[Task]:
-    """The steps.
+@dataclass(frozen=True)
+class Setting:
+    """What the commands are about.
 
-    Args:
-        build_script: path of build.py.
+    Attributes:
+        script: path of build.py.
         out: folder for everything.
         library: what compiles, and for what.
         model: `sd` and `checkpoint`, weights that were written before.
         clips: size -> a folder of frames that are restored to it.
+        extent: how much is measured.
     """
-    script, bundle = str(build_script), str(out / "bundle")
-    runtime = ("-m", "vsr_trt.runtime")
-    weights = ("--sd", str(model["sd"]), "--checkpoint", str(model["checkpoint"]))
-    frames = ("--frames", "2")
-    made = ("bundle", "calibrate", "engines")
+
+    script: Path
+    out: Path
+    library: Library
+    model: Mapping[str, Path]
+    clips: Mapping[str, Path]
+    extent: Extent = field(default_factory=Extent)
+
+    @property
+    def bundle(self) -> str:
+        """The bundle's folder."""
+        return str(self.out / "bundle")
+
+
+_RUNTIME = ("-m", "vsr_trt.runtime")
+_CALIBRATED = ("bundle", "calibrate")
+_MADE = (*_CALIBRATED, "engines")
+_FRAMES = ("--frames", "2")
+
+
+def tasks(of: Setting) -> list[Task]:
+    """The steps."""
+    script, extent = str(of.script), of.extent
+    weights = ("--sd", str(of.model["sd"]), "--checkpoint", str(of.model["checkpoint"]))
+    first, middle = extent.sizes[0], extent.middle
+    soak = f"{extent.soak / 60:g} minutes" if extent.soak >= _MINUTE else f"{extent.soak:g} seconds"
     return [
-        Task("doctor", (*runtime, "doctor", "--json"), limit=5 * _MINUTE),
+        Task("doctor", (*_RUNTIME, "doctor", "--json"), limit=5 * _MINUTE),
         Task(
             "device without TensorRT",
-            (str(build_script.parent / "tests" / "gpu" / "device_without_tensorrt.py"),),
+            (str(of.script.parent / "tests" / "gpu" / "device_without_tensorrt.py"),),
             check=checks.all_hold,
         ),
-        _tests("tests", out, ("tests/gpu",)),
-        Task("bundle", (script, "bundle", *weights, "--out", bundle, "--kernels", "--overwrite", "--json")),
+        _tests("tests", of, ("tests/gpu",)),
+        Task(
+            "bundle", (script, "bundle", *weights, "--out", of.bundle, "--kernels", "--overwrite", "--json")
+        ),
         Task(
             "calibrate",
-            (script, "calibrate", bundle, "--clip", str(clips[SIZES[0]]), *frames),
+            (script, "calibrate", of.bundle, "--clip", str(of.clips[first]), *_FRAMES),
             None,
             ("bundle",),
         ),
         # first: engines of the GPU's own target, and those that take most tiles at once, are preferred to others
-        *_portable(script, out, bundle, library),
-        *_tiles(script, out, bundle, library, 1, ("bundle", "calibrate")),
-        Task("engines", _engines(script, bundle, library), None, ("bundle", "calibrate"), limit=90 * _MINUTE),
+        *_portable(of),
+        *_tiles(of, 1, _CALIBRATED),
+        Task("engines", _engines(of, extent.sizes), None, _CALIBRATED, limit=90 * _MINUTE),
         *(
             Task(
                 f"verify {size}",
-                (script, "verify", bundle, "--clip", str(clips[size]), *frames, "--json"),
+                (script, "verify", of.bundle, "--clip", str(of.clips[size]), *_FRAMES, "--json"),
                 None,
-                made,
+                _MADE,
                 limit=60 * _MINUTE,
                 check=checks.ran_engines,
             )
-            for size in SIZES
+            for size in extent.sizes
         ),
-        *_pictures(out, bundle, library, clips[_MIDDLE], made),
-        *_starts(out, bundle, library, clips[SIZES[0]], made),
-        *(step for size in SIZES for step in _measured_and_predicted(out, bundle, library, size, made)),
+        *_pictures(of),
+        *_starts(of),
+        *(step for size in extent.sizes for step in _measured_and_predicted(of, size)),
         *(
-            _bench(
-                out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, slots {slots}", made, "--slots", str(slots)
-            )
+            _bench(of, middle, f"bench {middle}, slots {slots}", _MADE, "--slots", str(slots))
             for slots in SLOTS
         ),
-        _bench(
-            *(out, bundle, library, _MIDDLE, f"{_SOAK // 60} minutes at {_MIDDLE}", made),
-            *("--mode", "throughput", "--seconds", str(_SOAK)),
-        ),
-        *_tiles(script, out, bundle, library, 8, made),
+        _bench(of, middle, f"{soak} at {middle}", _MADE, "--mode", "throughput", seconds=extent.soak),
+        *_tiles(of, 8, _MADE),
         # last of the engines: it takes those of the attention out of the bundle
-        Task("attention as kernel", (*_engines(script, bundle, library), "--operator", "kernel"), None, made),
-        _bench(out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, kernel", ("attention as kernel",)),
-        _tests("machine code and PTX", out, ("tests/gpu/test_cubin_on_gpu.py",)),
-        Task(
-            "kernels",
-            ("-m", "vsr_trt.kernels", "bench", "--json", str(out / "kernel.json")),
-            out / "kernel.json",
-        ),
+        Task("attention as kernel", (*_engines(of, extent.sizes), "--operator", "kernel"), None, _MADE),
+        _bench(of, middle, f"bench {middle}, kernel", ("attention as kernel",)),
+        _tests("machine code and PTX", of, ("tests/gpu/test_cubin_on_gpu.py",)),
+        _kernels(of),
         _tests(
-            "memcheck", out, ("tests/gpu/test_kernel_on_gpu.py",), ("compute-sanitizer", "--tool", "memcheck")
+            "memcheck", of, ("tests/gpu/test_kernel_on_gpu.py",), ("compute-sanitizer", "--tool", "memcheck")
         ),
     ]
 
 
-def _portable(script: str, out: Path, bundle: str, library: Library) -> list[Task]:
+def _portable(of: Setting) -> list[Task]:
     """Engines that several generations run, to be compared with those of this one; where the library has such."""
-    if library.backend != "tensorrt_rtx" or library.target not in PORTABLE_TARGETS:
+    if of.library.backend != "tensorrt_rtx" or of.library.target not in PORTABLE_TARGETS:
         return []
-    build = (
-        script,
-        "engines",
-        bundle,
-        "--backend",
-        "tensorrt-rtx",
-        "--target",
-        "portable",
-        "--size",
-        _MIDDLE,
-    )
-    needs = ("bundle", "calibrate")
+    size = of.extent.middle
+    build = _engines(of, (size,), target="portable")
     return [
-        Task("engines, portable", (*build, "--json"), None, needs, limit=90 * _MINUTE),
-        _bench(out, bundle, library, _MIDDLE, f"bench {_MIDDLE}, portable", ("engines, portable",)),
+        Task("engines, portable", build, None, _CALIBRATED, limit=90 * _MINUTE),
+        _bench(of, size, f"bench {size}, portable", ("engines, portable",)),
     ]
 
 
-def _tiles(
-    script: str, out: Path, bundle: str, library: Library, count: int, needs: tuple[str, ...]
-) -> list[Task]:
+def _tiles(of: Setting, count: int, needs: tuple[str, ...]) -> list[Task]:
     """Engines that take so many tiles at once, and the size with most of them restored by those."""
-    words = f"{count} tile{'' if count == 1 else 's'} at once"
-    build = (*_engines(script, bundle, library, (SIZES[-1],)), "--batch", str(count))
+    words, size = f"{count} tile{'' if count == 1 else 's'} at once", of.extent.sizes[-1]
+    build = (*_engines(of, (size,)), "--batch", str(count))
     return [
         Task(f"engines, {words}", build, None, needs, limit=90 * _MINUTE),
-        _bench(out, bundle, library, SIZES[-1], f"bench {SIZES[-1]}, {words}", (f"engines, {words}",)),
+        _bench(of, size, f"bench {size}, {words}", (f"engines, {words}",)),
     ]
 
 
-def _engines(script: str, bundle: str, library: Library, of: Sequence[str] = SIZES) -> tuple[str, ...]:
-    sizes = [word for size in of for word in ("--size", size)]
-    backend = library.backend.replace("_", "-")
-    return (script, "engines", bundle, "--backend", backend, "--target", library.target, *sizes, "--json")
+def _engines(of: Setting, sizes: Sequence[str], target: str | None = None) -> tuple[str, ...]:
+    words = [word for size in sizes for word in ("--size", size)]
+    options = ("--backend", of.library.backend.replace("_", "-"), "--target", target or of.library.target)
+    return (str(of.script), "engines", of.bundle, *options, *words, "--json")
 
 
-def _tests(name: str, out: Path, what: Sequence[str], program: tuple[str, ...] = ()) -> Task:
-    report = out / f"{name}.xml"
+def _tests(name: str, of: Setting, what: Sequence[str], program: tuple[str, ...] = ()) -> Task:
+    report = of.out / f"{name}.xml"
     return Task(
         name,
         ("-m", "pytest", "-q", "-n0", *what, f"--junitxml={report}"),
@@ -173,16 +196,25 @@ def _tests(name: str, out: Path, what: Sequence[str], program: tuple[str, ...] =
     )
 
 
-def _pictures(out: Path, bundle: str, library: Library, clip: Path, made: tuple[str, ...]) -> list[Task]:
+def _kernels(of: Setting) -> Task:
+    file = of.out / "kernel.json"
+    sizes = [word for size in of.extent.latents for word in ("--size", size)]
+    seconds = ("--seconds", f"{min(of.extent.seconds, 3):g}")
+    arguments = ("-m", "vsr_trt.kernels", "bench", *sizes, *seconds, "--json", str(file))
+    return Task("kernels", arguments, file, check=checks.ran_kernels)
+
+
+def _pictures(of: Setting) -> list[Task]:
     """The same frame by the engines and on the CPU."""
-    ours, cpu = out / "pictures-gpu", out / "pictures-cpu"
-    by = {ours: library.backend, cpu: "onnxruntime-cpu"}
+    ours, cpu = of.out / "pictures-gpu", of.out / "pictures-cpu"
+    by = {ours: of.library.backend, cpu: "onnxruntime-cpu"}
+    size = of.extent.middle
     common = [
         Task(
-            f"restore {_MIDDLE} by {backend}",
-            (*_restore(clip, folder, bundle, backend), "--frames", "1"),
+            f"restore {size} by {backend}",
+            (*_restore(of, size, folder, backend), "--frames", "1"),
             None,
-            made,
+            _MADE,
         )
         for folder, backend in by.items()
     ]
@@ -193,16 +225,16 @@ def _pictures(out: Path, bundle: str, library: Library, clip: Path, made: tuple[
             last.name,
             last.arguments,
             None,
-            (*made, common[0].name),
+            (*_MADE, common[0].name),
             result=functools.partial(checks.compare_pictures, ours, cpu),
             check=checks.are_near,
         ),
     ]
 
 
-def _starts(out: Path, bundle: str, library: Library, clip: Path, made: tuple[str, ...]) -> list[Task]:
+def _starts(of: Setting) -> list[Task]:
     """A start without a cache of compiled kernels, with one, with one that is cut, and with one of nobody's."""
-    cache = out / "kernel-cache"
+    cache = of.out / "kernel-cache"
 
     def cut() -> None:
         for file in cache.glob("*"):
@@ -218,51 +250,40 @@ def _starts(out: Path, bundle: str, library: Library, clip: Path, made: tuple[st
         Task(
             f"start, {name}",
             (
-                *_restore(clip, out / f"start-{index}", bundle, library.backend),
+                *_restore(of, of.extent.sizes[0], of.out / f"start-{index}", of.library.backend),
                 *("--frames", "1", "--engine-cache", str(cache)),
             ),
             None,
-            made,
+            _MADE,
             before=before,
         )
         for index, (name, before) in enumerate(states.items())
     ]
 
 
-def _restore(clip: Path, output: Path, bundle: str, backend: str) -> tuple[str, ...]:
+def _restore(of: Setting, size: str, output: Path, backend: str) -> tuple[str, ...]:
     return (
-        *("-m", "vsr_trt.runtime", "restore", str(clip), "-o", str(output), "--bundle", bundle),
+        *(*_RUNTIME, "restore", str(of.clips[size]), "-o", str(output), "--bundle", of.bundle),
         *("--backend", backend, "--json"),
     )
 
 
 def _bench(
-    out: Path, bundle: str, library: Library, size: str, name: str, made: tuple[str, ...], *more: str
+    of: Setting, size: str, name: str, needs: tuple[str, ...], *more: str, seconds: float | None = None
 ) -> Task:
-    file = out / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-    arguments: tuple[str, ...] = ("-m", "vsr_trt.runtime", "bench", "--bundle", bundle, "--size", size)
-    arguments += ("--backend", library.backend, "--json", str(file), "--overwrite", *more)
-    return Task(name, arguments, file, made)
+    file = of.out / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+    bench = (*_RUNTIME, "bench", "--bundle", of.bundle, "--size", size, "--backend", of.library.backend)
+    during = ("--seconds", f"{of.extent.seconds if seconds is None else seconds:g}")
+    limit = 30 * _MINUTE + (seconds or 0)
+    return Task(name, (*bench, *during, *more, "--json", str(file), "--overwrite"), file, needs, limit)
 
 
-def _measured_and_predicted(
-    out: Path, bundle: str, library: Library, size: str, made: tuple[str, ...]
-) -> list[Task]:
+def _measured_and_predicted(of: Setting, size: str) -> list[Task]:
     """A bench, and next to it what the roofline says of this GPU, stage by stage; without, where it has no figures."""
-    bench = _bench(out, bundle, library, size, f"bench {size}", made)
-    if library.figures is None:
+    bench = _bench(of, size, f"bench {size}", _MADE)
+    if of.library.figures is None:
         return [bench]
-    plan = (
-        "-m",
-        "vsr_trt.runtime",
-        "plan",
-        "--bundle",
-        bundle,
-        "--size",
-        size,
-        "--roofline",
-        library.figures,
-    )
+    plan = (*_RUNTIME, "plan", "--bundle", of.bundle, "--size", size, "--roofline", of.library.figures)
     return [
         bench,
         Task(f"prediction {size}", (*plan, "--measured", str(bench.file), "--json"), None, (bench.name,)),

@@ -20,7 +20,7 @@ from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.acceptance import checks, cli
 from vsr_trt.recipes.acceptance.library import RTX_TARGETS, Library, library_for
 from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept, run_program
-from vsr_trt.recipes.acceptance.steps import SIZES, Task, tasks
+from vsr_trt.recipes.acceptance.steps import SIZES, Setting, Task, tasks
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.machine.gpu import Gpu
 from vsr_trt.runtime.plan.roofline.machines import _CALLED, MACHINES, called
@@ -36,7 +36,8 @@ RTX = Library("tensorrt_rtx", "sm_89", "rtx")
 
 def steps(out: Path, library: Library = RTX) -> list[Task]:
     model = {"sd": out / "sd", "checkpoint": out / "model.pkl"}
-    return tasks(SCRIPT, out, library, model, {size: out / f"input-{size}" for size in SIZES})
+    clips = {size: out / f"input-{size}" for size in SIZES}
+    return tasks(Setting(SCRIPT, out, library, model, clips))
 
 
 class Commands:

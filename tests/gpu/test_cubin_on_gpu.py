@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers.blending import picture
 from helpers.operands import exact_constants, random_constants
 
@@ -17,51 +15,52 @@ from vsr_trt.kernels import FoldedAttention, gated_topk_attention
 from vsr_trt.kernels.gpu import build, launch, store
 from vsr_trt.kernels.gpu.launch import DType
 from vsr_trt.kernels.gpu.targets import TARGETS
-
-
-def call(function: Any, *arguments: Any) -> Any:
-    """A driver call; its result, after its status."""
-    status, *results = function(*arguments)
-    assert int(status) == 0, f"{function.__name__}: {status.name}"
-    return results[0] if results else None
+from vsr_trt.runtime.cuda.driver import Context, Driver, Owned, bindings
+from vsr_trt.runtime.machine import gpu
 
 
 def launch_file(
     metadata: Path, kind: str, arrays: dict[str, np.ndarray], numbers: dict[str, int], **sizes: int
 ) -> dict[str, np.ndarray]:
     """One launch of the file `kind` (cubin or ptx), with arguments by name; the arrays as they are afterwards."""
-    from cuda.bindings import driver
-
+    driver = Driver(bindings())
     info = launch.read(metadata)
     content = json.loads(metadata.read_text())
-    version = call(driver.cuDriverGetVersion)
+    image = (metadata.parent / content["files"][kind]["name"]).read_bytes() + b"\0"
+    context, owned = Context(driver), Owned(driver)
+    version = driver.call("cuDriverGetVersion")
     info.check_driver((version // 1000, version % 1000 // 10))
-    tensors = {name: torch.from_numpy(array.copy()).cuda() for name, array in arrays.items()}
-    module = call(
-        driver.cuModuleLoadData, (metadata.parent / content["files"][kind]["name"]).read_bytes() + b"\0"
-    )
     try:
-        function = call(driver.cuModuleGetFunction, module, content["kernel"].encode())
-        values, types = [], []
-        for argument in content["arguments"]:
-            pointer = argument["type"] == "pointer"
-            values.append(tensors[argument["name"]].data_ptr() if pointer else numbers[argument["name"]])
-            types.append(ctypes.c_void_p if pointer else ctypes.c_int)
-        torch.cuda.synchronize()
-        call(
-            driver.cuLaunchKernel,
-            function,
-            *info.blocks(**numbers, **sizes),
-            *content["block"],
-            content["shared_memory"],
-            0,
-            (tuple(values), tuple(types)),
-            0,
-        )
-        torch.cuda.synchronize()
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        with context.current():
+            stream = owned.stream()
+            addresses = {name: owned.memory(array.nbytes) for name, array in arrays.items()}
+            for name, array in arrays.items():
+                driver.copy_in(addresses[name], np.ascontiguousarray(array), stream)
+            function = owned.function(image, content["kernel"])
+            values, types = [], []
+            for argument in content["arguments"]:
+                pointer = argument["type"] == "pointer"
+                values.append((addresses if pointer else numbers)[argument["name"]])
+                types.append(ctypes.c_void_p if pointer else ctypes.c_int)
+            driver.call(
+                "cuLaunchKernel",
+                function,
+                *info.blocks(**numbers, **sizes),
+                *content["block"],
+                content["shared_memory"],
+                stream,
+                (tuple(values), tuple(types)),
+                0,
+            )
+            results = {name: np.empty_like(array) for name, array in arrays.items()}
+            for name, array in results.items():
+                driver.call("cuMemcpyDtoHAsync", array.ctypes.data, addresses[name], array.nbytes, stream)
+            driver.call("cuStreamSynchronize", stream)
+            return results
     finally:
-        call(driver.cuModuleUnload, module)
+        with context.current():
+            owned.close()
+        context.close()
 
 
 def run(
@@ -92,9 +91,9 @@ def run(
 @pytest.fixture(scope="module")
 def target() -> str:
     """The GPU in the machine."""
-    torch.zeros(1, device="cuda")  # makes the context that the driver calls use
-    major, minor = torch.cuda.get_device_capability()
-    name = f"sm_{major}{minor}"
+    here = gpu.detect()
+    assert here is not None
+    name = here.capability
     if name not in TARGETS:
         pytest.skip(f"no kernel is compiled for {name}")
     return name

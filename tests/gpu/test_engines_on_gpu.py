@@ -84,6 +84,7 @@ def test_every_network_builds_runs_here_and_fills_the_timing_cache(
     assert list((tmp_path / "cache" / "timing").glob("*.cache"))
 
 
+@pytest.mark.usefixtures("torch_on_gpu")
 @pytest.mark.parametrize("network", ["unet", "vae_decoder", "warp", "cfr"])
 def test_an_engine_gives_what_onnxruntime_gives(
     library: CompilerLibrary, bundle: Path, tmp_path: Path, network: str
@@ -99,6 +100,7 @@ def test_an_engine_gives_what_onnxruntime_gives(
         assert np.abs(got[name] - expected).max() <= 2e-2 * np.abs(expected).max()
 
 
+@pytest.mark.usefixtures("torch_on_gpu")
 def test_a_stripped_plan_is_small_and_refits_to_the_same_results(
     library: CompilerLibrary, bundle: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from vsr_trt.kernels import FoldedAttention, gated_topk_attention
 from vsr_trt.kernels.gpu.build import KEYS, QUERIES, WARPS
 
+pytestmark = pytest.mark.usefixtures("torch_on_gpu")
+
 
 def launch(
     current: np.ndarray, previous: np.ndarray, folded: FoldedAttention, k: int | None = None

@@ -22,7 +22,7 @@ SIZES = ((1, 16, 16), (1, 64, 64), (2, 96, 96))  # of the profile: (N, h, w), le
 
 
 @pytest.fixture(scope="module", autouse=True)
-def target() -> str:
+def target(torch_on_gpu: None) -> str:
     """The GPU in the machine, with the plugins registered for it."""
     major, minor = torch.cuda.get_device_capability()
     name = f"sm_{major}{minor}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.fake_nvml import NVML, content
 from helpers.small_manifest import small
 
 from vsr_trt.runtime import doctor
@@ -154,56 +155,10 @@ def options(*arguments: object) -> argparse.Namespace:
     return parser.parse_args(["bench", *map(str, arguments)])
 
 
-NVML = {"sm": 1500, "max": 2000, "mem": 9000, "watts": 250, "heat": 60, "used": 5_000_000_000, "mask": 0}
-
-
 def install_nvml(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> dict[str, Any]:
     """Puts a fake pynvml in place; its answers may be changed afterwards. None: not supported."""
-    told = NVML | {"shutdowns": 0, "old": False, "driver_missing": False} | answers
+    told = NVML | answers
     library = types.ModuleType("pynvml")
-
-    class NVMLError(Exception):
-        pass
-
-    def tell(name: str, factor: int = 1) -> Callable[..., Any]:
-        def answer(*arguments: object) -> Any:
-            if told[name] is None:
-                raise NVMLError("Not Supported")
-            return told[name] * factor
-
-        return answer
-
-    def init() -> None:
-        if told["driver_missing"]:
-            raise NVMLError("NVML Shared Library Not Found")
-
-    def shutdown() -> None:
-        told["shutdowns"] += 1
-
-    def memory(gpu: object) -> Any:
-        return types.SimpleNamespace(used=tell("used")())
-
-    prefix = "nvmlClocksThrottleReason" if told["old"] else "nvmlClocksEventReason"
-    reasons = {
-        "GpuIdle": 1, "ApplicationsClocksSetting": 2, "UserDefinedClocks": 2, "SwPowerCap": 4, "SwThermalSlowdown": 32,
-        "None": 0, "All": 39,
-    }  # fmt: skip
-    content = {
-        "NVMLError": NVMLError, "nvmlInit": init, "nvmlShutdown": shutdown,
-        "NVML_CLOCK_SM": "sm", "NVML_CLOCK_MEM": "mem", "NVML_TEMPERATURE_GPU": 0,
-        "nvmlDeviceGetHandleByIndex": lambda index: ("index", index),
-        "nvmlDeviceGetHandleByPciBusId": lambda bus: ("bus", bus),
-        "nvmlDeviceGetName": lambda gpu: b"Fake 9000", "nvmlSystemGetDriverVersion": lambda: "600.1",
-        "nvmlDeviceGetClockInfo": lambda gpu, kind: tell(kind)(), "nvmlDeviceGetMaxClockInfo": tell("max"),
-        "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: 5, "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: 16,
-        "nvmlDeviceGetCurrPcieLinkGeneration": lambda gpu: 1, "nvmlDeviceGetCurrPcieLinkWidth": lambda gpu: 8,
-        "nvmlDeviceGetPowerUsage": tell("watts", 1000), "nvmlDeviceGetTemperature": tell("heat"),
-        "nvmlDeviceGetPerformanceState": lambda gpu: 0, "nvmlDeviceGetMemoryInfo": memory,
-        "nvmlDeviceGetCurrentClocksThrottleReasons": tell("mask"),
-    }  # fmt: skip
-    if not told["old"]:
-        content["nvmlDeviceGetCurrentClocksEventReasons"] = tell("mask")
-    for name, value in (content | {prefix + name: bit for name, bit in reasons.items()}).items():
-        setattr(library, name, value)
+    library.__dict__.update(content(told))
     monkeypatch.setitem(sys.modules, "pynvml", library)
     return told

@@ -20,8 +20,11 @@ def why_not() -> str | None:
         return f"cuda-python is missing ({error})"
     except RuntimeError:  # it finds no driver; cuda-python has no error of its own for that
         return "no CUDA driver"
-    if status != driver.CUresult.CUDA_SUCCESS:
-        return f"no GPU that CUDA can use ({status.name})"
+    return None if status == driver.CUresult.CUDA_SUCCESS else f"no GPU that CUDA can use ({status.name})"
+
+
+def why_no_torch() -> str | None:
+    """Why torch cannot compute on the GPU, None if it can."""
     import torch
 
     return None if torch.cuda.is_available() else "torch is a build without CUDA, or newer than the driver"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import processes
+from helpers import processes, stub_driver
 
 TESTS = Path(__file__).parents[1]
 MAKES = {
@@ -29,26 +28,7 @@ MAKES = {
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("NOT RUN: the stub driver needs a C compiler (cc, gcc or clang) and Linux")
-    pytest.importorskip("cuda.bindings.driver", reason="NOT RUN: cuda-python is not installed")
-    pytest.importorskip("tensorrt_rtx", reason="NOT RUN: TensorRT-RTX is not installed")
-    folder = tmp_path_factory.mktemp("stub")
-    source = TESTS / "data" / "stub" / "libcuda.c"
-    command = [
-        compiler,
-        "-std=c11",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-ffp-contract=off",
-    ]
-    subprocess.run([*command, "-o", folder / "libcuda.so.1", source], check=True)
-    return folder
+    return stub_driver.compiled(tmp_path_factory.mktemp("stub"))
 
 
 def through(stub: Path, folder: Path, graphs: str) -> tuple[dict, list[list[str]]]:
