@@ -7,10 +7,8 @@ memory during the runs, above what the process held before the first of them.
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.resource_tracker
 import os
 import platform
-import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from vsr_trt.kernels.errors import KernelError
 from vsr_trt.kernels.gated_topk.fold import AttentionWeights, fold
 from vsr_trt.kernels.gpu.build import is_available
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.cuda.driver import Driver, bindings
+from vsr_trt.runtime.machine.children import without_interrupts
 from vsr_trt.runtime.machine.gpu import detect
 
 HEADS, WIDTH, CHANNELS = 9, 64, 4  # of the published module
@@ -191,6 +191,9 @@ def measure(
         sizes: latents, (height, width).
         seconds: to time a form for, at least; three runs are the least, after one for warm-up.
         report: is passed the form and size that is measured next.
+
+    Raises:
+        KernelError: a form that cannot be run, or whose process ends before it is done.
     """
     context = multiprocessing.get_context("spawn")
     measured = []
@@ -198,8 +201,7 @@ def measure(
         expected: np.ndarray | None = None
         for form in available_forms():
             report(f"{form} at {height}x{width}")
-            with _pool(context) as pool:
-                times, memory, result = pool.apply(_measure_here, (form, height, width, seconds))
+            times, memory, result = _apart(context, form, height, width, seconds)
             added = result.astype(np.float64) - _latents(height, width)[0]
             expected = added if expected is None else expected
             difference = float(np.abs(added - expected).max() / np.abs(expected).max())
@@ -207,16 +209,34 @@ def measure(
     return measured
 
 
-def _pool(context: Any) -> Any:
-    """A process that a terminal's Ctrl-C does not reach: that is this process's business, which ends it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        return context.Pool(1)
-    multiprocessing.resource_tracker.ensure_running()  # started later, it would end what is begun here
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _apart(context: Any, form: str, *arguments: Any) -> tuple[list[float], int | None, np.ndarray]:
+    """`_measure_here` in a process of its own: a driver that aborts takes that one with it."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, form, *arguments), daemon=True)
+    with without_interrupts():
+        process.start()
+    theirs.close()  # so that reading ends where the process does
     try:
-        return context.Pool(1)
+        found = ours.recv()
+    except EOFError:
+        process.join()
+        found = f"its process ended with exit code {process.exitcode}."
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.terminate()
+        process.join()
+        ours.close()
+    if isinstance(found, str):
+        raise KernelError(f"{form} was not measured: {found}")
+    return found
+
+
+def _send(connection: Any, *arguments: Any) -> None:
+    try:
+        found: Any = _measure_here(*arguments)
+    except Exception as error:
+        # as text: not every library's error can be sent to another process
+        found = str(error) or type(error).__name__
+    connection.send(found)
 
 
 def _measure_here(form: str, height: int, width: int, seconds: float) -> tuple[list[float], int | None, Any]:
@@ -275,7 +295,6 @@ def _processor() -> str:
 
 def plan_memory(sizes: Sequence[tuple[int, int]]) -> list[int | str]:
     """Activation memory of a TensorRT-RTX plan of the function, in bytes for each size; or why there is none."""
-    from vsr_trt.kernels.errors import KernelError
     from vsr_trt.kernels.gated_topk.onnx_function import Chunking
     from vsr_trt.kernels.gated_topk.rtx_plan import activation_memory
 

@@ -99,7 +99,9 @@ def _do(step: Task, before: dict[str, Outcome], run: Run, console: Console) -> O
     wrong = _read(step, outcome, printed)
     if outcome.state == "failed" or wrong is not None:
         outcome.state = "failed"
-        outcome.said = [*(said + printed).splitlines()[-_KEPT_LINES:], *([wrong] if wrong else [])]
+        if outcome.result is None or step.result is not None:  # else what it printed is in the report already
+            said += printed
+        outcome.said = [*said.splitlines()[-_KEPT_LINES:], *([wrong] if wrong else [])]
         if outcome.seconds >= step.limit:
             outcome.said.append(f"it was ended after its limit of {step.limit:.0f} seconds")
         console.print(escape("\n".join(outcome.said)), highlight=False)

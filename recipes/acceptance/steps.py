@@ -128,7 +128,10 @@ def tasks(of: Setting) -> list[Task]:
         *(
             Task(
                 f"verify {size}",
-                (script, "verify", of.bundle, "--clip", str(of.clips[size]), *_FRAMES, "--json"),
+                (
+                    *(script, "verify", of.bundle, "--clip", str(of.clips[size]), *_FRAMES, "--json"),
+                    *("--report", str(of.out / f"verify-{size}")),  # one a size: none is written over
+                ),
                 None,
                 _MADE,
                 limit=60 * _MINUTE,

@@ -237,6 +237,20 @@ def test_every_command_is_understood(tmp_path: Path, library: Library) -> None:
         cli.check_command(Task("x", ("-m", "other")))
 
 
+def test_no_step_writes_over_anothers_result(tmp_path: Path) -> None:
+    """`verify`, for one, refuses to: all but the first failed."""
+    options = {"--report", "--json", "-o", "--junitxml"}
+    written = []
+    for step in steps(tmp_path):
+        pairs = zip(step.arguments, (*step.arguments[1:], ""), strict=True)
+        written += [value for option, value in pairs if option in options and not value.startswith("-")]
+        if "verify" in step.arguments:
+            assert "--report" in step.arguments
+    written = [name for name in written if name]
+    assert len(written) > 20
+    assert len(set(written)) == len(written)
+
+
 def test_a_dry_run_checks_them_and_runs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert build.main(["gpu-acceptance", "--dry-run", "--out", str(out)]) == 0

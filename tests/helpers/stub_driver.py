@@ -27,14 +27,14 @@ def compiled(folder: Path) -> Path:
     return folder
 
 
-def environment(driver: Path, store: Path, *, engines: str = "", device: str = "") -> dict[str, str]:
+def environment(driver: Path, store: Path) -> dict[str, str]:
     """Variables of a process whose children, and theirs, have the fake GPU.
+
+    VSR_STUB_FAULT and VSR_FAKE_FAULT put faults into it: see tests/data/stub/libcuda.c and `helpers.fake_library`.
 
     Args:
         driver: folder of the compiled driver.
         store: folder where plans and kernels are remembered by what they were made from.
-        engines: fault of all engines, see `helpers.fake_library`.
-        device: fault of the driver, see tests/data/stub/libcuda.c.
     """
     # first: the folder whose sitecustomize changes what is imported
     paths = [str(TESTS / "data" / "fake_gpu"), str(TESTS), *filter(None, sys.path)]
@@ -43,7 +43,5 @@ def environment(driver: Path, store: Path, *, engines: str = "", device: str = "
         "LD_LIBRARY_PATH": os.pathsep.join([str(driver), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
         "VSR_STUB_NAME": NAME,
         "VSR_STUB_MODULES": str(store / "kernels"),
-        "VSR_STUB_FAULT": device,
         "VSR_FAKE_STORE": str(store / "plans"),
-        "VSR_FAKE_FAULT": engines,
     }
