@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from vsr_trt.runtime.machine.gpu import detect
 
 HEADS, WIDTH, CHANNELS = 9, 64, 4  # of the published module
 _PACKAGES = ("numpy", "torch", "onnxruntime", "triton", "tensorrt-rtx-cu13")
+_GRACE = 5.0  # seconds that a process has to end by itself
 _PASSES = 20  # of many launches each, on a GPU
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = Path("/proc/self/clear_refs")
@@ -44,7 +44,8 @@ class Measurement:
         height, width: of the latents.
         seconds: of each timed run, in order; on a GPU of a launch, from passes of 100.
         memory: highest, above what was held before, in bytes; None where the system does not tell.
-        difference: from the dense module: the largest, over the largest value of what it adds to the latent.
+        difference: from the first form that was measured: the largest, over the largest value of what that adds to the
+            latent.
     """
 
     form: str
@@ -170,13 +171,21 @@ FORMS: dict[str, Callable[[int, int], Run]] = {
     "GPU engine": _engine,
 }
 GPU_FORMS = ("GPU kernel", "GPU engine")
+DENSE_FORMS = ("torch, dense", "torch, folded")
+MOST_DENSE = (
+    128 * 128
+)  # positions, whose scores those forms hold at once, several times over: 9.7 GB each time
 
 
-def available_forms() -> list[str]:
-    """The forms that can run here: those for a GPU need one that kernel or engine are compiled for."""
+def available_forms(height: int, width: int) -> list[str]:
+    """The forms that can run here: those for a GPU need one that kernel or engine are compiled for, those that hold all
+    scores at once a small latent."""
+    from vsr_trt.kernels.gated_topk.rtx_plan import builds_for
+
     here = detect()
-    able = {"GPU kernel": here is not None and here.capability in TARGETS and is_available()}
-    able["GPU engine"] = here is not None and find_spec("tensorrt_rtx") is not None
+    able = dict.fromkeys(DENSE_FORMS, height * width <= MOST_DENSE)
+    able["GPU kernel"] = here is not None and here.capability in TARGETS and is_available()
+    able["GPU engine"] = here is not None and builds_for(here.capability)
     return [form for form in FORMS if able.get(form, True)]
 
 
@@ -199,7 +208,7 @@ def measure(
     measured = []
     for height, width in sizes:
         expected: np.ndarray | None = None
-        for form in available_forms():
+        for form in available_forms(height, width):
             report(f"{form} at {height}x{width}")
             times, memory, result = _apart(context, form, height, width, seconds)
             added = result.astype(np.float64) - _latents(height, width)[0]
@@ -223,6 +232,8 @@ def _apart(context: Any, form: str, *arguments: Any) -> tuple[list[float], int |
         found = f"its process ended with exit code {process.exitcode}."
     finally:
         process.terminate()
+        process.join(_GRACE)
+        process.kill()  # one that waits for a GPU does not hear of anything else
         process.join()
         ours.close()
     if isinstance(found, str):

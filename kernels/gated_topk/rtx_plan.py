@@ -11,6 +11,15 @@ from vsr_trt.kernels.gated_topk.onnx_function import Chunking, DType, attention_
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
 
 
+def builds_for(capability: str) -> bool:
+    """Whether TensorRT-RTX is installed and builds for a compute capability, e.g. `sm_89`; not for data-centre GPUs."""
+    try:
+        import tensorrt_rtx as trt
+    except ImportError:
+        return False
+    return hasattr(trt.ComputeCapability, capability.replace("sm_", "SM"))
+
+
 def activation_memory(
     folded: FoldedAttention,
     height: int,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +19,7 @@ from vsr_trt.recipes.acceptance.library import Library, library_for
 from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept
 from vsr_trt.recipes.acceptance.steps import SIZES, Extent, Setting, Task, tasks
 from vsr_trt.recipes.demo import crop_clip, real_clip
+from vsr_trt.runtime import doctor
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import DeviceError, InputError, OutputError
 from vsr_trt.runtime.machine import gpu
@@ -35,6 +39,8 @@ examples:
   vsr-build gpu-acceptance --sizes 512x512 --soak 60 --seconds 3       # the same steps in less time
   vsr-build gpu-acceptance --sd SD --checkpoint model.pkl              # weights of your own; they are only read
 """
+STAND_IN = "VSR_TRT_STAND_IN"
+"""Variable that whoever stands in for a GPU sets: what does. The report says so, and that its figures are no GPU's."""
 _MOST_SECONDS = 24 * 3600
 _LARGEST = (640 * 4, 272 * 4)  # of the restored picture: the clip's frames, four times as wide and high
 
@@ -88,7 +94,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--latents",
         default="",
         metavar="HxW,...",
-        help="of the benchmark of the attention's forms (default: 64x64,96x96)",
+        help=f"of the benchmark of the attention's forms (default: {','.join(_WHOLE.latents)})",
     )
     add("--extra", action="store_true", help="print the extra to install for this GPU, and do no more")
     add(
@@ -136,7 +142,7 @@ def _extent(options: argparse.Namespace) -> Extent:
     for name in ("soak", "seconds"):
         if not 0 < getattr(options, name) <= _MOST_SECONDS:
             raise InputError(f"--{name}: expected a number above 0, {_MOST_SECONDS} at most.")
-    return Extent(tuple(sizes), options.soak, options.seconds, tuple(latents))
+    return Extent(tuple(sizes), options.soak, options.seconds, tuple(latents) or _WHOLE.latents)
 
 
 def _sides(size: str) -> tuple[int, int] | None:
@@ -179,6 +185,14 @@ def gpu_acceptance(
         0 where all passed, else 9.
     """
     weights = out / "weights"
+    about = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": doctor.own_version(),
+        "library": asdict(library),
+        "extent": asdict(extent),
+        "weights": "random, of full size" if model is None else "given",
+        "stand_in": os.environ.get(STAND_IN),
+    }
     try:
         make_room(out)
         clips = _clips(out, extent)
@@ -194,7 +208,8 @@ def gpu_acceptance(
             with console.status("writing…"):
                 written = write_model(weights, overwrite=True)
             model = {"sd": written.sd, "checkpoint": written.checkpoint}
-        return accept(tasks(Setting(build_script, out, library, model, clips, extent)), out, console)
+        steps = tasks(Setting(build_script, out, library, model, clips, extent))
+        return accept(steps, out, console, about=about)
     finally:
         for folder in (weights, out / "bundle", out / "kernel-cache"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as markup
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -13,31 +14,45 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; 
 table { border-collapse: collapse; margin: 1em 0; width: 100%; }
 th, td { text-align: left; padding: .3em .8em; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.notice { background: #fff3cd; border: 1px solid #d9a400; padding: .6em 1em; font-weight: 600; }
 .passed { color: #18794e; } .failed { color: #b4232a; font-weight: 600; } .not { color: #777; }
 pre { background: #f5f5f5; padding: .8em; overflow-x: auto; font-size: 13px; }
 svg { max-width: 100%; height: auto; }
 """
 _SLOWEST = 8
-_MACHINE = ("gpu", "driver", "backends", "system", "packages", "memory")
+_MACHINE = ("gpu", "system", "packages")
+_WEIGHTS = {
+    "random, of full size": "Networks are of full size with random weights: times and memory are those of trained "
+    "ones, pictures are not.",
+    "given": "Weights are the user's own; figures are those of networks of their size.",
+}
+_SOAK_POINTS = 600
 
 
-def html(steps: Sequence[Mapping[str, Any]], count: int) -> str:
+def html(steps: Sequence[Mapping[str, Any]], count: int, about: Mapping[str, Any] | None = None) -> str:
     """The page.
 
     Args:
         steps: outcomes of the steps that were done, as JSON has them.
         count: of all steps.
+        about: head of the report.
     """
+    about = about or {}
     states = [str(step["state"]) for step in steps]
     summary = ", ".join(f"{states.count(state)} {state}" for state in ("passed", "failed", "not run"))
     rest = "" if len(steps) == count else f" {count - len(steps)} steps are still to be done."
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>vsr-trt: GPU acceptance</title>",
         f"<style>{_STYLE}</style><h1>GPU acceptance</h1>",
-        f"<p>{summary} of {count}.{rest} Networks are of full size with random weights: times and memory are those of "
-        "trained ones, pictures are not.</p>",
-        _machine(steps),
+        _notice(about),
+        f"<p>{summary} of {count}.{rest} {_WEIGHTS.get(about.get('weights', ''), '')}</p>",
+        _machine(steps, about),
         _plot(steps),
+        _graphs(steps),
+        _memory(steps),
+        _state(steps),
+        _soak(steps),
+        _kernels(steps),
         _predictions(steps),
         _layers(steps),
         _steps(steps),
@@ -66,12 +81,157 @@ def measured(result: Any) -> tuple[float | None, float | None]:
     return fps, latency
 
 
-def _machine(steps: Sequence[Mapping[str, Any]]) -> str:
-    doctor = next((step["result"] for step in steps if step["name"] == "doctor"), None)
-    if not isinstance(doctor, dict):
+def undrawn(why: str) -> str:
+    """A page in place of one that could not be drawn."""
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>vsr-trt: GPU acceptance</title>"
+        f"<h1>GPU acceptance</h1><p>The page cannot be drawn ({markup.escape(why)}); the JSON next to it "
+        "has all of it.\n"
+    )
+
+
+def _notice(about: Mapping[str, Any]) -> str:
+    stand_in = about.get("stand_in")
+    if not stand_in:
         return ""
-    rows = [(name, _flat(doctor[name])) for name in _MACHINE if name in doctor]
-    return "<h2>Machine</h2>" + _table(("", ""), rows)
+    return (
+        f"<p class='notice'>No GPU was measured: {markup.escape(stand_in)} stood in for one. That the "
+        "steps pass shows that the commands work; times, memory and clocks are no GPU's.</p>"
+    )
+
+
+def _machine(steps: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+    """What `doctor` and NVML, which benchmarks ask, say of it."""
+    found = next((step["result"] for step in steps if step["name"] == "doctor"), None)
+    rows = (
+        [(name, _flat(found[name])) for name in _MACHINE if name in found] if isinstance(found, dict) else []
+    )
+    for _, result in _benches(steps):
+        environment = result.get("environment", {})
+        seen = environment.get("nvml")
+        if seen:
+            rows += [(name.replace("_", " "), _flat(value)) for name, value in seen["identity"].items()]
+        else:
+            rows.append(("NVML", environment.get("why_no_nvml", "")))
+        break
+    rows += [
+        (name, _flat(about[name])) for name in ("version", "library", "extent", "created") if name in about
+    ]
+    return "<h2>Machine</h2>" + _table(("", ""), rows) if rows else ""
+
+
+def _benches(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Names and reports of the benchmarks."""
+    return [
+        (str(step["name"]).removeprefix("bench "), step["result"])
+        for step in steps
+        if isinstance(step["result"], dict) and isinstance(step["result"].get("modes"), dict)
+    ]
+
+
+def _graphs(steps: Sequence[Mapping[str, Any]]) -> str:
+    """A frame's time with CUDA graphs, and without them, as it is when it is observed."""
+    rows = [
+        (
+            name,
+            title,
+            str(mode["slots"]),
+            f"{mode['latency']['summary']['median'] * 1e3:.1f}",
+            f"{mode['observed']['latency']['summary']['median'] * 1e3:.1f}",
+        )
+        for name, result in _benches(steps)
+        for title, mode in result["modes"].items()
+        if mode.get("observed") and mode.get("slots")
+    ]
+    heads = ("benchmark", "mode", "slots", "with graphs, ms", "step by step, with events around each, ms")
+    return "<h2>Graphs and slots: latency of a frame, median</h2>" + _table(heads, rows) if rows else ""
+
+
+def _memory(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What was planned, what contexts and graphs took besides, and what NVML saw of the whole GPU."""
+    rows = []
+    for name, result in _benches(steps):
+        seen = result.get("environment", {}).get("nvml") or {}
+        during = seen.get("during") or {}
+        for title, mode in result["modes"].items():
+            planned = mode.get("memory") or {}
+            rows.append(
+                (
+                    *(name, title),
+                    *(_megabytes(planned.get(part)) for part in ("buffers", "contexts", "pinned")),
+                    _megabytes((seen.get("before") or {}).get("memory_used")),
+                    _megabytes(during.get("memory_used")),
+                    _megabytes((seen.get("after") or {}).get("memory_used")),
+                )
+            )
+    ours = ("planned and allocated", "contexts and graphs", "pinned, of the host")
+    heads = ("benchmark", "mode", *ours, "GPU before", "at most", "after close")
+    return "<h2>Memory, MB</h2>" + _table(heads, rows) if rows else ""
+
+
+def _megabytes(count: Any) -> str:
+    return "" if count is None else f"{count / 1e6:.1f}"
+
+
+def _state(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Clocks, power and heat while it was measured, and what held the clocks down."""
+    rows = []
+    for name, result in _benches(steps):
+        during = (result.get("environment", {}).get("nvml") or {}).get("during")
+        if not during:
+            continue
+        ranges = [
+            f"{found['min']:.0f} / {found['mean']:.0f} / {found['max']:.0f}" if found else ""
+            for found in (during["sm_clock"], during["power"], during["temperature"])
+        ]
+        held = ", ".join(f"{reason} {share:.0%}" for reason, share in during["reasons"].items()) or "nothing"
+        rows.append((name, str(during["samples"]), *ranges, held))
+    heads = ("benchmark", "samples", "SM clock, MHz", "power, W", "degrees Celsius", "held the clocks down")
+    return "<h2>The GPU while it was measured: least / mean / most</h2>" + _table(heads, rows) if rows else ""
+
+
+def _soak(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Frames a second over the time of the longest benchmark of throughput."""
+    found = [
+        (name, tuple(result["modes"]["throughput"]["interval"]["samples"]))
+        for name, result in _benches(steps)
+        if result["modes"].get("throughput", {}).get("interval", {}).get("samples")
+    ]
+    if not found:
+        return ""
+    name, intervals = max(found, key=lambda one: sum(one[1]))
+    return _drawn_soak(name, intervals)
+
+
+@cache
+def _drawn_soak(name: str, intervals: tuple[float, ...]) -> str:
+    each = -(-len(intervals) // _SOAK_POINTS)
+    times, rates, passed = [], [], 0.0
+    for start in range(0, len(intervals), each):
+        part = intervals[start : start + each]
+        passed += sum(part)
+        times.append(passed)
+        rates.append(len(part) / sum(part) if sum(part) else 0.0)
+    figure = _figure(9, 2.6)
+    axes = figure.add_subplot()
+    axes.plot(times, rates, color="#3b6fb6", linewidth=1, marker="." if len(times) < 50 else "")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds")
+    axes.set_title(f"frames a second, {name}", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return "<h2>Without a break</h2>" + _svg(figure)
+
+
+def _kernels(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The attention's forms."""
+    rows = []
+    for step in steps:
+        found = step["result"].get("measured") if isinstance(step["result"], dict) else None
+        for row in found if isinstance(found, list) else ():
+            median = f"{statistics.median(row['seconds']) * 1e3:.3f}"
+            rows.append((row["form"], f"{row['height']}x{row['width']}", median, f"{row['difference']:.1e}"))
+    heads = ("form", "latents", "ms, median", "largest difference, relative")
+    return "<h2>The attention's forms</h2>" + _table(heads, rows) if rows else ""
 
 
 def _flat(value: Any) -> str:
@@ -175,11 +335,7 @@ def _plot(steps: Sequence[Mapping[str, Any]]) -> str:
 def _drawn(found: tuple[tuple[str, float | None, float | None], ...]) -> str:
     if not found:
         return ""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 0.35 * len(found)), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = _figure(9, 1.2 + 0.35 * len(found))
     names = [name.removeprefix("bench ") for name, _, _ in found]
     for place, title in ((1, "frames a second"), (2, "latency, ms (median)")):
         axes = figure.add_subplot(1, 2, place)
@@ -191,7 +347,20 @@ def _drawn(found: tuple[tuple[str, float | None, float | None], ...]) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         if place == 2:
             axes.set_yticklabels([])
+    return "<h2>Measured</h2>" + _svg(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure: Any) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
-    return "<h2>Measured</h2>" + text[text.index("<svg") :]
+    return text[text.index("<svg") :]

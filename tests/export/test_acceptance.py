@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from rich.console import Console
 from vsr_trt import build
 from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.acceptance import checks, cli
+from vsr_trt.recipes.acceptance import run as acceptance
 from vsr_trt.recipes.acceptance.library import RTX_TARGETS, Library, library_for
 from vsr_trt.recipes.acceptance.run import PAGE, REPORT, accept, run_program
 from vsr_trt.recipes.acceptance.steps import SIZES, Setting, Task, tasks
@@ -214,6 +217,21 @@ def test_there_is_nothing_personal_in_the_report(tmp_path: Path) -> None:
         assert "at OUT/x in ~/y" in text
 
 
+def test_the_users_name_is_not_in_it_wherever_it_is_a_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "zoe")
+    said = "in /tmp/pytest-of-zoe/a and /media/zoe/b; a zoetrope, tests/zoe2 stay"
+
+    class Telling(Commands):
+        def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
+            return 0, json.dumps({"psnr": [50], said: said}), ""
+
+    accept([Task("one", ("-c", ""))], tmp_path, Console(quiet=True), Telling())
+    clean = "in /tmp/pytest-of-USER/a and /media/USER/b; a zoetrope, tests/zoe2 stay"
+    assert report(tmp_path)["one"]["result"] == {"psnr": [50], clean: clean}
+
+
 def test_a_step_that_takes_too_long_is_ended() -> None:
     program = """
 import signal, sys, time
@@ -222,6 +240,79 @@ print("begun", flush=True)
 time.sleep(600)
 """
     assert run_program([sys.executable, "-c", program], 3.0) == (5, "begun\n", ""), "it could tidy up"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="NOT RUN: Windows has no groups of processes")
+def test_one_that_hears_of_nothing_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what waits for a GPU that hangs: it does not end, and what it started keeps its output open."""
+    monkeypatch.setattr(acceptance, "_GRACE", 1.0)
+    program = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(other.pid, flush=True)
+time.sleep(600)
+"""
+    code, printed, _ = run_program([sys.executable, "-c", program], 3.0)
+    assert code == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # whoever inherits it takes a moment to notice
+            os.kill(int(printed), 0)
+            time.sleep(0.05)
+
+
+def test_words_in_another_encoding_do_not_end_it() -> None:
+    program = "import sys; sys.stderr.buffer.write(b'caf\\xe9\\n'); print('done')"
+    assert run_program([sys.executable, "-c", program], 60.0) == (0, "done\n", "caf\ufffd\n")
+
+
+def test_a_check_that_breaks_fails_its_step_alone(tmp_path: Path) -> None:
+    def broken(result: object) -> str | None:
+        raise KeyError("psnr")
+
+    two = [Task("one", ("-c", "print(1)"), check=broken), Task("two", ("-c", "print(2)"))]
+    assert accept(two, tmp_path, Console(quiet=True)) == 9
+    found = report(tmp_path)
+    assert [step["state"] for step in found.values()] == ["failed", "passed"]
+    assert found["one"]["said"] == ["KeyError: 'psnr'"]
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> str:
+        raise ImportError("no matplotlib")
+
+    monkeypatch.setattr(acceptance.page, "html", broken)
+    assert accept([Task("one", ("-c", "print(1)"))], tmp_path, Console(quiet=True)) == 0
+    assert report(tmp_path)["one"]["result"] == 1
+    assert "ImportError: no matplotlib" in (tmp_path / PAGE).read_text()
+
+
+def test_the_sanitizers_errors_are_an_exit_code(tmp_path: Path) -> None:
+    """Without the option it has the program's, whatever it finds."""
+    (one,) = [step for step in steps(tmp_path) if step.name == "memcheck"]
+    assert one.program == ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
+
+
+def test_the_kernels_are_measured_at_three_sizes_and_must_be_right(tmp_path: Path) -> None:
+    rows = [
+        {"form": form, "height": 64, "width": 64, "difference": 1e-6} for form in ("GPU kernel", "GPU engine")
+    ]
+    (one,) = [step for step in steps(tmp_path) if step.name == "kernels"]
+    assert [word for word in one.arguments if "x" in word and word[0].isdigit()] == [
+        "64x64",
+        "96x96",
+        "135x240",
+    ]
+    assert one.check is not None
+    assert one.check({"measured": rows}) is None
+    assert one.check({"measured": rows[:1]}) == "not measured: GPU engine"
+    assert one.check({"measured": [rows[0], rows[1] | {"difference": float("nan")}]}) is not None
+    other = steps(tmp_path, Library("tensorrt", "this-gpu", "gpu"))  # TensorRT-RTX does not know its GPU
+    (one,) = [step for step in other if step.name == "kernels"]
+    assert one.check is not None
+    assert one.check({"measured": rows[:1]}) is None
 
 
 @pytest.mark.parametrize("library", [RTX, Library("tensorrt", "this-gpu", "gpu")])

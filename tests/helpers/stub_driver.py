@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from vsr_trt.recipes.acceptance.cli import STAND_IN
+
 TESTS = Path(__file__).parents[1]
+STANDS_IN = "a driver and a library of tests/, which compute on the CPU,"
 NAME = "NVIDIA GeForce RTX 4090"  # a GPU that the roofline has figures of
 _FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-ffp-contract=off")
 
@@ -42,6 +45,7 @@ def environment(driver: Path, store: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "LD_LIBRARY_PATH": os.pathsep.join([str(driver), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
         "VSR_STUB_NAME": NAME,
+        STAND_IN: STANDS_IN,
         "VSR_STUB_MODULES": str(store / "kernels"),
         "VSR_FAKE_STORE": str(store / "plans"),
     }

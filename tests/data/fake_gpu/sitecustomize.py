@@ -1,4 +1,4 @@
-"""Puts a fake GPU into every Python process that has this folder on its PYTHONPATH; see tests/helpers/fake_machine.py.
+"""Puts a fake GPU into every Python process that has this folder on its PYTHONPATH; see tests/helpers/stub_driver.py.
 
 What Python runs at its start by this name elsewhere on the path still runs.
 """

@@ -1,18 +1,21 @@
 /* A CUDA driver without a GPU: memory is the host's, copies are done at once, and kernels by name.
  *
- * Compiled by tests/helpers/stub.py and loaded by the real cuda-python in place of libcuda.so.1, so that every call of a
- * frame passes the real binary interface with its arguments. From the environment, all of it optional:
+ * Compiled by tests/helpers/stub_driver.py and loaded by the real cuda-python in place of libcuda.so.1, so that every
+ * call of a frame passes the real binary interface with its arguments. From the environment, all of it optional:
  *   VSR_STUB_LOG      file for each call; one process writes it
  *   VSR_STUB_NAME     of the GPU
  *   VSR_STUB_MODULES  folder that says what compiled kernels compute: a file for each, named by its hash, which holds its
- *                     target, fp32 or fp16, and top_k or all (helpers/compiled.py); what is not there is no machine code
- *   VSR_STUB_FAULT    "leak": memory that is given back stays taken; "cubin": no machine code is taken
+ *                     target, fp32 or fp16, and top_k or all (`keep_kernels` of
+ *                     tests/helpers/fake_library.py); what is not there is no machine code
+ *   VSR_STUB_FAULT    "leak": memory that is given back stays taken; "cubin": no machine code is taken;
+ *                     "hang": work that is not a copy never ends, and its process hears of no signal but SIGKILL
  */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef uint64_t u64;
 enum { OK = 0, INVALID = 1, NOT_FOUND = 500 };
@@ -59,6 +62,7 @@ static void copy_box(const Box *box) {
 }
 
 static void perform(const Work *work) {
+    while ((work->kind == CALL || work->kind == LAUNCH) && fault("hang")) pause();
     if (work->kind == COPY) memcpy(work->to, work->from, work->bytes);
     if (work->kind == BOX) copy_box(&work->box);
     if (work->kind == LAUNCH) launch(work->function, work->values);
