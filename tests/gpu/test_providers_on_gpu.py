@@ -20,7 +20,7 @@ from vsr_trt.runtime.onnxruntime.providers import CUDA, PROVIDERS, TENSORRT, is_
 TOLERANCE = dict.fromkeys(PROVIDERS, 5e-3) | {CUDA: 1e-5}
 
 
-@pytest.fixture(params=list(PROVIDERS))
+@pytest.fixture(params=list(PROVIDERS), scope="session")  # so that no bundle is built before it is looked for
 def backend(request: Any) -> str:
     if not is_available(onnxruntime, request.param):
         pytest.skip(f"not run: {PROVIDERS[request.param].name} is not installed")
