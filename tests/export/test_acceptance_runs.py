@@ -245,7 +245,7 @@ def test_ctrl_c_leaves_a_report_and_no_process(tmp_path: Path, monkeypatch: pyte
 
 # Tests of tests/gpu that need a GPU's speed: bundles and engines of the golden model, 40 frames and more of each.
 TOO_SLOW = ("test_runtime_on_gpu.py", "test_engines_on_gpu.py")
-SIZES = ("512x512", "640x512")
+SIZES = ("256x256", "320x256")
 
 
 @pytest.mark.thorough

@@ -21,7 +21,9 @@ from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP
 from vsr_trt.runtime.errors import EngineError
 
 
-@pytest.fixture(scope="session")  # of the widest scope: where it is not installed, no bundle is built for nothing
+@pytest.fixture(
+    scope="session"
+)  # of the widest scope: where it is not installed, no bundle is built for nothing
 def library() -> CompilerLibrary:
     try:
         return load("tensorrt")
