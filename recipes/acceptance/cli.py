@@ -185,7 +185,9 @@ def gpu_acceptance(
         0 where all passed, else 9.
     """
     weights = out / "weights"
+    found = gpu.detect()
     about = {
+        "device": asdict(found) if found is not None else None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": doctor.own_version(),
         "library": asdict(library),

@@ -114,6 +114,9 @@ def _machine(steps: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> st
         else:
             rows.append(("NVML", environment.get("why_no_nvml", "")))
         break
+    if isinstance(device := about.get("device"), dict):
+        rows.append(("memory, GB", f"{device['memory'] / 1e9:.1f}"))
+        rows.append(("CUDA, of the driver", str(device["driver"])))
     rows += [
         (name, _flat(about[name])) for name in ("version", "library", "extent", "created") if name in about
     ]
@@ -236,7 +239,7 @@ def _kernels(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
+        return "; ".join(f"{name} {_flat(inner)}" for name, inner in value.items() if inner is not None)
     return ", ".join(map(_flat, value)) if isinstance(value, list) else str(value)
 
 

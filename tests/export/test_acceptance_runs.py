@@ -238,6 +238,8 @@ def test_ctrl_c_leaves_a_report_and_no_process(tmp_path: Path, monkeypatch: pyte
         assert process.wait(60) == 130
     assert states(report(out)) == {"doctor": "passed"}
     content = json.loads((out / REPORT).read_text())
+    assert content["about"]["device"]["memory"] == 24 << 30
+    assert "<td>memory, GB</td><td class='number'>25.8</td>" in (out / PAGE).read_text()
     assert f"{content['steps'] - 1} steps are still to be done" in (out / PAGE).read_text()
     assert left_behind(tmp_path) == []
     assert weights.exists(), "weights of the user's stay"
