@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from vsr_trt.runtime import doctor
 
@@ -24,6 +25,16 @@ IMPORTED = {
     "nvidia-ml-py": "pynvml",
 }
 RUN = ("cpu", "gpu", "rtx", "ort-gpu", "pycuda")
+
+
+def test_tensorrt_is_one_that_takes_our_graphs() -> None:
+    """ONNX's Attention is parsed from 10.14 on, functions that a plugin may take the place of from 10.15 on."""
+    for extra, package in (("gpu", "tensorrt"), ("dev", "tensorrt-cu13-bindings")):
+        (text,) = [
+            found for found in PROJECT["optional-dependencies"][extra] if found.startswith(f"{package}>")
+        ]
+        assert "10.14.9" not in Requirement(text).specifier
+        assert "10.15.1" in Requirement(text).specifier
 
 
 def test_all_sides_have_an_extra() -> None:

@@ -354,6 +354,16 @@ def test_another_size_takes_the_place_of_the_first(bundle: Bundle) -> None:
     assert gpu.driver.live == []
 
 
+def test_no_context_marks_its_layers_for_a_profiler(bundle: Bundle) -> None:
+    """Ranges around every layer cost the host time in every frame."""
+    gpu = Gpu(bundle, SMALL, 1)
+    run(gpu.open(), clip(SMALL, 1))
+    contexts = [found for found in gpu.trt.objects if hasattr(found, "execute_async_v3")]
+    assert contexts
+    assert all(found.nvtx_verbosity == gpu.trt.ProfilingVerbosity.NONE for found in contexts)
+    gpu.device.close()
+
+
 def test_two_devices_share_weights(bundle: Bundle) -> None:
     one = Gpu(bundle)
     one.open()
