@@ -48,7 +48,7 @@ def test_the_kernel_is_launched_many_times_between_two_events() -> None:
     before = len(driver.calls)
     assert form.seconds() >= 0
     names = driver.names()[before:]
-    assert names.count("cuLaunchKernel") == LAUNCHES
+    assert names.count("cuLaunchKernel") == LAUNCHES >= 100
     records = [index for index, name in enumerate(names) if name == "cuEventRecord"]
     launches = [index for index, name in enumerate(names) if name == "cuLaunchKernel"]
     assert records[0] < launches[0]

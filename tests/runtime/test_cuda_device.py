@@ -354,6 +354,16 @@ def test_another_size_takes_the_place_of_the_first(bundle: Bundle) -> None:
     assert gpu.driver.live == []
 
 
+def test_nothing_waits_for_the_whole_context(bundle: Bundle) -> None:
+    """What does is forbidden while anyone in the process captures a graph, and spoils that one's capture."""
+    gpu = Gpu(bundle, SMALL, 2)
+    run(gpu.open(), clip(SMALL, 3))
+    gpu.device.close()
+    waiting = {name for name in SYNCHRONISING if not name.startswith(("cuStream", "cuEvent"))}
+    assert "cuCtxSynchronize" in waiting
+    assert not waiting & set(gpu.driver.names())
+
+
 def test_no_context_marks_its_layers_for_a_profiler(bundle: Bundle) -> None:
     """Ranges around every layer cost the host time in every frame."""
     gpu = Gpu(bundle, SMALL, 1)
