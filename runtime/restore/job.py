@@ -12,19 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from vsr_trt.runtime import media
-from vsr_trt.runtime.bundle.options import Settings
+from vsr_trt.runtime import backends, media
+from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.errors import OutputError, TruncatedInputError, VsrError
 from vsr_trt.runtime.machine.memory import peak_bytes
 from vsr_trt.runtime.machine.shell import Hangup
 from vsr_trt.runtime.media.video_sink import VideoSink
+from vsr_trt.runtime.restore import fit, small_frames
 from vsr_trt.runtime.restore import read_ahead as beside
-from vsr_trt.runtime.restore import small_frames
 from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.restore.restorer import Restorer
 from vsr_trt.runtime.schedule import forms
-from vsr_trt.runtime.schedule.forms import Form
+from vsr_trt.runtime.schedule.forms import Available, Form
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def _load_and_run(
     job: Job, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
 ) -> None:
     started = time.perf_counter()
+    _refuse_what_does_not_fit(job, source.info)
     with Restorer(job.bundle, job.settings, noise=job.noise, progress=watcher.phase) as restorer:
         report.backend = restorer.backend
         report.load_seconds = time.perf_counter() - started
@@ -181,6 +183,16 @@ def _load_and_run(
             report.notes.append(note)
             watcher.noted(note)
         _run(restorer, source, sink, report, watcher)
+
+
+def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo) -> None:
+    """A clip whose frames are in memory together, as far as its length is known; on the CPU."""
+    bundle = Bundle.open(job.bundle)
+    backend, _ = backends.choose_backend(job.settings.backend, bundle)
+    if bundle.manifest.phases and info.frame_count is not None and backend not in backends.ENGINES:
+        options, available = Options.of(bundle.manifest, job.settings), Available.of(job.settings.memory)
+        frames = info.frame_count if job.frames is None else min(job.frames, info.frame_count)
+        fit.check(bundle, info.height, info.width, frames, options, available)
 
 
 def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media.Sink) -> Iterator[str]:

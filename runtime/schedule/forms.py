@@ -27,7 +27,8 @@ from vsr_trt.runtime.schedule.parts import Part, parts, spans
 
 WHOLE, IN_STRIPS = "cpu", "cpu_strips"
 """Forms of a network's graphs on the CPU."""
-_OWN = 450_000_000  # bytes of Python, of the libraries, and of what networks work in that are none on whole pictures
+OWN = 450_000_000
+"""Bytes of Python, of the libraries, and of what networks work in that are none on whole pictures."""
 _OLD = "the bundle was built before there were strips; build it again to have them"
 
 
@@ -155,7 +156,7 @@ def estimate(
         for found in (parts(manifest) if part is None else (part,))
     ]
     known = [need for need in needs if need is not None]
-    return _OWN + weights(manifest, options.networks(manifest)) + max(known) if known else None
+    return OWN + weights(manifest, options.networks(manifest)) + max(known) if known else None
 
 
 def _estimate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move, longest_first, newest_first
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.restore import fit, job
 from vsr_trt.runtime.restore import restorer as restorer_module
 from vsr_trt.runtime.restore.noise import draw
 from vsr_trt.runtime.restore.progress import PhaseProgress
@@ -443,6 +445,35 @@ def test_restore_with_recorded_noise_as_typed(
     assert cli.main([*typed[:-1], str(tmp_path / "gone.npz"), "--overwrite"]) == 2
     assert "gone.npz cannot be read" in capsys.readouterr().err
     assert_alike(decoded(tmp_path / "out.mkv"), by_hand(bundle, frames, noise=noise))  # as it was
+
+
+def test_a_clip_that_does_not_fit_is_refused_before_anything_is_loaded(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Clip(pts=tuple(range(0, 512 * 30, 512)), size=(60, 40), codec="ffv1", options={}, pix_fmt="bgr0")
+    source.write(tmp_path / "in.mkv")
+    typed = [
+        "restore",
+        str(tmp_path / "in.mkv"),
+        "-o",
+        str(tmp_path / "out.mkv"),
+        "--bundle",
+        str(bundle.path),
+    ]
+    limit = fit.need(bundle, 40, 60, 12, Options())
+    assert fit.need(bundle, 40, 60, 30, Options()) > limit > fit.need(bundle, 40, 60, 11, Options())
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "Restorer", None)
+        assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB"]) == 7
+        told = capsys.readouterr().err
+        assert "30 frames of 120x80" in told
+        found = re.search(r"What fits: --frames (\d+);", told)
+        assert found is not None
+        assert fit.need(bundle, 40, 60, int(found[1]), Options()) <= limit
+        assert cli.main([*typed, "--memory", "1MB"]) == 7
+        assert "One frame takes" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "in.mkv"]
+    assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB", "--frames", found[1]]) == 0
 
 
 def test_plan_as_typed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
