@@ -1,7 +1,7 @@
 """Whether a clip fits into memory, for families that take whole clips through their steps.
 
-Asked before the work begins: hours of it would be lost otherwise, for what a phase of many frames takes is known only to
-whoever adds it up.
+Asked before the work begins: hours of it would be lost otherwise, for what a phase of many frames takes is known only
+to whoever adds it up.
 """
 
 from __future__ import annotations
