@@ -1,0 +1,185 @@
+"""vae_encoder and vae_decoder: Stable Video Diffusion's autoencoder, whose decoder sees neighbouring frames.
+
+The encoder is Stable Diffusion's, with weights of its own: frames go through one by one. STAR draws a sample, so the
+encoder gives mean and deviation, and the noise comes from outside (`steps.Sample`). The decoder takes a group of
+up to 3 frames. Each of its blocks is one of Stable Diffusion's, then two convolutions over 3 frames that are mixed in
+by a learned share, which is multiplied into the second one's weights here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsr_trt.export import shards
+from vsr_trt.export.families.stable_diffusion.vae import use_one_head
+from vsr_trt.export.families.star.blocks import by_channel, by_frame
+from vsr_trt.export.quiet import only_errors
+from vsr_trt.export.tensors import plain, refuse_not_finite
+from vsr_trt.runtime.errors import CheckpointError
+
+SCALING = 0.18215  # of latents; STAR's code has it as a number
+_CLASS = "AutoencoderKLTemporalDecoder"
+_WANTED = (
+    "expected the VAE of Stable Video Diffusion in diffusers' layout (config.json and its weights, or a folder vae/ "
+    "that has them)"
+)
+
+
+def open_vae(path: Path) -> Any:
+    """diffusers' AutoencoderKLTemporalDecoder in FP32, from its folder, or from one that has it as `vae/`.
+
+    Raises:
+        CheckpointError: another autoencoder, or weights that are missing, unknown, of another shape or not finite.
+    """
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    config = _config(folder)
+    found = config.get("_class_name")
+    if found == "AutoencoderKL":
+        raise CheckpointError(
+            f"{folder} is the VAE of Stable Diffusion, whose decoder looks at single frames; {_WANTED}."
+        )
+    if found != _CLASS or config.get("latent_channels") != 4:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a {found} of {config.get('latent_channels')} latent channels; "
+            f"{_WANTED}."
+        )
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    with torch.device("meta"), _building(folder):
+        vae = AutoencoderKLTemporalDecoder.from_config(config).eval()
+    file = shards.find(folder, "diffusion_pytorch_model", "diffusion_pytorch_model")
+    tensors = shards.open_weights(file)
+    expected = vae.state_dict()
+    if missing := next((name for name in expected if name not in tensors), None):
+        if not any("temporal" in name for name in tensors):
+            raise CheckpointError(
+                f"{file} has the weights of another VAE, whose decoder looks at single frames; {_WANTED}."
+            )
+        raise CheckpointError(f"{file} lacks {missing}.")
+    if unknown := next((name for name in tensors if name not in expected), None):
+        raise CheckpointError(f"{file} has {unknown}, which config.json does not account for.")
+    weights = {}
+    for name, place in expected.items():
+        tensor = plain(tensors[name], f"{file}: {name}").float()
+        if tensor.shape != place.shape:
+            raise CheckpointError(
+                f"{file}: {name} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}."
+            )
+        refuse_not_finite(tensor, f"{file}: {name}")
+        weights[name] = tensor
+    vae.load_state_dict(weights, assign=True)
+    use_one_head(vae)
+    return vae
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); {_WANTED}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    try:
+        with only_errors("diffusers"):
+            yield
+    except Exception as error:  # of whatever kind; it depends on the field
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no model that can be built ({error})."
+        ) from error
+
+
+class Encoder(nn.Module):
+    """image (f,3,8h,8w) in [-1,1] -> mean, deviation (f,4,h,w) of its latents' distribution, not scaled."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        mean, logarithm = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean, (0.5 * logarithm.clamp(-30, 20)).exp()
+
+
+class Decoder(nn.Module):
+    """latent (1,4,f,h,w) -> image (f,3,8h,8w), about [-1,1]; f is a group, whose ends are the ends of time."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        decoder = vae.decoder
+        self.conv_in = decoder.conv_in
+        self.middle = nn.ModuleList(_Block(block) for block in decoder.mid_block.resnets)
+        (self.attention,) = decoder.mid_block.attentions
+        self.levels = nn.ModuleList(_Level(block) for block in decoder.up_blocks)
+        self.norm, self.conv_out = decoder.conv_norm_out, decoder.conv_out
+        self.time_conv_out = _over_frames(decoder.time_conv_out)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """See the class."""
+        frames = latent.shape[2]
+        x = self.conv_in(latent[0].transpose(0, 1) / SCALING)
+        first, *others = self.middle
+        x = self.attention(first(x, frames))
+        for layer in (*others, *self.levels):
+            x = layer(x, frames)
+        x = self.conv_out(F.silu(self.norm(x)))
+        height, width = x.shape[2], x.shape[3]
+        return by_frame(self.time_conv_out(by_channel(x, frames)), height, width)
+
+
+class _Level(nn.Module):
+    """x (f,c,h,w), f -> (f,c',2h,2w), the last level's not doubled."""
+
+    def __init__(self, level: Any) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block(block) for block in level.resnets)
+        self.conv = level.upsamplers[0].conv if level.upsamplers else None
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """See the class."""
+        for block in self.blocks:
+            x = block(x, frames)
+        if self.conv is None:
+            return x
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Block(nn.Module):
+    """x (f,c,h,w), f -> (f,c',h,w): a block for each frame by itself, then two convolutions over frames."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.spatial = block.spatial_res_block
+        over = block.temporal_res_block
+        self.norm1, self.norm2 = over.norm1, over.norm2
+        self.conv1 = _over_frames(over.conv1)
+        self.conv2 = _over_frames(over.conv2, torch.sigmoid(block.time_mixer.mix_factor))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """See the class."""
+        x = self.spatial(x, None)
+        height, width = x.shape[2], x.shape[3]
+        clip = by_channel(x, frames)
+        update = self.conv1(F.silu(self.norm1(clip)))
+        return by_frame(clip + self.conv2(F.silu(self.norm2(update))), height, width)
+
+
+def _over_frames(convolution: Any, share: Tensor | float = 1.0) -> nn.Conv2d:
+    """A convolution over frames alone, times a share, for (1,c,f,h*w)."""
+    with torch.device("meta"):
+        flat = nn.Conv2d(convolution.in_channels, convolution.out_channels, (3, 1), padding=(1, 0))
+    flat.weight = nn.Parameter((convolution.weight * share)[..., 0].detach())
+    flat.bias = nn.Parameter((convolution.bias * share).detach())
+    return flat

@@ -1,0 +1,239 @@
+"""denoiser: STAR's ControlNet and UNet, one evaluation for both texts of the guidance.
+
+What does not change within a clip or a step comes in ready: what the time adds to each residual block, keys and
+values of the texts, and the convolution of the hint (`features`). Up to the first attention to the text, which is in
+the second block, both passes are the same, and are computed once.
+
+The ControlNet sees the noisy latents, the time and the text, as the UNet does, and the hint besides. What it gives is
+added to the UNet's skips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vsr_trt.export.families.star.blocks import Convolution, Downsample, ResidualBlock, Upsample
+from vsr_trt.export.families.star.sizes import Block, Sizes
+from vsr_trt.export.families.star.transformers import SpatialTransformer, TemporalTransformer
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an encoder computes for both passes at once.
+
+    Attributes:
+        first: result of block 0, (f,c,h,w).
+        x: of the residual block of block 1.
+        tokens: of its spatial transformer, before the text, (f,h*w,c).
+    """
+
+    first: Tensor
+    x: Tensor
+    tokens: Tensor
+
+
+class Inputs:
+    """A network's share of the packed inputs, taken piece by piece in the order of its layers.
+
+    Args:
+        shifts: (c,) for each residual block.
+        texts: key and value, (B,77,c) each, for each spatial transformer.
+        frames: of the chunk.
+    """
+
+    def __init__(self, shifts: Sequence[Tensor], texts: Sequence[Tensor], frames: int) -> None:
+        self._shifts, self._texts = list(shifts), list(texts)
+        self.frames, self.passes = frames, texts[0].shape[0]
+
+    def of_pass(self, index: int) -> Inputs:
+        """What is left, for one of the texts."""
+        return Inputs(self._shifts, [text[index : index + 1] for text in self._texts], self.frames)
+
+    def shift(self) -> Tensor:
+        """The next residual block's."""
+        return self._shifts.pop(0)
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Key and value for the next spatial transformer."""
+        return self._texts.pop(0), self._texts.pop(0)
+
+
+def _layers(sizes: Sizes, block: Block, slices: int) -> nn.ModuleList:
+    """The layers of a block that is more than a downsampling, at their published places."""
+    layers: list[nn.Module] = [ResidualBlock(block.inputs, block.channels)]
+    if block.attends:
+        share = max(
+            1, slices >> block.level
+        )  # a level down, a quarter of the positions and twice the channels
+        layers.append(SpatialTransformer(block.channels, sizes.head, share))
+        layers.append(TemporalTransformer(block.channels, block.channels, sizes.head, share))
+    if block.resamples == "up":
+        layers.append(Upsample(block.channels))
+    return nn.ModuleList(layers)
+
+
+def _run(layers: nn.ModuleList, x: Tensor, given: Inputs) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, ResidualBlock):
+            x = layer(x, given.shift(), given.frames)
+        elif isinstance(layer, SpatialTransformer):
+            x = layer(x, given.frames, *given.text())
+        elif isinstance(layer, TemporalTransformer):
+            x = layer(x, given.frames)
+        else:
+            x = layer(x)
+    return x
+
+
+class Encoder(nn.Module):
+    """The first half of either network.
+
+    Args:
+        sizes: of both networks.
+        slices: see `Denoiser`.
+        control: whether it is the ControlNet's.
+    """
+
+    def __init__(self, sizes: Sizes, slices: int, control: bool) -> None:
+        super().__init__()
+        first = nn.Conv2d(sizes.latent, sizes.dim, 3, padding=1)
+        temporal = TemporalTransformer(sizes.dim, sizes.heads * sizes.head, sizes.head, slices)
+        blocks: list[nn.Module] = [nn.ModuleList([first, temporal])]
+        for block in sizes.encoder():
+            down = block.resamples == "down"
+            blocks.append(Downsample(block.channels) if down else _layers(sizes, block, slices))
+        self.input_blocks = nn.ModuleList(blocks)
+        middle = Block("middle_block", len(sizes.multipliers) - 1, sizes.middle, sizes.middle, True)
+        self.middle_block = _layers(sizes, middle, slices)
+        self.middle_block.append(ResidualBlock(sizes.middle, sizes.middle))
+        self.shifts = [channels for _, channels in sizes.residual_layers(control)]
+        self.texts = [channels for _, channels in sizes.spatial_layers(control) for _ in ("key", "value")]
+
+    def unpack(self, time: Tensor, text: Tensor, frames: int) -> Inputs:
+        """Takes this network's share (1,T), (B,77,K) of the packed inputs apart."""
+        return Inputs(torch.split(time[0], self.shifts), torch.split(text, self.texts, 2), frames)
+
+    def before_text(self, xt: Tensor, hint: Tensor | None, given: Inputs) -> Shared:
+        """xt (f,4,h,w), hint (f,c,h,w) -> what both passes share."""
+        convolution, temporal = self.input_blocks[0]
+        x = convolution(xt)
+        first = temporal(x if hint is None else x + hint, given.frames)
+        residual, spatial, _ = self.input_blocks[1]
+        x = residual(first, given.shift(), given.frames)
+        return Shared(first, x, spatial.without_text(x))
+
+    def after_text(self, shared: Shared, given: Inputs) -> tuple[list[Tensor], Tensor]:
+        """The skips, block 0 first, which is still one for both passes; and the middle block's result."""
+        _, spatial, temporal = self.input_blocks[1]
+        x = spatial.with_text(shared.x, shared.tokens, given.frames, *given.text())
+        x = temporal(x, given.frames)
+        skips = [shared.first, x]
+        for block in self.input_blocks[2:]:
+            x = block(x) if isinstance(block, Downsample) else _run(block, x, given)
+            skips.append(x)
+        return skips, _run(self.middle_block, x, given)
+
+
+class ControlNet(Encoder):
+    """xt (1,4,f,h,w), hint (1,c,f,h,w), time (1,T'), text (B,77,K') -> 13 tensors for the UNet, (B*f,c',h',w') each.
+
+    The first 12 are added to the UNet's skips, the last one to its middle. The first one is the same for all passes,
+    (f,c,h,w). T' and K' are the ControlNet's shares of the packed inputs, their first parts.
+    """
+
+    def __init__(self, sizes: Sizes, slices: int = 1) -> None:
+        super().__init__(sizes, slices, control=True)
+        self.zero_convs = nn.ModuleList(_point(channels) for channels in sizes.skips())
+        self.middle_block_out = _point(sizes.middle)
+
+    def forward(self, xt: Tensor, hint: Tensor, time: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        given = self.unpack(time, text, xt.shape[2])
+        return tuple(self.controls(self.before_text(frames_first(xt), frames_first(hint), given), given))
+
+    def controls(self, shared: Shared, given: Inputs) -> list[Tensor]:
+        """What the text reaches: the skips' controls, block 0 first, then the middle's."""
+        skips, middle = self.after_text(shared, given)
+        controls = [layer(skip) for layer, skip in zip(self.zero_convs, skips, strict=True)]
+        return [*controls, self.middle_block_out(middle)]
+
+
+class UNet(Encoder):
+    """xt (1,4,f,h,w), time (1,T''), text (B,77,K''), the ControlNet's 13 tensors -> v (B,4,f,h,w)."""
+
+    def __init__(self, sizes: Sizes, slices: int = 1) -> None:
+        super().__init__(sizes, slices, control=False)
+        self.output_blocks = nn.ModuleList(_layers(sizes, block, slices) for block in sizes.decoder())
+        self.out = Convolution(2, sizes.dim, sizes.latent, (3, 3))
+
+    def forward(self, xt: Tensor, time: Tensor, text: Tensor, *controls: Tensor) -> Tensor:
+        """See the class."""
+        given = self.unpack(time, text, xt.shape[2])
+        return self.predict(self.before_text(frames_first(xt), None, given), controls, given)
+
+    def predict(self, shared: Shared, controls: Sequence[Tensor], given: Inputs) -> Tensor:
+        """What the text reaches, with the ControlNet's results -> v (B,4,f,h,w)."""
+        skips, x = self.after_text(shared, given)
+        x = x + controls[-1]
+        joined = [skip + control for skip, control in zip(skips, controls[:-1], strict=True)]
+        joined[0] = _repeated(joined[0], given.passes)
+        for block in self.output_blocks:
+            x = _run(block, torch.cat([x, joined.pop()], dim=1), given)
+        v = self.out(x)
+        return v.reshape(given.passes, -1, *v.shape[1:]).transpose(1, 2)
+
+
+class Denoiser(nn.Module):
+    """xt (1,4,f,h,w), hint (1,c,f,h,w), time (1,T), text (2,77,K) -> v with the first text, and with the second.
+
+    FP32, both (1,4,f,h,w). h is 2 more than a multiple of 8, w a multiple of 8; f is the frames of a chunk. `hint`,
+    `time` and `text` are what `features` makes of the hint latents, of the step's time and of the two embeddings.
+
+    Args:
+        sizes: of both networks.
+        slices: in how many parts the first level's wide layers are computed; lower levels take fewer. 1, 2, 4, 8 or
+            16 in a graph, for other numbers do not divide every latent's positions.
+        batched: whether both passes run as one batch. Two runs take half of the memory, and read weights twice.
+    """
+
+    def __init__(self, sizes: Sizes, slices: int = 1, batched: bool = True) -> None:
+        super().__init__()
+        self.control, self.unet = ControlNet(sizes, slices), UNet(sizes, slices)
+        self.batched = batched
+
+    def forward(self, xt: Tensor, hint: Tensor, time: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        x, frames = frames_first(xt), xt.shape[2]
+        networks = (self.control, self.unet)
+        times = torch.split(time, [sum(network.shifts) for network in networks], 1)
+        texts = torch.split(text, [sum(network.texts) for network in networks], 2)
+        control = self.control.unpack(times[0], texts[0], frames)
+        unet = self.unet.unpack(times[1], texts[1], frames)
+        seen = self.control.before_text(x, frames_first(hint), control)
+        begun = self.unet.before_text(x, None, unet)
+        if self.batched:
+            positive, negative = self.unet.predict(begun, self.control.controls(seen, control), unet).chunk(2)
+            return positive, negative
+        passes = [(control.of_pass(index), unet.of_pass(index)) for index in (0, 1)]
+        positive, negative = (
+            self.unet.predict(begun, self.control.controls(seen, own), other) for own, other in passes
+        )
+        return positive, negative
+
+
+def frames_first(x: Tensor) -> Tensor:
+    """(1,c,f,h,w) -> (f,c,h,w)."""
+    return x[0].transpose(0, 1)
+
+
+def _repeated(x: Tensor, passes: int) -> Tensor:
+    """(f,c,h,w) -> (passes*f,c,h,w)."""
+    return x if passes == 1 else torch.cat([x] * passes)
+
+
+def _point(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, channels, 1))

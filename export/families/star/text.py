@@ -1,0 +1,138 @@
+"""STAR's texts: what is added to a prompt, its tokens, and the encoder, OpenCLIP ViT-H-14 in transformers' layout.
+
+STAR reads what the last block but one gives, after the final layer norm. So the encoder is built without its last
+block, and is Stable Diffusion 2.1's in all else. That one's own folder, which comes without the block, will do, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vsr_trt.export import shards
+from vsr_trt.export.families.star.sizes import TOKENS
+from vsr_trt.export.quiet import only_errors
+from vsr_trt.export.tensors import common_prefix, plain, refuse_not_finite
+from vsr_trt.runtime.errors import CheckpointError
+
+PROMPT = "a good video"
+POSITIVE = (
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed photo - realistic "
+    "maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing,  skin pore detailing, hyper "
+    "sharpness, perfect without deformations."
+)
+"""What STAR's code puts behind every prompt, without a blank between."""
+NEGATIVE = (
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, unreal "
+    "engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts, "
+    "deformed, lowres, over-smooth"
+)
+_WITHOUT_LAST = 23  # blocks that are stored where the last one is left out: Stable Diffusion 2.1's
+_PAD = "!"  # has the id 0, with which OpenCLIP fills up
+_CONSTANT = "embeddings.position_ids"
+_WANTED = "expected OpenCLIP ViT-H-14 in transformers' layout (laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"
+
+
+def caption(prompt: str) -> str:
+    """The text that a clip is restored with."""
+    return prompt + POSITIVE
+
+
+def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
+    """Token ids (77,) int64 of a text: begin, tokens, end, zeros.
+
+    Returns:
+        The ids, and how many tokens were cut off at the end because the text is too long.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer, or a damaged one.
+    """
+    from transformers import CLIPTokenizer
+
+    try:
+        with only_errors("transformers"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=_PAD)
+            whole = tokenizer(text).input_ids
+            ids = tokenizer(text, max_length=TOKENS, padding="max_length", truncation=True).input_ids
+    except Exception as error:  # the tokenizers library raises plain Exception on damaged files
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}.") from error
+    known = _config(folder).get("vocab_size", 49408)
+    if tokenizer.pad_token_id != 0 or max(ids) >= known:
+        raise CheckpointError(
+            f"the tokenizer in {folder} is not the text encoder's: its '{_PAD}' is token {tokenizer.pad_token_id}, "
+            f"expected 0, and it has a token {max(ids)} with a vocabulary of {known}. Copy the whole folder."
+        )
+    return torch.tensor(ids, dtype=torch.int64), max(0, len(whole) - TOKENS)
+
+
+def open_text_encoder(folder: Path) -> Any:
+    """transformers' CLIPTextModel in FP32, whose last hidden state is what STAR reads.
+
+    Raises:
+        CheckpointError: another model, or weights that are missing, of another shape or not finite.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = _config(folder)
+    if config.get("hidden_act") != "gelu":  # CLIP's own models have quick_gelu
+        raise CheckpointError(
+            f"{folder}/config.json has hidden_act = {config.get('hidden_act')!r}; {_WANTED}."
+        )
+    blocks = config.get("num_hidden_layers")
+    if not isinstance(blocks, int) or blocks < 2:
+        raise CheckpointError(f"{folder}/config.json has num_hidden_layers = {blocks!r}; {_WANTED}.")
+    used = blocks if blocks == _WITHOUT_LAST else blocks - 1
+    with _building(folder):
+        settings = CLIPTextConfig.from_dict(config | {"num_hidden_layers": used})
+        settings._attn_implementation = "eager"  # causal mask as plain arithmetic in the graph
+        model = CLIPTextModel(settings).eval()
+    file = shards.find(folder, "model", "pytorch_model")
+    tensors = shards.open_weights(file)
+    prefix = common_prefix(tensors)
+    stored = {name.removeprefix(prefix).removeprefix("text_model."): name for name in tensors}
+    weights = {}
+    for name, place in model.state_dict().items():
+        short = name.removeprefix("text_model.")
+        if short not in stored:
+            if short.endswith(_CONSTANT):
+                weights[name] = place
+                continue
+            raise CheckpointError(f"{file} lacks text_model.{short}; {_WANTED}.")
+        what = f"{file}: {stored[short]}"
+        tensor = plain(tensors[stored[short]], what).float()
+        if tensor.shape != place.shape:
+            raise CheckpointError(f"{what} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}.")
+        refuse_not_finite(tensor, what)
+        weights[name] = tensor
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The text model's part of `config.json`: of a whole CLIP, or the file itself."""
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); {_WANTED}.") from error
+    inner = content.get("text_config", content) if isinstance(content, dict) else None
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{file} holds no object; {_WANTED}.")
+    return inner
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    try:
+        with only_errors("transformers"):
+            yield
+    except Exception as error:  # of whatever kind; it depends on the field
+        raise CheckpointError(
+            f"{folder}/config.json describes no model that can be built ({error})."
+        ) from error
