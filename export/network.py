@@ -231,19 +231,22 @@ def trace(spec: NetworkSpec) -> ir.Model:
 
 
 def _torch_dims(spec: NetworkSpec) -> dict[str, Any]:
-    """A torch dimension for each symbolic size, e.g. "8*h" -> 64 * Dim("_h") when h goes by eights."""
+    """A torch dimension for each symbolic size, e.g. "8*h" -> 64 * Dim("_h") + 16 when h is 2, 10, 18 and so on."""
     units: dict[str, Any] = {}
     for name, bound in spec.bounds.items():
         step = bound.multiple_of
-        low, high = -(-bound.min // step), bound.max // step
+        low, high = -(-(bound.min - bound.offset) // step), (bound.max - bound.offset) // step
         units[name] = torch.export.Dim(f"_{name}", min=low, max=high)
     sizes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
     dims = {}
     for size in sizes:
         factor, symbol = dimension(size)
         assert symbol is not None
-        factor *= spec.bounds[symbol].multiple_of
-        dims[size] = units[symbol] if factor == 1 else factor * units[symbol]
+        bound = spec.bounds[symbol]
+        unit, step = units[symbol], factor * bound.multiple_of
+        dims[size] = unit if step == 1 else step * unit
+        if bound.offset:
+            dims[size] += factor * bound.offset
     return dims
 
 

@@ -321,8 +321,8 @@ class _Samples:
 
     def _draw(self, bound: Bound) -> int:
         step = bound.multiple_of
-        least = -(-bound.min // step)
-        return step * self._random.randint(least, max(least, min(bound.max // step, least + 50)))
+        least, most = -(-(bound.min - bound.offset) // step), (bound.max - bound.offset) // step
+        return step * self._random.randint(least, max(least, min(most, least + 50))) + bound.offset
 
 
 def _fit(samples: _Samples, symbols: Sequence[str], number: Callable[[Count], int]) -> Polynomial:
@@ -345,10 +345,14 @@ def _bases(symbols: Sequence[str]) -> Iterable[list[str]]:
     """Products to try, few before many. Sides are known by their names, which end with h and w."""
     heights = [name for name in symbols if name.endswith("h")]
     widths = [name for name in symbols if name.endswith("w")]
-    if len(heights) != len(widths) or len(heights) + len(widths) != len(symbols):
+    others = [name for name in symbols if name not in (*heights, *widths)]  # frames, steps
+    if len(heights) != len(widths):
         return
     areas = [f"{height}*{width}" for height, width in zip(heights, widths, strict=True)]
     squares = [f"{area}*{area}" for area in areas]
+    if others:
+        yield from _bases_of_frames(others, areas, squares, widths)
+        return
     yield ["1", *areas]
     yield ["1", *areas, *squares]
     yield [*_mixed(heights, widths), *squares]
@@ -358,6 +362,22 @@ def _bases(symbols: Sequence[str]) -> Iterable[list[str]]:
         )
         yield ["1", *areas, *(f"{h}*{w}" for h, w in zip(padded_heights, padded_widths, strict=True))]
         yield [*_mixed([*heights, *padded_heights], [*widths, *padded_widths]), *squares]
+
+
+def _bases_of_frames(
+    others: Sequence[str], areas: Sequence[str], squares: Sequence[str], widths: Sequence[str]
+) -> Iterable[list[str]]:
+    """Products to try where there are frames: they share what has no area, and look at each other at each position.
+
+    The last ones are for a network whose levels are half of the height each, and a constant more.
+    """
+    by_area = [f"{other}*{area}" for other in others for area in areas]
+    yield ["1", *others, *by_area]
+    yield ["1", *others, *by_area, *(f"{other}*{square}" for other in others for square in squares)]
+    for width in widths:
+        alone = [*areas, width, f"{width}*{width}", *(f"{area}*{width}" for area in areas), *squares]
+        pairs = [f"{other}*{other}*{size}" for other in others for size in (*areas, width)]
+        yield ["1", *(f"{other}*{size}" for other in others for size in alone), *pairs]
 
 
 def _mixed(heights: Sequence[str], widths: Sequence[str]) -> list[str]:

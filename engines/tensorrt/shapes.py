@@ -220,7 +220,7 @@ def _used(network: Network, ranges: Mapping[str, Range]) -> dict[str, Range]:
 def _check(name: str, bounds: Mapping[str, Bound], ranges: Mapping[str, Range]) -> None:
     for symbol, (low, _, high) in ranges.items():
         bound = bounds[symbol]
-        if low < bound.min or high > bound.max or low % bound.multiple_of or high % bound.multiple_of:
+        if not bound.has(low) or not bound.has(high):
             hint = {"n": "--batch", "h": "--size or --tile", "w": "--size or --tile"}.get(symbol, "--size")
             asked = f"{low}" if low == high else f"{low} to {high}"
             raise InputError(

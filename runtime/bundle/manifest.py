@@ -38,11 +38,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a symbolic dimension may be: min <= size <= max, and a multiple of `multiple_of`."""
+    """What a symbolic dimension may be: min <= size <= max, and `offset` more than a multiple of `multiple_of`."""
 
     min: int
     max: int
     multiple_of: int = 1
+    offset: int = 0
+
+    def has(self, size: int) -> bool:
+        """Whether it is such a size."""
+        return self.min <= size <= self.max and (size - self.offset) % self.multiple_of == 0
 
 
 @dataclass(frozen=True)

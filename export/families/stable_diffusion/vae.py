@@ -90,11 +90,12 @@ class Decoder(nn.Module):
         return self.decoder(latent)
 
 
-def _attention(vae: Any) -> onnx.FunctionProto:
+def one_head_function(vae: Any) -> onnx.FunctionProto:
+    """The local function that the VAE's attentions call."""
     return kernels.softmax_attention_function(vae.config.block_out_channels[-1])
 
 
-def _smooth(n: int, channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def smooth(n: int, channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """A smooth random field with some noise: nearer to pictures than noise alone."""
     coarse = torch.randn(n, channels, height // 8, width // 8, generator=generator)
     field = F.interpolate(coarse, (height, width), mode="bilinear")
@@ -103,13 +104,13 @@ def _smooth(n: int, channels: int, height: int, width: int, generator: torch.Gen
 
 def encoder_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
     """A picture-like image in [-1, 1]."""
-    image = _smooth(sizes["n"], 3, PIXELS * sizes["h"], PIXELS * sizes["w"], generator)
+    image = smooth(sizes["n"], 3, PIXELS * sizes["h"], PIXELS * sizes["w"], generator)
     return {"image": (image / 2).clamp(-1, 1)}
 
 
 def decoder_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
     """A latent-like field, of the size that the scaling factor leaves."""
-    return {"latent": 5 * _smooth(sizes["n"], 4, sizes["h"], sizes["w"], generator)}
+    return {"latent": 5 * smooth(sizes["n"], 4, sizes["h"], sizes["w"], generator)}
 
 
 def encoder_spec(vae: Any) -> NetworkSpec:
@@ -123,7 +124,7 @@ def encoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=encoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
-        functions=(_attention(vae),),
+        functions=(one_head_function(vae),),
         in_strips=True,
     )
 
@@ -139,6 +140,6 @@ def decoder_spec(vae: Any) -> NetworkSpec:
         dummy_inputs=decoder_inputs,
         traced={"n": 2, "h": 72, "w": 80},
         checked=({"n": 1, "h": 32, "w": 40}, {"n": 2, "h": 40, "w": 32}),
-        functions=(_attention(vae),),
+        functions=(one_head_function(vae),),
         in_strips=True,
     )

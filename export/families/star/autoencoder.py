@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsr_trt.export import shards
-from vsr_trt.export.families.stable_diffusion.vae import use_one_head
+from vsr_trt.export.families.stable_diffusion.vae import PIXELS, one_head_function, smooth, use_one_head
 from vsr_trt.export.families.star.blocks import by_channel, by_frame
+from vsr_trt.export.families.star.shapes import IMAGE, LATENTS, MOMENTS, bounds
+from vsr_trt.export.network import Input, NetworkSpec, Output
 from vsr_trt.export.quiet import only_errors
 from vsr_trt.export.tensors import plain, refuse_not_finite
+from vsr_trt.runtime.bundle.manifest import Bound
 from vsr_trt.runtime.errors import CheckpointError
 
 SCALING = 0.18215  # of latents; STAR's code has it as a number
@@ -114,7 +117,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latent (1,4,f,h,w) -> image (f,3,8h,8w), about [-1,1]; f is a group, whose ends are the ends of time."""
+    """denoised (1,4,f,h,w) -> image (f,3,8h,8w), about [-1,1]; f is a group, whose ends are the ends of time."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -126,10 +129,10 @@ class Decoder(nn.Module):
         self.norm, self.conv_out = decoder.conv_norm_out, decoder.conv_out
         self.time_conv_out = _over_frames(decoder.time_conv_out)
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, denoised: Tensor) -> Tensor:
         """See the class."""
-        frames = latent.shape[2]
-        x = self.conv_in(latent[0].transpose(0, 1) / SCALING)
+        frames = denoised.shape[2]
+        x = self.conv_in(denoised[0].transpose(0, 1) / SCALING)
         first, *others = self.middle
         x = self.attention(first(x, frames))
         for layer in (*others, *self.levels):
@@ -183,3 +186,45 @@ def _over_frames(convolution: Any, share: Tensor | float = 1.0) -> nn.Conv2d:
     flat.weight = nn.Parameter((convolution.weight * share)[..., 0].detach())
     flat.bias = nn.Parameter((convolution.bias * share).detach())
     return flat
+
+
+def encoder_spec(vae: Any) -> NetworkSpec:
+    """The encoder as it is exported."""
+
+    def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """A picture-like image in [-1, 1]."""
+        image = smooth(sizes["f"], 3, PIXELS * sizes["h"], PIXELS * sizes["w"], generator)
+        return {"image": (image / 2).clamp(-1, 1)}
+
+    return NetworkSpec(
+        name="vae_encoder",
+        module=Encoder(vae),
+        inputs=(Input("image", torch.float32, IMAGE),),
+        outputs=(Output("mean", torch.float32, MOMENTS), Output("deviation", torch.float32, MOMENTS)),
+        bounds=bounds("h", "w", frames=Bound(1, 32)),
+        dummy_inputs=dummy_inputs,
+        traced={"f": 2, "h": 26, "w": 32},
+        checked=({"f": 1, "h": 18, "w": 24}, {"f": 2, "h": 26, "w": 16}),
+        functions=(one_head_function(vae),),
+    )
+
+
+def decoder_spec(vae: Any, group: int) -> NetworkSpec:
+    """The decoder as it is exported, for groups of so many frames at most."""
+
+    def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Latents of about unit deviation."""
+        field = smooth(sizes["f"], 4, sizes["h"], sizes["w"], generator)
+        return {"denoised": field.transpose(0, 1).unsqueeze(0)}
+
+    return NetworkSpec(
+        name="vae_decoder",
+        module=Decoder(vae),
+        inputs=(Input("denoised", torch.float32, LATENTS),),
+        outputs=(Output("image", torch.float32, IMAGE),),
+        bounds=bounds("h", "w", frames=Bound(1, group)),
+        dummy_inputs=dummy_inputs,
+        traced={"f": 3, "h": 26, "w": 32},
+        checked=({"f": 1, "h": 18, "w": 24}, {"f": 3, "h": 26, "w": 16}),
+        functions=(one_head_function(vae),),
+    )

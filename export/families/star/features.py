@@ -1,13 +1,12 @@
-"""What the denoiser reads ready-made: features of the time, of the text and of the hint.
+"""time and text: what the denoiser reads ready-made.
 
-They change with the step, with the prompt and with the clip, and with nothing else, so each has a small network of
-its own. Their results are packed, so that the denoiser has one input for each:
+They change with the step and with the prompt, and with nothing else, so each has a small network of its own. Their
+results are packed, so that the denoiser has one input for each:
 
 | input | of | packed as |
 |---|---|---|
-| `time` (1,T) | what the time adds to each residual block | channels of one block after the other |
+| `time` (T,) | what the time adds to each residual block | channels of one block after the other |
 | `text` (2,77,K) | keys and values of each spatial transformer | one after the other, key before value |
-| `hint` (1,c,f,h,w) | the convolution of the hint latents | as it is |
 
 The ControlNet's layers come first, then the UNet's, each in the order in which they run (`Sizes.residual_layers`,
 `Sizes.spatial_layers`). T is 32 blocks' channels, K twice the channels of 23 transformers: 29 760 and 36 480 for the
@@ -22,8 +21,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vsr_trt.export.families.star.denoiser import frames_first
-from vsr_trt.export.families.star.sizes import CONTROL, Sizes
+from vsr_trt.export.families.star.sampler import ROW, TIME
+from vsr_trt.export.families.star.shapes import BOUNDS
+from vsr_trt.export.families.star.sizes import CONTROL, TOKENS, Sizes
+from vsr_trt.export.network import Input, NetworkSpec, Output
 
 _NETWORKS = (True, False)  # the ControlNet, the UNet
 
@@ -43,7 +44,7 @@ class _Embedding(nn.Module):
 
 
 class TimeFeatures(nn.Module):
-    """times (n,) float32, 0 to 999 -> (n,T): every step's row of a table."""
+    """table (s,12), the sampler's -> (s,T): what each step's time adds."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -67,16 +68,16 @@ class TimeFeatures(nn.Module):
         features.load_state_dict(state, assign=True)
         return features.eval()
 
-    def forward(self, times: Tensor) -> Tensor:
+    def forward(self, table: Tensor) -> Tensor:
         """See the class; cosines come before sines."""
         exponents = torch.arange(self.half, dtype=torch.float32) * (-math.log(10000) / self.half)
-        angles = times[:, None] * exponents.exp()
+        angles = table[:, TIME] * exponents.exp()
         waves = torch.cat([angles.cos(), angles.sin()], 1).to(self.networks[0].shifts.weight.dtype)
         return torch.cat([network(waves) for network in self.networks], 1)
 
 
 class TextFeatures(nn.Module):
-    """embeddings (n,77,c) -> (n,77,K): keys and values of n texts."""
+    """prompts (n,77,c), embeddings -> (n,77,K): keys and values of n texts."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -98,27 +99,49 @@ class TextFeatures(nn.Module):
         features.load_state_dict(state, assign=True)
         return features.eval()
 
-    def forward(self, embeddings: Tensor) -> Tensor:
+    def forward(self, prompts: Tensor) -> Tensor:
         """See the class."""
-        return self.keys(embeddings)
+        return self.keys(prompts)
 
 
-class HintFeatures(nn.Module):
-    """hint latents (1,4,f,h,w) -> (1,c,f,h,w): what the ControlNet adds to its first convolution."""
+def time_spec(features: TimeFeatures) -> NetworkSpec:
+    """The network as it is exported; it runs once for a clip."""
+    width = sum(network.shifts.out_features for network in features.networks)
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.input_hint_block = nn.Conv2d(sizes.latent, sizes.dim, 3, padding=1)
+    def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """A table whose times are drawn."""
+        table = torch.randn(sizes["s"], ROW, generator=generator)
+        table[:, 0] = torch.randint(0, 1000, (sizes["s"],), generator=generator).float()
+        return {"table": table}
 
-    @staticmethod
-    def from_checkpoint(sizes: Sizes, weights: Mapping[str, Tensor]) -> HintFeatures:
-        """Takes `input_hint_block`."""
-        with torch.device("meta"):
-            features = HintFeatures(sizes)
-        names = features.state_dict()
-        features.load_state_dict({name: weights[CONTROL + name].float() for name in names}, assign=True)
-        return features.eval()
+    return NetworkSpec(
+        name="time",
+        module=features,
+        inputs=(Input("table", torch.float32, ("s", ROW)),),
+        outputs=(Output("time", torch.float32, ("s", width)),),
+        bounds={"s": BOUNDS["s"]},
+        dummy_inputs=dummy_inputs,
+        traced={"s": 14},
+        checked=({"s": 1}, {"s": 5}),
+        always_fp32="times up to 999, whose sines need more than 11 bits; it runs once for a clip",
+    )
 
-    def forward(self, hint: Tensor) -> Tensor:
-        """See the class."""
-        return self.input_hint_block(frames_first(hint)).transpose(0, 1).unsqueeze(0)
+
+def text_spec(features: TextFeatures) -> NetworkSpec:
+    """The network as it is exported, for the two texts of the guidance; it runs once for a clip."""
+    width, context = features.keys.out_features, features.keys.in_features
+
+    def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Embeddings of the size that the text encoder's layer norm gives."""
+        return {"prompts": torch.randn(2, TOKENS, context, generator=generator)}
+
+    return NetworkSpec(
+        name="text",
+        module=features,
+        inputs=(Input("prompts", torch.float32, (2, TOKENS, context)),),
+        outputs=(Output("text", torch.float32, (2, TOKENS, width)),),
+        bounds={},
+        dummy_inputs=dummy_inputs,
+        traced={},
+        checked=({},),
+    )

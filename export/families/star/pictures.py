@@ -7,9 +7,15 @@ height is 16 more than a multiple of 64, its width a multiple of 64: the UNet pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vsr_trt.export.families.stable_diffusion.vae import PIXELS
+from vsr_trt.export.families.star.shapes import FRAME, IMAGE, bounds
+from vsr_trt.export.network import Input, NetworkSpec, Output
 
 SCALE = 4
 _MULTIPLE = 64
@@ -56,7 +62,8 @@ class Preprocess(nn.Module):
             frame.float().permute(0, 3, 1, 2).contiguous()
         )  # torch normalises interleaved ones less exactly
         planes = (planes / 255 - 0.5) / 0.5
-        large = F.interpolate(planes, scale_factor=float(SCALE), mode="bilinear")
+        size = [SCALE * side for side in frame.shape[1:3]]
+        large = F.interpolate(planes, size=size, mode="bilinear")
         sides, padding = (large.shape[2], large.shape[3]), []
         for side, least in zip(reversed(sides), reversed(self.least), strict=True):
             before = corner(side, least)
@@ -95,3 +102,64 @@ def _statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
     count = picture.shape[2] * picture.shape[3]
     variance = (picture - mean).pow(2).sum((2, 3), keepdim=True) / (count - 1)
     return mean, (variance + _EPSILON).sqrt()
+
+
+def preprocess_spec(least: tuple[int, int]) -> NetworkSpec:
+    """preprocess as it is exported."""
+    return NetworkSpec(
+        name="preprocess",
+        module=Preprocess(least),
+        inputs=(Input("frame", torch.uint8, FRAME),),
+        outputs=(Output("image", torch.float32, IMAGE), Output("reference", torch.uint8, FRAME)),
+        bounds=bounds("lr_h", "lr_w", "h", "w"),
+        dummy_inputs=lambda sizes, generator: {"frame": _frame(sizes, generator)},
+        traced={"f": 2, "lr_h": 50, "lr_w": 60},
+        checked=tuple(_sides(least)),
+        always_fp32="one picture a frame, which is not rounded: its levels are what all else begins with",
+    )
+
+
+def postprocess_spec(least: tuple[int, int]) -> NetworkSpec:
+    """postprocess as it is exported."""
+
+    def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """A decoded canvas that leaves [-1,1] here and there, and a frame."""
+        shape = (sizes["f"], 3, PIXELS * sizes["h"], PIXELS * sizes["w"])
+        return {
+            "image": torch.randn(shape, generator=generator) * 0.6,
+            "reference": _frame(sizes, generator),
+        }
+
+    return NetworkSpec(
+        name="postprocess",
+        module=Postprocess(least),
+        inputs=(Input("image", torch.float32, IMAGE), Input("reference", torch.uint8, FRAME)),
+        outputs=(Output("result", torch.uint8, ("f", "4*lr_h", "4*lr_w", 3)),),
+        bounds=bounds("lr_h", "lr_w", "h", "w"),
+        dummy_inputs=dummy_inputs,
+        traced={"f": 2, "lr_h": 50, "lr_w": 60} | _latents(least, 50, 60),
+        checked=tuple(_sides(least)),
+        always_fp32="sums over a whole picture, and the rounding of its levels",
+        tolerance=1.01,  # one level, where the two libraries' sums fall on either side of a whole one
+    )
+
+
+def _sides(least: tuple[int, int]) -> Iterator[dict[str, int]]:
+    """Sizes to try: a frame that is small, one that is high and not wide, and one that is neither."""
+    high, wide = (side // SCALE for side in least)
+    for frames, height, width in (
+        (1, high // 2 + 1, wide // 2),
+        (2, high + 1, wide - 2),
+        (1, high, wide + 16),
+    ):
+        yield {"f": frames, "lr_h": height, "lr_w": width} | _latents(least, height, width)
+
+
+def _latents(least: tuple[int, int], height: int, width: int) -> dict[str, int]:
+    sides = (canvas_side(SCALE * side, own) for side, own in zip((height, width), least, strict=True))
+    return dict(zip(("h", "w"), (side // PIXELS for side in sides), strict=True))
+
+
+def _frame(sizes: dict[str, int], generator: torch.Generator) -> Tensor:
+    shape = (sizes["f"], sizes["lr_h"], sizes["lr_w"], 3)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -33,6 +33,13 @@ _COARSE, _FINE = np.arange(START, 500, -100), 500 - np.arange(11) * (501 / 11)  
 
 Table = npt.NDArray[np.float32]
 
+TIME, PREDICTION, COEFFICIENTS, BEGIN = slice(0, 1), slice(1, 3), slice(3, 8), slice(8, 12)
+"""Columns of a packed table, see `Steps.packed`."""
+ROW = 12
+MOST_STEPS = 100
+SOLVERS = ("fast", "normal")
+FAST_STEPS = 14
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -51,6 +58,12 @@ class Steps:
     prediction: Table
     coefficients: Table
     start: Table
+
+    def packed(self) -> Table:
+        """(steps,12), a row for each step: its time, `prediction`, `coefficients`, and in every row `start`."""
+        steps = len(self.times)
+        columns = (self.times[:, None], self.prediction, self.coefficients, np.tile(self.start, (steps, 1)))
+        return np.concatenate(columns, 1).astype(np.float32)
 
 
 def sigmas() -> Tensor:
