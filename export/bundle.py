@@ -58,6 +58,7 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
         The manifest, as written.
 
     Raises:
+        InputError: what the checkpoint's family needs and is missing, or has no use for.
         CheckpointError: weights that are refused; nothing was written.
         OutputError: the directory exists, or cannot be written.
         ExportError: a network's graph is wrong, or GPU kernels were asked for and cannot be compiled.
@@ -69,7 +70,7 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
             "GPU kernels cannot be compiled without Triton. Install it with: pip install triton (for Linux "
             "only), or leave out --kernels."
         )
-    model = family_of(request.checkpoint).open(request, progress.phase)
+    model = family_of(request).open(request, progress.phase)
     with _whole_directory(request.out) as folder:
         (folder / "onnx").mkdir()
         model.check()

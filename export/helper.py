@@ -120,7 +120,7 @@ def _main(request: BundleRequest, folder: Path, pipe: Connection) -> None:
             return
         try:
             if model is None:
-                model = family_of(request.checkpoint).open(request, lambda phase: None)
+                model = family_of(request).open(request, lambda phase: None)
             pipe.send(export(model.spec(name), folder, request.precision))
         except VsrError as error:
             pipe.send(error)

@@ -51,6 +51,7 @@ class Part:
         about_bytes: its size, roughly; None where nobody knows.
         sha256: file -> its hash, where it is known. A hub tells those of large files itself.
         optional: names of `files` that a place may lack.
+        flag: what the command that makes bundles calls its directory; empty for a checkpoint.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Part:
     about_bytes: int | None
     sha256: dict[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    flag: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from vsr_trt.recipes.fetch.cli import base_model
+from vsr_trt.export.families.published import FAMILIES, parts
+from vsr_trt.recipes.fetch.cli import directory
 from vsr_trt.runtime.cli import terminal
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError
@@ -30,6 +31,7 @@ examples:
   vsr-build bundle --sd stable-diffusion-2-1-base --checkpoint model.pkl --out BUNDLE
   vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --precision fp16 --stage consistency
   vsr-build bundle --sd SD --checkpoint model.pkl --out BUNDLE --adapter default_encoder_quality=0.5
+  vsr-build bundle --vae VAE --text-encoder CLIP --checkpoint light_deg.pt --out BUNDLE
 """
 
 
@@ -38,39 +40,54 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bundle",
         help="make a bundle from weights",
-        description="Merges the LoRA adapters, exports every network to ONNX, compares each with torch at two "
-        "sizes, and writes a bundle. The directory appears whole or not at all.",
+        description="Exports every network of a checkpoint to ONNX, compares each with torch at two sizes, and writes "
+        "a bundle. The family is recognised by the checkpoint. The directory appears whole or not at all.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
+    for flag, (part, families) in parts().items():
+        add(
+            f"--{flag}",
+            type=Path,
+            metavar="DIR",
+            help=f"for {' and '.join(families)}: {part.about}; a directory, or a name on the hub, which is fetched, "
+            f"such as {getattr(part.places[0], 'repository', '')}",
+        )
     add(
-        "--sd",
+        "--checkpoint",
         type=Path,
         required=True,
-        metavar="DIR",
-        help="Stable Diffusion 2.1 in diffusers' layout, or its name on the hub, such as "
-        "yujingsun/stable-diffusion-2-1-base, which is fetched",
+        metavar="FILE",
+        help="the trained weights as published, such as model.pkl or light_deg.pt, or a .safetensors",
     )
-    add(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="DLoRAL's model.pkl, or a .safetensors"
-    )
+    add("--family", choices=tuple(FAMILIES), help="which one the checkpoint is of (default: as it looks)")
     add("--out", type=output_folder, required=True, metavar="BUNDLE", help="the bundle's directory")
     add(
         "--stage",
         choices=("both", "consistency"),
         default="both",
-        help="all six adapters, or the three trained for consistency (default: both)",
+        help="for dloral: all six adapters, or the three trained for consistency (default: both)",
     )
     add(
         "--adapter",
         action="append",
         default=[],
         metavar="NAME=W",
-        help="weight of one adapter, e.g. default_encoder_quality=0.5; may be given several times",
+        help="for dloral: weight of one adapter, e.g. default_encoder_quality=0.5; may be given several times",
     )
     add("--prompt", metavar="TEXT", help="text that conditions the restoration (default: a neutral one)")
-    add("--top-k", type=int, metavar="K", help="positions the cross-frame attention retrieves (default: all)")
+    add(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="for star: text that it is led away from (default: the published one)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="for dloral: positions the cross-frame attention retrieves (default: all)",
+    )
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the heavy networks (default: fp32)")
     add(
         "--kernels",
@@ -101,19 +118,26 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from vsr_trt.export.request import DEFAULT_PROMPT, BundleRequest
+    from vsr_trt.export.request import BundleRequest
 
     if options.top_k is not None and not 1 <= options.top_k <= _MOST_POSITIONS:
         raise InputError(
             f"--top-k is {options.top_k}; expected 1 to {_MOST_POSITIONS}, or no --top-k for all positions."
         )
+    given = {flag: (getattr(options, flag.replace("-", "_")), part) for flag, (part, _) in parts().items()}
     request = BundleRequest(
-        sd=base_model(options.sd, Console(stderr=True)),
         checkpoint=options.checkpoint,
         out=options.out,
+        parts={
+            flag: directory(path, part, Console(stderr=True))
+            for flag, (path, part) in given.items()
+            if path is not None
+        },
+        family=options.family,
         stage=options.stage,
         adapters=_adapters(options.adapter),
-        prompt=DEFAULT_PROMPT if options.prompt is None else options.prompt,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
         top_k=options.top_k,
         precision=options.precision,
         kernels=options.kernels,

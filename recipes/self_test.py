@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = by_hand.write_demo(folder / "weights", packed=True)
-        build(BundleRequest(model.sd, model.checkpoint, folder / "bundle", kernels=False))
+        build(BundleRequest(model.checkpoint, folder / "bundle", {"sd": model.sd}, kernels=False))
         clip.write(folder / "clip.mkv")
         restore(Job(folder / "clip.mkv", folder / "restored.mkv", folder / "bundle", codec="ffv1"))
         means = np.array([clip.means(frame) for frame in clip.read(folder / "restored.mkv")])

@@ -64,7 +64,7 @@ def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory, golden_bundle: 
 
 def _build(out: Path, precision: str) -> None:
     request = BundleRequest(
-        GOLDEN / "sd", GOLDEN / "model.pkl", out, prompt=PROMPT, precision=precision, jobs=1
+        GOLDEN / "model.pkl", out, {"sd": GOLDEN / "sd"}, prompt=PROMPT, precision=precision, jobs=1
     )
     with captures.kept(out.parent / "captures"):
         build(request)

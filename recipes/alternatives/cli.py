@@ -146,8 +146,8 @@ def _open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
     import torch
 
     from vsr_trt.export.eager import Compiled, Eager
+    from vsr_trt.export.families.dloral.bundle import DEFAULT_PROMPT
     from vsr_trt.export.families.dloral.family import MINIMUM_SIDE
-    from vsr_trt.export.request import DEFAULT_PROMPT
     from vsr_trt.recipes.alternatives.ways import refuse_small
 
     refuse_small(options.way, MINIMUM_SIDE, height, width)

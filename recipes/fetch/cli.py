@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsr_trt.export.families.published import FAMILIES
-from vsr_trt.export.families.stable_diffusion.published import STABLE_DIFFUSION
 from vsr_trt.export.published import Hub, Part
 from vsr_trt.runtime.cli.terminal import printable
 from vsr_trt.runtime.errors import InputError, OutputError
@@ -113,8 +113,8 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"the folder {path} cannot be made: {error.strerror or error}.") from error
 
 
-def base_model(given: Path, console: Console) -> Path:
-    """The directory of Stable Diffusion that `--sd` names: a directory, or a repository of the hub, which is fetched.
+def directory(given: Path, part: Part, console: Console) -> Path:
+    """The directory that a flag names: a directory, or a repository of the hub, of which the part is fetched.
 
     Raises:
         InputError: it is neither, or cannot be fetched.
@@ -134,12 +134,10 @@ def base_model(given: Path, console: Console) -> Path:
         highlight=False,
         soft_wrap=True,
     )
-    place = Hub(text)
-    part = Part(
-        "sd", text, "its authors'", (place,), STABLE_DIFFUSION.files, None, optional=STABLE_DIFFUSION.optional
-    )
-    download.fetch(part, folder, lambda said: _note(console, said), os.environ.get(ENDPOINT))
-    return folder / "sd"
+    there = dataclasses.replace(part, name=part.flag, about=text, licence="its authors'", places=(Hub(text),))
+    there = dataclasses.replace(there, about_bytes=None)
+    download.fetch(there, folder, lambda said: _note(console, said), os.environ.get(ENDPOINT))
+    return folder / part.flag
 
 
 def _note(console: Console, text: str) -> None:

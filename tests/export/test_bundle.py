@@ -225,7 +225,7 @@ def test_a_build_that_fails_leaves_the_old_bundle_and_nothing_else(
         raise error
 
     monkeypatch.setattr(bundles, "export", fail)
-    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", out, overwrite=True)
+    request = BundleRequest(GOLDEN / "model.pkl", out, {"sd": GOLDEN / "sd"}, overwrite=True)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
         build(request)
     if isinstance(error, OSError):
@@ -318,7 +318,7 @@ def test_the_operands_are_the_graphs_and_give_its_result(golden_bundle: Path, tm
 
 
 def request(tmp_path: Path, **options: Any) -> BundleRequest:
-    return BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "bundle", **options)
+    return BundleRequest(GOLDEN / "model.pkl", tmp_path / "bundle", {"sd": GOLDEN / "sd"}, **options)
 
 
 def test_kernels_can_be_left_out(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_bundle_of_top_k_gets_the_kernel_that_reads_k(
 
 @pytest.mark.thorough
 def test_another_process_exports_the_same(tmp_path: Path) -> None:
-    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "out")
+    request = BundleRequest(GOLDEN / "model.pkl", tmp_path / "out", {"sd": GOLDEN / "sd"})
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     here.mkdir()
@@ -373,7 +373,7 @@ def test_another_process_exports_the_same(tmp_path: Path) -> None:
     with Helper(request, names, there, found.append) as helper:
         helper.finish()
     assert [exported.name for exported in found] == ["warp", "postprocess_none"]
-    model = family_of(request.checkpoint).open(request, lambda phase: None)
+    model = family_of(request).open(request, lambda phase: None)
     for exported in found:
         assert export(model.spec(exported.name), here, "fp32").record == dataclasses.replace(
             exported.record,
@@ -385,7 +385,7 @@ def test_another_process_exports_the_same(tmp_path: Path) -> None:
 
 
 def test_another_process_that_fails_or_dies_is_a_sentence(tmp_path: Path) -> None:
-    request = BundleRequest(GOLDEN / "sd", GOLDEN / "nothing.pkl", tmp_path / "out")
+    request = BundleRequest(GOLDEN / "nothing.pkl", tmp_path / "out", {"sd": GOLDEN / "sd"})
     with (
         pytest.raises(CheckpointError, match=r"nothing\.pkl"),
         Helper(request, deque(["warp"]), tmp_path, lambda exported: None) as helper,
@@ -402,7 +402,9 @@ def test_another_process_that_fails_or_dies_is_a_sentence(tmp_path: Path) -> Non
 
 @pytest.mark.full_size
 def test_a_bundle_by_two_processes_is_the_same(golden_bundle: Path, tmp_path: Path) -> None:
-    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "out", prompt=PROMPT, jobs=2)
+    request = BundleRequest(
+        GOLDEN / "model.pkl", tmp_path / "out", {"sd": GOLDEN / "sd"}, prompt=PROMPT, jobs=2
+    )
     manifest = build(request)
     files = {name: entry.sha256 for name, entry in manifest.files.items()}
     one = {name: entry.sha256 for name, entry in read_manifest(golden_bundle).files.items()}

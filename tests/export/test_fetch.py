@@ -410,9 +410,11 @@ def test_a_repository_may_stand_for_the_directory(
     monkeypatch.setenv(cli.ENDPOINT, server.url)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    found = cli.base_model(Path("own/model"), Console(file=io.StringIO()))
+    found = cli.directory(Path("own/model"), STABLE_DIFFUSION, Console(file=io.StringIO()))
     assert found == tmp_path / "vsr-trt/weights/own--model/sd"
     assert (found / "vae/diffusion_pytorch_model.safetensors").read_bytes() == LARGE
     (tmp_path / "own/model").mkdir(parents=True)
-    assert cli.base_model(Path("own/model"), Console()) == Path("own/model")  # a directory is one
-    assert cli.base_model(Path("/no/where/at/all"), Console()) == Path("/no/where/at/all")
+    assert cli.directory(Path("own/model"), STABLE_DIFFUSION, Console()) == Path(
+        "own/model"
+    )  # a directory is one
+    assert cli.directory(Path("/no/where/at/all"), STABLE_DIFFUSION, Console()) == Path("/no/where/at/all")

@@ -300,7 +300,10 @@ def first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) 
 
     monkeypatch.setattr(bundles, "export", stop)
     notes = changes.pop("notes", [])
-    defaults = {"sd": GOLDEN / "sd", "checkpoint": GOLDEN / "model.pkl", "out": tmp_path / "bundle"}
+    defaults = {"checkpoint": GOLDEN / "model.pkl", "out": tmp_path / "bundle"}
+    if "sd" in changes:
+        changes["parts"] = {"sd": changes.pop("sd")}
+    defaults["parts"] = {"sd": GOLDEN / "sd"}
     try:
         build(BundleRequest(**(defaults | changes)), progress=Progress(note=notes.append))
     finally:
@@ -573,6 +576,6 @@ def test_a_folder_of_links_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "blob").write_text("{}")
     (tmp_path / "bundle" / "bundle.json").symlink_to(tmp_path / "blob")
-    request = BundleRequest(GOLDEN / "sd", GOLDEN / "model.pkl", tmp_path / "bundle", overwrite=True)
+    request = BundleRequest(GOLDEN / "model.pkl", tmp_path / "bundle", {"sd": GOLDEN / "sd"}, overwrite=True)
     with pytest.raises(OutputError, match="is made of links, as in a hub's cache"):
         build(request)

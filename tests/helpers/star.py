@@ -60,7 +60,6 @@ class Star:
         self.denoiser: Denoiser = weights.denoiser(self.checkpoint, slices, batched)
         self.time = features.TimeFeatures.from_checkpoint(sizes, own)
         self.text = features.TextFeatures.from_checkpoint(sizes, own)
-        self.hint = features.HintFeatures.from_checkpoint(sizes, own)
         self.preprocess, self.postprocess = Preprocess(sizes.canvas), Postprocess(sizes.canvas)
 
     def embed(self, prompt: str) -> Tensor:
@@ -81,22 +80,21 @@ class Star:
         self, hint: Tensor, embeddings: Tensor, noise: Noise, table: sampler.Steps, guidance: float, most: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """D and X after each step."""
-        times = self.time(torch.from_numpy(table.times).float())
-        given, begin = self.text(embeddings), torch.from_numpy(table.start)
+        rows = torch.from_numpy(table.packed())
+        times, given = self.time(rows), self.text(embeddings)
         guide, update = steps.Guide(), steps.Update()
-        x, xt = steps.Start()(hint, noise.start[None], begin)
-        denoised, latents, before = [], [], torch.zeros_like(x)
+        x, xt, before = steps.Start()(hint, noise.start[None], rows)
+        denoised, latents = [], []
         steps_noise = [*noise.steps[:, None], torch.zeros_like(x)]
         for index, time in enumerate(times):
-            prediction = torch.from_numpy(table.prediction[index])
             clip = torch.empty_like(x)
             for frames, taken in chunks(x.shape[2], most):
                 part = xt[:, :, frames]
-                both = self.denoiser(part, self.hint(hint[:, :, frames]), time[None], given)
-                found = guide(*both, part, prediction, torch.tensor([guidance]))
+                both = self.denoiser(part, hint[:, :, frames], time, given)
+                found = guide(*both, part, rows[index], torch.tensor([guidance]))
                 begin_at = taken.start - frames.start
                 clip[:, :, taken] = found[:, :, begin_at : begin_at + taken.stop - taken.start]
-            x, xt = update(x, clip, before, steps_noise[index], torch.from_numpy(table.coefficients[index]))
+            x, xt = update(x, clip, before, steps_noise[index], rows[index])
             before = clip
             denoised.append(clip)
             latents.append(x)

@@ -149,7 +149,7 @@ def test_a_second_export_compiles_none(kept: KernelStore, compiling: list[str], 
     model = BundleModel.__new__(BundleModel)
     made = []
     for number in range(2):
-        request = BundleRequest(Path(), Path(), Path(), kernels=True, kernel_store=kept)
+        request = BundleRequest(Path(), Path(), kernels=True, kernel_store=kept)
         model._request = request
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -216,7 +216,7 @@ def test_the_cache_lists_and_explains_kernels(kept: KernelStore, compiling: list
 def test_a_request_with_a_store_reaches_another_process(kept: KernelStore) -> None:
     import pickle
 
-    request = BundleRequest(Path(), Path(), Path(), kernel_store=kept)
+    request = BundleRequest(Path(), Path(), kernel_store=kept)
     again = pickle.loads(pickle.dumps(request))
     assert again.kernel_store.cache.folder == kept.cache.folder
     assert dataclasses.replace(again, kernel_store=kept) == request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -12,24 +11,17 @@ import numpy as np
 
 from vsr_trt.export.families.dloral import cfr, family, lora
 from vsr_trt.export.families.dloral import checkpoint as checkpoints
+from vsr_trt.export.families.prompt import embed
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.provenance import source_of, versions
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu import build as gpu_kernel
 from vsr_trt.kernels.gpu import launch as launches
-from vsr_trt.runtime.bundle.manifest import Kernel, Manifest, Network, Prompt, Provenance, Source, sha256
+from vsr_trt.runtime.bundle.manifest import Kernel, Manifest, Network, Prompt, Provenance
 
-_TOOLS = (
-    "vsr-trt",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnx-ir",
-    "diffusers",
-    "transformers",
-    "onnxruntime",
-    "numpy",
-    "triton",
-)
+DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
+PARTS = {"sd": "Stable Diffusion 2.1"}
+SETTINGS = frozenset({"stage", "adapters", "top_k"})
 
 
 def recognises(names: Collection[str]) -> bool:
@@ -50,7 +42,8 @@ class BundleModel(family.DLoRAL):
         weights = lora.adapter_weights(request.stage, request.adapters)
         super().__init__(base, checkpoint, weights, request.top_k, phase, request.precision)
         self._request = request
-        self._tokens, self._cut = base.tokenize(request.prompt)
+        self._prompt = DEFAULT_PROMPT if request.prompt is None else request.prompt
+        self._tokens, self._cut = base.tokenize(self._prompt)
 
     @staticmethod
     def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
@@ -60,7 +53,7 @@ class BundleModel(family.DLoRAL):
             CheckpointError: one of them is refused.
         """
         lora.adapter_weights(request.stage, request.adapters)  # refused before anything is read
-        base = BaseModel.open(request.sd)
+        base = BaseModel.open(request.parts["sd"])
         return BundleModel(request, base, checkpoints.load(request.checkpoint), phase)
 
     def notes(self) -> list[str]:
@@ -100,32 +93,24 @@ class BundleModel(family.DLoRAL):
             options=family.OPTIONS,
             inputs=family.INPUTS,
             output="result",
-            prompt=Prompt(request.prompt, "prompt.npy"),
+            prompt=Prompt(self._prompt, "prompt.npy"),
             files={},
             kernels=kernels,
             provenance=Provenance(
-                checkpoint=_source(request.checkpoint, request.checkpoint.name),
+                checkpoint=source_of(request.checkpoint, request.checkpoint.name),
                 checkpoint_layout=self.checkpoint.layout,
                 base_model=tuple(
-                    _source(path, path.relative_to(request.sd).as_posix())
+                    source_of(path, path.relative_to(request.parts["sd"]).as_posix())
                     for path in self.base.weight_files()
                 ),
                 stage=request.stage,
                 adapters=self.adapter_weights,
                 merged_sha256=self.merged_sha256,
                 stripped_prefixes=self.prefixes(),
-                tools={tool: _version(tool) for tool in _TOOLS},
+                tools=versions(),
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             ),
         )
-
-
-def embed(text_encoder: Path, tokens: np.ndarray) -> np.ndarray:
-    """Runs the exported text encoder: token ids (77,) -> embedding (77,c) float32."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(text_encoder, providers=["CPUExecutionProvider"])
-    return session.run(None, {"tokens": tokens})[0]
 
 
 def _attention(
@@ -138,14 +123,3 @@ def _attention(
         np.save(folder / file, getattr(operands, name))
     launch = [path for path in kernels if launches.read(folder / path).kernel == launches.ATTENTION]
     return cfr.kernel(launch, files, top_k)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # vsr-trt itself, run from a checkout
-
-
-def _source(path: Path, name: str) -> Source:
-    return Source(name, path.stat().st_size, sha256(path))

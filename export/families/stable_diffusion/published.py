@@ -33,4 +33,5 @@ STABLE_DIFFUSION = Part(
     ),
     1_700_000_000,
     optional=frozenset({"tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"}),
+    flag="sd",
 )

@@ -1,1 +1,1 @@
-"""STAR, the text-to-video family: what is published of it. Its export is not there yet."""
+"""STAR (I2VGen-XL form): a text-to-video model that restores clips, with a ControlNet for the clip."""

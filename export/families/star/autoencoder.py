@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vsr_trt.export import shards
 from vsr_trt.export.families.stable_diffusion.vae import PIXELS, one_head_function, smooth, use_one_head
-from vsr_trt.export.families.star.blocks import by_channel, by_frame
+from vsr_trt.export.families.star.blocks import Batch, by_channel, by_frame
 from vsr_trt.export.families.star.shapes import IMAGE, LATENTS, MOMENTS, bounds
 from vsr_trt.export.network import Input, NetworkSpec, Output
 from vsr_trt.export.quiet import only_errors
@@ -36,13 +36,27 @@ _WANTED = (
 )
 
 
+def folder_of(path: Path) -> Path:
+    """The VAE's own folder: the path, or `vae/` in it."""
+    return path / "vae" if (path / "vae").is_dir() else path
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Every weight file that is read, indices and shards among them."""
+    return shards.files(_weights(folder_of(path)))
+
+
+def _weights(folder: Path) -> Path:
+    return shards.find(folder, "diffusion_pytorch_model", "diffusion_pytorch_model")
+
+
 def open_vae(path: Path) -> Any:
     """diffusers' AutoencoderKLTemporalDecoder in FP32, from its folder, or from one that has it as `vae/`.
 
     Raises:
         CheckpointError: another autoencoder, or weights that are missing, unknown, of another shape or not finite.
     """
-    folder = path / "vae" if (path / "vae").is_dir() else path
+    folder = folder_of(path)
     config = _config(folder)
     found = config.get("_class_name")
     if found == "AutoencoderKL":
@@ -58,7 +72,7 @@ def open_vae(path: Path) -> Any:
 
     with torch.device("meta"), _building(folder):
         vae = AutoencoderKLTemporalDecoder.from_config(config).eval()
-    file = shards.find(folder, "diffusion_pytorch_model", "diffusion_pytorch_model")
+    file = _weights(folder)
     tensors = shards.open_weights(file)
     expected = vae.state_dict()
     if missing := next((name for name in expected if name not in tensors), None):
@@ -131,36 +145,36 @@ class Decoder(nn.Module):
 
     def forward(self, denoised: Tensor) -> Tensor:
         """See the class."""
-        frames = denoised.shape[2]
+        batch = Batch(1, denoised.shape[2])
         x = self.conv_in(denoised[0].transpose(0, 1) / SCALING)
         first, *others = self.middle
-        x = self.attention(first(x, frames))
+        x = self.attention(first(x, batch))
         for layer in (*others, *self.levels):
-            x = layer(x, frames)
+            x = layer(x, batch)
         x = self.conv_out(F.silu(self.norm(x)))
         height, width = x.shape[2], x.shape[3]
-        return by_frame(self.time_conv_out(by_channel(x, frames)), height, width)
+        return by_frame(self.time_conv_out(by_channel(x, batch)), height, width)
 
 
 class _Level(nn.Module):
-    """x (f,c,h,w), f -> (f,c',2h,2w), the last level's not doubled."""
+    """x (f,c,h,w), its batch -> (f,c',2h,2w), the last level's not doubled."""
 
     def __init__(self, level: Any) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(_Block(block) for block in level.resnets)
         self.conv = level.upsamplers[0].conv if level.upsamplers else None
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """See the class."""
         for block in self.blocks:
-            x = block(x, frames)
+            x = block(x, batch)
         if self.conv is None:
             return x
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Block(nn.Module):
-    """x (f,c,h,w), f -> (f,c',h,w): a block for each frame by itself, then two convolutions over frames."""
+    """x (f,c,h,w), its batch -> (f,c',h,w): a block for each frame by itself, then two convolutions over frames."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -170,11 +184,11 @@ class _Block(nn.Module):
         self.conv1 = _over_frames(over.conv1)
         self.conv2 = _over_frames(over.conv2, torch.sigmoid(block.time_mixer.mix_factor))
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """See the class."""
         x = self.spatial(x, None)
         height, width = x.shape[2], x.shape[3]
-        clip = by_channel(x, frames)
+        clip = by_channel(x, batch)
         update = self.conv1(F.silu(self.norm1(clip)))
         return by_frame(clip + self.conv2(F.silu(self.norm2(update))), height, width)
 

@@ -7,21 +7,34 @@ is an ordinary one.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsr_trt.export.families.star.sizes import GROUPS
 
 
-def by_channel(x: Tensor, frames: int) -> Tensor:
+class Batch(NamedTuple):
+    """What stands in the batch: clips, one for each pass of the guidance, of so many frames.
+
+    Sizes are always given, none is left to a reshape: what it would compute of them grows from block to block.
+    """
+
+    clips: int
+    frames: int
+
+
+def by_channel(x: Tensor, batch: Batch) -> Tensor:
     """(b*f,c,h,w) -> (b,c,f,h*w)."""
     _, channels, height, width = x.shape
-    return x.reshape(-1, frames, channels, height * width).transpose(1, 2)
+    return x.reshape(batch.clips, batch.frames, channels, height * width).transpose(1, 2)
 
 
 def by_frame(x: Tensor, height: int, width: int) -> Tensor:
     """(b,c,f,h*w) -> (b*f,c,h,w)."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1], height, width)
+    clips, channels, frames, _ = x.shape
+    return x.transpose(1, 2).reshape(clips * frames, channels, height, width)
 
 
 class Convolution(nn.Sequential):
@@ -50,7 +63,7 @@ class TemporalConvolutions(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x (b*f,inputs,h,w), shift (c,), f -> (b*f,c,h,w).
+    """x (b*f,inputs,h,w), shift (c,), its batch -> (b*f,c,h,w).
 
     `shift` is what the time adds to every position; it is made for all blocks at once (`features.TimeFeatures`).
     """
@@ -62,12 +75,12 @@ class ResidualBlock(nn.Module):
         self.skip_connection = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
         self.temopral_conv = TemporalConvolutions(channels)  # so spelt in the checkpoint
 
-    def forward(self, x: Tensor, shift: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, batch: Batch) -> Tensor:
         """See the class."""
         update = self.in_layers(x) + shift[:, None, None]
         x = self.skip_connection(x) + self.out_layers(update)
         height, width = x.shape[2], x.shape[3]
-        return by_frame(self.temopral_conv(by_channel(x, frames)), height, width)
+        return by_frame(self.temopral_conv(by_channel(x, batch)), height, width)
 
 
 class Downsample(nn.Module):

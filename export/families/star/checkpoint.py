@@ -70,9 +70,12 @@ class Checkpoint:
 
 
 def recognises(names: Collection[str]) -> bool:
-    """Whether these are names of STAR's checkpoint, or of the UNet that it was trained from."""
-    prefix = common_prefix(names)
-    return any(name.removeprefix(prefix).startswith("input_blocks.0.1.transformer_blocks.") for name in names)
+    """Whether these are names of STAR's checkpoint, of the UNet that it was trained from, or of its CogVideoX form."""
+    return any("input_blocks.0.1.transformer_blocks." in name or _is_cogvideox(name) for name in names)
+
+
+def _is_cogvideox(name: str) -> bool:
+    return "transformer.layers." in name or ".mixins." in name
 
 
 def load(path: Path) -> Checkpoint:
@@ -125,7 +128,7 @@ def _refuse_others(path: Path, found: Collection[object]) -> None:
     names = [name for name in found if isinstance(name, str)]
     if any(name == part or name.startswith(f"{part}.") for name in names for part in DLORAL):
         raise CheckpointError(f"{path} is a checkpoint of DLoRAL; {_WANTED}.")
-    if "module" in names or any("transformer.layers." in name or ".mixins." in name for name in names):
+    if "module" in names or any(map(_is_cogvideox, names)):
         raise CheckpointError(
             f"{path} is STAR's CogVideoX form, another model under another licence that cannot be exported; {_WANTED}."
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vsr_trt.export.families.star.blocks import Convolution, Downsample, ResidualBlock, Upsample
+from vsr_trt.export.families.star.blocks import Batch, Convolution, Downsample, ResidualBlock, Upsample
 from vsr_trt.export.families.star.shapes import CHUNK, LATENTS, bounds
 from vsr_trt.export.families.star.sizes import TOKENS, Block, Sizes
 from vsr_trt.export.families.star.transformers import SpatialTransformer, TemporalTransformer
@@ -47,12 +47,13 @@ class Inputs:
     Args:
         shifts: (c,) for each residual block.
         texts: key and value, (B,77,c) each, for each spatial transformer.
-        frames: of the chunk.
+        frames: of the chunk; `batch` is that of both passes, `shared` of what they share.
     """
 
     def __init__(self, shifts: Sequence[Tensor], texts: Sequence[Tensor], frames: int) -> None:
         self._shifts, self._texts = list(shifts), list(texts)
         self.frames, self.passes = frames, texts[0].shape[0]
+        self.batch, self.shared = Batch(self.passes, frames), Batch(1, frames)
 
     def of_pass(self, index: int) -> Inputs:
         """What is left, for one of the texts."""
@@ -84,11 +85,11 @@ def _layers(sizes: Sizes, block: Block, slices: int) -> nn.ModuleList:
 def _run(layers: nn.ModuleList, x: Tensor, given: Inputs) -> Tensor:
     for layer in layers:
         if isinstance(layer, ResidualBlock):
-            x = layer(x, given.shift(), given.frames)
+            x = layer(x, given.shift(), given.batch)
         elif isinstance(layer, SpatialTransformer):
-            x = layer(x, given.frames, *given.text())
+            x = layer(x, given.batch, *given.text())
         elif isinstance(layer, TemporalTransformer):
-            x = layer(x, given.frames)
+            x = layer(x, given.batch)
         else:
             x = layer(x)
     return x
@@ -126,16 +127,16 @@ class Encoder(nn.Module):
         """xt (f,4,h,w), hint (f,c,h,w), convolved -> what both passes share."""
         convolution, temporal = self.input_blocks[0]
         x = convolution(xt)
-        first = temporal(x if hint is None else x + hint, given.frames)
+        first = temporal(x if hint is None else x + hint, given.shared)
         residual, spatial, _ = self.input_blocks[1]
-        x = residual(first, given.shift(), given.frames)
+        x = residual(first, given.shift(), given.shared)
         return Shared(first, x, spatial.without_text(x))
 
     def after_text(self, shared: Shared, given: Inputs) -> tuple[list[Tensor], Tensor]:
         """The skips, block 0 first, which is still one for both passes; and the middle block's result."""
         _, spatial, temporal = self.input_blocks[1]
-        x = spatial.with_text(shared.x, shared.tokens, given.frames, *given.text())
-        x = temporal(x, given.frames)
+        x = spatial.with_text(shared.x, shared.tokens, given.shared, *given.text())
+        x = temporal(x, given.batch)
         skips = [shared.first, x]
         for block in self.input_blocks[2:]:
             x = block(x) if isinstance(block, Downsample) else _run(block, x, given)
@@ -191,7 +192,7 @@ class UNet(Encoder):
         for block in self.output_blocks:
             x = _run(block, torch.cat([x, joined.pop()], dim=1), given)
         v = self.out(x)
-        return v.reshape(given.passes, -1, *v.shape[1:]).transpose(1, 2)
+        return v.reshape(*given.batch, *v.shape[1:]).transpose(1, 2)
 
 
 class Denoiser(nn.Module):
@@ -251,7 +252,7 @@ def _point(channels: int) -> nn.Sequential:
 def spec(denoiser: Denoiser) -> NetworkSpec:
     """The network as it is exported."""
     networks = (denoiser.control, denoiser.unet)
-    time, text = (sum(sum(part) for part in parts) for parts in zip(*((n.shifts, n.texts) for n in networks)))
+    time, text = sum(sum(n.shifts) for n in networks), sum(sum(n.texts) for n in networks)
 
     def dummy_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Latents of about unit deviation, and features."""

@@ -18,7 +18,7 @@ from vsr_trt.export.families.star.shapes import FRAME, IMAGE, bounds
 from vsr_trt.export.network import Input, NetworkSpec, Output
 
 SCALE = 4
-_MULTIPLE = 64
+MULTIPLE = 64
 _EPSILON = 1e-5  # of STAR's code
 _FAR = 1 << 20  # beyond any side, for arithmetic without a case distinction
 
@@ -29,12 +29,12 @@ def canvas_side(side: int, least: int) -> int:
     `least` itself stays. Without a comparison, so that a side may be a symbol of a graph: (n + far) // far is 1 for
     n >= 0, and 0 below.
     """
-    offset = least % _MULTIPLE
+    offset = least % MULTIPLE
     larger = (side - least - 1 + _FAR) // _FAR
     # 48 is what STAR's code adds to a height before it rounds down: as much as is missing at an offset of 16
-    rounded = (side + _MULTIPLE - offset) // _MULTIPLE * _MULTIPLE + offset
-    steps = (rounded - least) // _MULTIPLE
-    return least + _MULTIPLE * steps * larger
+    rounded = (side + MULTIPLE - offset) // MULTIPLE * MULTIPLE + offset
+    steps = (rounded - least) // MULTIPLE
+    return least + MULTIPLE * steps * larger
 
 
 def corner(side: int, least: int) -> int:

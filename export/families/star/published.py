@@ -26,6 +26,7 @@ _TEMPORAL_VAE = Part(
         ("vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"),
     ),
     200_000_000,
+    flag="vae",
 )
 _TEXT_ENCODER = Part(
     "clip-vit-h-14",
@@ -42,10 +43,12 @@ _TEXT_ENCODER = Part(
     ),
     3_940_000_000,
     optional=frozenset({"special_tokens_map.json", "tokenizer_config.json"}),
+    flag="text-encoder",
 )
 
 WANTED = Wanted(
     (_TEMPORAL_VAE, _TEXT_ENCODER),
     _CHECKPOINTS,
-    "(bundles of STAR cannot be built yet; the weights are there for when they can)",
+    "vsr-build bundle --vae {to}/stable-video-diffusion-vae --text-encoder {to}/clip-vit-h-14 "
+    "--checkpoint {checkpoint} --out BUNDLE",
 )

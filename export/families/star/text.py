@@ -71,6 +71,15 @@ def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
     return torch.tensor(ids, dtype=torch.int64), max(0, len(whole) - TOKENS)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Every weight file that is read, indices and shards among them."""
+    return shards.files(_weights(folder))
+
+
+def _weights(folder: Path) -> Path:
+    return shards.find(folder, "model", "pytorch_model")
+
+
 def open_text_encoder(folder: Path) -> Any:
     """transformers' CLIPTextModel in FP32, whose last hidden state is what STAR reads.
 
@@ -92,7 +101,7 @@ def open_text_encoder(folder: Path) -> Any:
         settings = CLIPTextConfig.from_dict(config | {"num_hidden_layers": used})
         settings._attn_implementation = "eager"  # causal mask as plain arithmetic in the graph
         model = CLIPTextModel(settings).eval()
-    file = shards.find(folder, "model", "pytorch_model")
+    file = _weights(folder)
     tensors = shards.open_weights(file)
     prefix = common_prefix(tensors)
     stored = {name.removeprefix(prefix).removeprefix("text_model."): name for name in tensors}

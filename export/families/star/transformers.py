@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_trt.export.families.star.blocks import by_channel
+from vsr_trt.export.families.star.blocks import Batch, by_channel
 from vsr_trt.export.families.star.sizes import GROUPS
 
 
@@ -80,8 +80,8 @@ class PictureGate(nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """See the class."""
         maps = torch.stack([tokens.amax(-1), tokens.mean(-1)], 1)
-        logits = self.conv1(maps.reshape(-1, 2, height, width))
-        return logits.reshape(-1, height * width, 1)
+        logits = self.conv1(maps.reshape(maps.shape[0], 2, height, width))
+        return logits.reshape(maps.shape[0], height * width, 1)
 
 
 class Attention(nn.Module):
@@ -155,7 +155,7 @@ class _SpatialBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x (b*f,c,h,w), f, key and value (B,77,c) of the text -> (B*f,c,h,w), where b is B or 1.
+    """x (b*f,c,h,w), its batch, key and value (B,77,c) of the text -> (B*f,c,h,w), where b is B or 1.
 
     Every frame by itself: attention over its positions, then to the text, then the feed-forward layer. The text's keys
     and values are made for all transformers at once (`features.TextFeatures`); they are the same for all frames,
@@ -170,9 +170,9 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
         self.slices = slices
 
-    def forward(self, x: Tensor, frames: int, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch, key: Tensor, value: Tensor) -> Tensor:
         """See the class."""
-        return self.with_text(x, self.without_text(x), frames, key, value)
+        return self.with_text(x, self.without_text(x), batch, key, value)
 
     def without_text(self, x: Tensor) -> Tensor:
         """The part that no text reaches: x (n,c,h,w) -> tokens (n,h*w,c)."""
@@ -187,26 +187,27 @@ class SpatialTransformer(nn.Module):
 
         return in_slices(attend, (tokens, normal), 1, self.slices)
 
-    def with_text(self, x: Tensor, tokens: Tensor, frames: int, key: Tensor, value: Tensor) -> Tensor:
+    def with_text(self, x: Tensor, tokens: Tensor, batch: Batch, key: Tensor, value: Tensor) -> Tensor:
         """The rest: x (b*f,c,h,w), tokens (b*f,h*w,c) -> (B*f,c,h,w)."""
         block = self.transformer_blocks[0]
         passes, _, channels = key.shape
         _, _, height, width = x.shape
-        by_pass = tokens.reshape(-1, frames, height * width, channels)
+        clips, frames = batch
+        by_pass = tokens.reshape(clips, frames, height * width, channels)
 
         def read(part: Tensor) -> Tensor:
-            own, _, length, _ = part.shape
-            flat = part.reshape(own, frames * length, channels)
+            length = part.shape[2]
+            flat = part.reshape(clips, frames * length, channels)
             query = block.attn2.to_q(block.norm2(flat))
-            if own != passes:  # both passes ask the same: here they part
+            if clips != passes:  # both passes ask the same: here they part
                 query = query.expand(passes, -1, -1)
             flat = flat + block.attn2(query, key, value)
             flat = flat + block.ff(block.norm3(flat))
             return self.proj_out(flat).reshape(passes, frames, length, channels)
 
         update = in_slices(read, (by_pass,), 2, self.slices).transpose(2, 3)
-        both = x.reshape(-1, frames, channels, height * width) + update
-        return both.reshape(-1, channels, height, width)
+        both = x.reshape(clips, frames, channels, height * width) + update
+        return both.reshape(passes * frames, channels, height, width)
 
 
 class _TemporalBlock(nn.Module):
@@ -227,7 +228,7 @@ class _TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """x (b*f,c,h,w), f -> the same shape: every position by itself, its frames as tokens, in slices of positions."""
+    """x (b*f,c,h,w), its batch -> the same shape: each position by itself, frames as tokens, in slices of positions."""
 
     def __init__(self, channels: int, inner: int, head: int, slices: int = 1) -> None:
         super().__init__()
@@ -237,13 +238,13 @@ class TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, channels)
         self.slices = slices
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """See the class."""
         channels = x.shape[1]
-        positions = self.norm(by_channel(x, frames)).permute(0, 3, 2, 1)  # (b,h*w,f,c)
+        positions = self.norm(by_channel(x, batch)).permute(0, 3, 2, 1)  # (b,h*w,f,c)
 
         def attend(part: Tensor) -> Tensor:
-            tokens = self.proj_in(part.reshape(-1, frames, channels))
+            tokens = self.proj_in(part.reshape(part.shape[0] * part.shape[1], batch.frames, channels))
             tokens = self.proj_out(self.transformer_blocks[0](tokens))
             return tokens.reshape(part.shape)
 

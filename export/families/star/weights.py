@@ -42,11 +42,12 @@ def denoiser(checkpoint: Checkpoint, slices: int = 1, batched: bool = True) -> D
     """Both networks of a checkpoint in one module; for the arguments see `Denoiser`."""
     return filled(
         lambda: Denoiser(checkpoint.sizes, slices, batched),
-        lambda name: checkpoint.weights[_published(name)],
-        lambda name: checkpoint.describe(_published(name)),
+        lambda name: checkpoint.weights[published(name)],
+        lambda name: checkpoint.describe(published(name)),
     )
 
 
-def _published(name: str) -> str:
+def published(name: str) -> str:
+    """The checkpoint's name for one of `Denoiser`'s."""
     network, _, own = name.partition(".")
     return CONTROL + own if network == "control" else own

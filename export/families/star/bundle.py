@@ -1,0 +1,112 @@
+"""STAR's bundles: what they are made of, and what their manifest says."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vsr_trt.export.families.prompt import embed
+from vsr_trt.export.families.star import autoencoder, family, text
+from vsr_trt.export.families.star import checkpoint as checkpoints
+from vsr_trt.export.provenance import source_of, versions
+from vsr_trt.export.request import BundleRequest
+from vsr_trt.kernels.gpu.build import Compiled
+from vsr_trt.runtime.bundle.manifest import Manifest, Network, Prompt, Provenance
+
+recognises = checkpoints.recognises
+PARTS = {
+    "vae": "the VAE of Stable Video Diffusion",
+    "text-encoder": "OpenCLIP ViT-H-14 in transformers' layout",
+}
+SETTINGS = frozenset({"negative_prompt"})
+
+
+class BundleModel(family.STAR):
+    """STAR's weights for one request."""
+
+    def __init__(self, request: BundleRequest, checkpoint: checkpoints.Checkpoint) -> None:
+        self._folders = {"vae": autoencoder.folder_of(request.parts["vae"])}
+        self._folders["text_encoder"] = request.parts["text-encoder"]
+        super().__init__(checkpoint, *self._folders.values(), request.precision)
+        self._request = request
+        self._prompt = text.PROMPT if request.prompt is None else request.prompt
+        negative = text.NEGATIVE if request.negative_prompt is None else request.negative_prompt
+        self._tokens = [
+            text.tokenize(self._folders["text_encoder"], each)
+            for each in (text.caption(self._prompt), negative)
+        ]
+
+    @staticmethod
+    def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
+        """Opens the checkpoint; the folders' weights are read network by network.
+
+        Raises:
+            CheckpointError: one of them is refused.
+        """
+        return BundleModel(request, checkpoints.load(request.checkpoint))
+
+    def notes(self) -> list[str]:
+        """A prefix that was left out, and texts that were cut."""
+        notes = []
+        if self.checkpoint.prefix:
+            notes.append(
+                f"{self.checkpoint.prefix!r}, which a wrapper had put before all names of {self.checkpoint.path.name}, "
+                "was left out of them"
+            )
+        for name, (_, cut) in zip(("prompt", "negative prompt"), self._tokens, strict=True):
+            if cut:
+                notes.append(f"the {name} is {cut} tokens too long; its end was cut off")
+        return notes
+
+    def kernels(self, target: str) -> list[Compiled]:
+        """None: nothing is cut into tiles."""
+        return []
+
+    def manifest(self, folder: Path, networks: dict[str, Network], kernels: tuple[str, ...]) -> Manifest:
+        """Embeds both texts with the bundle's own text encoder, and writes the sampler's tables."""
+        text_encoder = folder / networks["text_encoder"].graphs["native"]
+        np.save(
+            folder / "prompts.npy", np.stack([embed(text_encoder, ids.numpy()) for ids, _ in self._tokens])
+        )
+        (folder / "steps").mkdir()
+        for name, table in family.tables().items():
+            np.save(folder / name, table)
+        request, sizes = self._request, self.checkpoint.sizes
+        return Manifest(
+            family="star",
+            scale=family.SCALE,
+            precision=request.precision,
+            canvas=family.canvas(sizes.canvas),
+            latent_scale=family.LATENT_SCALE,
+            networks=networks,
+            stages=family.STAGES,
+            phases=family.phases(sizes.group),
+            chunks=family.CHUNKS,
+            loops=family.LOOPS,
+            options=family.OPTIONS,
+            inputs=family.INPUTS,
+            output="result",
+            prompt=Prompt(self._prompt, "prompts.npy"),
+            files={},
+            kernels=kernels,
+            provenance=Provenance(
+                checkpoint=source_of(request.checkpoint, request.checkpoint.name),
+                checkpoint_layout=self.checkpoint.layout,
+                base_model=tuple(
+                    source_of(path, f"{name}/{path.name}")
+                    for name, path in (
+                        *(("vae", path) for path in autoencoder.weight_files(self._folders["vae"])),
+                        *(
+                            ("text_encoder", path)
+                            for path in text.weight_files(self._folders["text_encoder"])
+                        ),
+                    )
+                ),
+                stripped_prefixes={"checkpoint": self.checkpoint.prefix} if self.checkpoint.prefix else {},
+                tools=versions(),
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ),
+        )

@@ -1,0 +1,169 @@
+"""STAR's networks as ONNX, its bundle, and the bundle's way from frames to frames against what STAR's code computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.chain import Chain
+from helpers.golden import psnr, read_png
+from helpers.once import shared
+from helpers.star import GOLDEN
+
+from vsr_trt.export.bundle import build
+from vsr_trt.export.families.star import denoiser, family, features, pictures, steps
+from vsr_trt.export.families.star.denoiser import Denoiser
+from vsr_trt.export.families.star.sizes import Sizes
+from vsr_trt.export.network import NetworkSpec, export
+from vsr_trt.export.request import BundleRequest
+from vsr_trt.runtime.restore.restorer import Restorer
+
+Arrays = dict[str, np.ndarray]
+SMALL = Sizes(dim=32, multipliers=(1, 2), residuals=1, attends=(True, False), context=32, head=16, heads=1)
+
+
+def random_denoiser(slices: int = 2, batched: bool = True) -> Denoiser:
+    """Two levels, with one block each; every kind of layer is there."""
+    torch.manual_seed(0)
+    return Denoiser(SMALL, slices, batched).eval()
+
+
+# ---------------------------------------------------------------- networks one by one
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        steps.sample_spec,
+        steps.start_spec,
+        steps.guide_spec,
+        steps.update_spec,
+        lambda: pictures.preprocess_spec((144, 192)),
+        lambda: pictures.postprocess_spec((144, 192)),
+        lambda: features.time_spec(features.TimeFeatures(SMALL).eval()),
+        lambda: features.text_spec(features.TextFeatures(SMALL).eval()),
+    ],
+    ids=["sample", "start", "guide", "update", "preprocess", "postprocess", "time", "text"],
+)
+def test_a_small_network(make: object, tmp_path: Path) -> None:
+    """What they compute is compared with torch by the exporter."""
+    exported = export(make(), tmp_path, "fp32")  # type: ignore[operator]
+    # the canvas grows in steps, from a least one on: no polynomial of the frame's sides
+    assert (exported.record.work is None) == (exported.name == "preprocess")
+    assert list(exported.record.graphs) == ["native"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_small_denoiser(tmp_path: Path, precision: str) -> None:
+    exported = export(denoiser.spec(random_denoiser()), tmp_path, precision)  # type: ignore[arg-type]
+    assert exported.worst < (1e-5 if precision == "fp32" else 2e-2)
+    work = exported.record.work
+    assert work is not None
+    assert any("f*f" in product for product in work.multiply_adds)  # frames look at each other
+    assert any(product.count("w") == 2 for product in work.multiply_adds)  # and positions
+
+
+# ---------------------------------------------------------------- the bundle
+
+
+@pytest.fixture(scope="session")
+def star_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden STAR model's bundle in FP32. Read it only."""
+    return shared(tmp_path_factory, "star-fp32", lambda out: _build(out, "fp32"))
+
+
+def _build(out: Path, precision: str) -> None:
+    parts = {"vae": GOLDEN, "text-encoder": GOLDEN / "text_encoder"}
+    build(BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Arrays:
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def clip() -> np.ndarray:
+    return np.stack([read_png(path) for path in sorted((GOLDEN / "in").glob("*.png"))])
+
+
+def test_tables_are_there_for_every_choice() -> None:
+    tables = family.tables()
+    assert len(tables) == 101
+    assert tables["steps/fast-14.npy"].shape == (14, 12)
+    assert tables["steps/normal-100.npy"].shape == (100, 12)
+    assert all(table.dtype == np.float32 and np.isfinite(table).all() for table in tables.values())
+    assert (tables["steps/fast-14.npy"][-1, 3:8] == [0, 1, 0, 0, 1]).all()
+
+
+def test_stages_feed_their_networks() -> None:
+    specs: dict[str, NetworkSpec] = {
+        "sample": steps.sample_spec(),
+        "start": steps.start_spec(),
+        "guide": steps.guide_spec(),
+        "update": steps.update_spec(),
+        "preprocess": pictures.preprocess_spec((144, 192)),
+        "postprocess": pictures.postprocess_spec((144, 192)),
+        "denoiser": denoiser.spec(random_denoiser()),
+    }
+    for stage in family.STAGES:
+        assert stage.network in family.STAR.network_names
+        if stage.network in specs:
+            assert list(stage.reads) == [tensor.name for tensor in specs[stage.network].inputs]
+            assert list(stage.writes) == [tensor.name for tensor in specs[stage.network].outputs]
+
+
+@pytest.mark.parametrize("least", [(720, 1280), (144, 192)])
+def test_the_canvas_is_the_networks(least: tuple[int, int]) -> None:
+    canvas = family.canvas(least)
+    for side in range(1, 900):
+        for axis in (0, 1):
+            small, offset = canvas.least[axis], canvas.offset[axis]
+            if side <= small:
+                expected = small
+            else:
+                expected = (side - offset) // canvas.multiple * canvas.multiple + offset + canvas.multiple
+            assert pictures.canvas_side(4 * side, least[axis]) == 4 * expected
+
+
+# ---------------------------------------------------------------- parity
+
+
+def difference(ours: np.ndarray, other: np.ndarray) -> float:
+    """Relative, of the norms."""
+    return float(np.linalg.norm(ours - other) / np.linalg.norm(other))
+
+
+@pytest.mark.thorough
+def test_the_chain(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> None:
+    chain = Chain(star_bundle, clip, recorded)
+    result = chain.run()
+    for embedding, name in zip(np.load(star_bundle / "prompts.npy"), ("positive", "negative"), strict=True):
+        assert difference(embedding, recorded[f"text_{name}"]) < 1e-4
+    assert difference(chain.clip["hint"][0], recorded["hint_latent"]) < 1e-4
+    assert difference(chain.steps[0]["positive"][0], recorded["unet_cond_0"]) < 1e-4
+    assert difference(chain.steps[0]["negative"][0], recorded["unet_uncond_0"]) < 1e-4
+    assert len(chain.steps) == 14
+    for index, step in enumerate(chain.steps):
+        assert difference(step["denoised"][0], recorded["denoised"][index]) < 2e-4
+        assert difference(step["x_next"][0], recorded["latent"][index]) < 2e-4
+    published(result)
+
+
+@pytest.mark.thorough
+def test_the_runtime(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> None:
+    noise = {name: array for name, array in recorded.items() if name.startswith("noise_")}
+    with Restorer(star_bundle, noise=noise) as restorer:
+        results = list(restorer.restore(iter(clip)))
+    published(np.stack(results))
+
+
+def published(result: np.ndarray) -> None:
+    """Whether these are the published code's frames."""
+    for ours, path in zip(result, sorted((GOLDEN / "out").glob("*.png")), strict=True):
+        other = read_png(path)
+        assert np.abs(ours.astype(int) - other.astype(int)).max() <= 1
+        assert psnr(ours, other) >= 60
