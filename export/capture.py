@@ -4,10 +4,6 @@ torch's exporter captures a module, then captures the result twice again to take
 translate. It can translate nearly all that networks here are made of, so only what it cannot is replaced, and the two
 further captures are left out: most of their time goes into reasoning about symbolic sizes. So does the cache of
 shapes, whose keys cost more than what it saves. The same graphs come out, node for node.
-
-Of what is left, most goes into proofs: whether two symbolic sizes are equal, whether one divides the other. Nothing of
-that reaches a graph, but for the answers, and those the traced sizes give. They are no proofs, so a module must not
-depend on a coincidence of its traced sizes; `network.export` compares each graph with torch at other ones.
 """
 
 from __future__ import annotations
@@ -21,15 +17,10 @@ from typing import Any
 from unittest import mock
 
 import onnx_ir as ir
-import sympy
 import torch
 from torch import Tensor, nn
-from torch._subclasses import fake_impls
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.onnx._internal.exporter import _registration
-from torch.utils._sympy.numbers import int_oo
-from torch.utils._sympy.value_ranges import ValueRanges
 
 from vsr_trt.export.quiet import only_errors
 
@@ -61,7 +52,7 @@ def to_onnx(
     Raises:
         Exception: torch raises many kinds.
     """
-    with torch.no_grad(), _quiet(), _no_shape_cache(), _by_example():
+    with torch.no_grad(), _quiet(), _no_shape_cache():
         program = torch.export.export(
             module,
             (),
@@ -127,30 +118,6 @@ def _dtype(node: Any) -> torch.dtype:
 @contextlib.contextmanager
 def _no_shape_cache() -> Iterator[None]:
     with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-        yield
-
-
-@contextlib.contextmanager
-def _by_example() -> Iterator[None]:
-    """Answers questions about symbolic sizes by the sizes that a module is traced at, and proves nothing."""
-
-    def evaluate(env: ShapeEnv, question: Any, hint: Any = None, *_: Any, **__: Any) -> Any:
-        return question.xreplace(env.backed_var_to_val) if hint is None else sympy.sympify(hint)
-
-    def known(_: ShapeEnv, question: Any, **__: Any) -> Any:
-        return question if question.is_number or question in (sympy.true, sympy.false) else None
-
-    def range_of(*_: Any, **__: Any) -> ValueRanges[Any]:
-        return ValueRanges(0, int_oo)
-
-    with (
-        mock.patch.object(ShapeEnv, "evaluate_expr", evaluate),
-        mock.patch.object(ShapeEnv, "_maybe_evaluate_static", known),
-        mock.patch.object(ShapeEnv, "bound_sympy", range_of),
-        mock.patch.object(sympy, "simplify", sympy.expand),  # of quotients of sizes
-        # the way of sizes that nothing is known of has less to prove
-        mock.patch.object(fake_impls, "_view_has_unbacked_input", return_value=True),
-    ):
         yield
 
 

@@ -28,16 +28,12 @@ class BundleModel(family.STAR):
     """STAR's weights for one request."""
 
     def __init__(self, request: BundleRequest, checkpoint: checkpoints.Checkpoint) -> None:
-        self._folders = {"vae": autoencoder.folder_of(request.parts["vae"])}
-        self._folders["text_encoder"] = request.parts["text-encoder"]
-        super().__init__(checkpoint, *self._folders.values(), request.precision)
+        vae, text_encoder = autoencoder.folder_of(request.parts["vae"]), request.parts["text-encoder"]
+        super().__init__(checkpoint, vae, text_encoder, request.precision)
         self._request = request
         self._prompt = text.PROMPT if request.prompt is None else request.prompt
         negative = text.NEGATIVE if request.negative_prompt is None else request.negative_prompt
-        self._tokens = [
-            text.tokenize(self._folders["text_encoder"], each)
-            for each in (text.caption(self._prompt), negative)
-        ]
+        self._tokens = [text.tokenize(text_encoder, each) for each in (text.caption(self._prompt), negative)]
 
     @staticmethod
     def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
@@ -95,16 +91,7 @@ class BundleModel(family.STAR):
             provenance=Provenance(
                 checkpoint=source_of(request.checkpoint, request.checkpoint.name),
                 checkpoint_layout=self.checkpoint.layout,
-                base_model=tuple(
-                    source_of(path, f"{name}/{path.name}")
-                    for name, path in (
-                        *(("vae", path) for path in autoencoder.weight_files(self._folders["vae"])),
-                        *(
-                            ("text_encoder", path)
-                            for path in text.weight_files(self._folders["text_encoder"])
-                        ),
-                    )
-                ),
+                base_model=tuple(source_of(path, name) for name, path in self.weight_files().items()),
                 stripped_prefixes={"checkpoint": self.checkpoint.prefix} if self.checkpoint.prefix else {},
                 tools=versions(),
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

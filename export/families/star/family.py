@@ -201,7 +201,7 @@ class STAR:
     """
 
     slow: tuple[str, ...] = ("denoiser", "vae_decoder", "vae_encoder", "text_encoder")
-    network_names = (
+    network_names: tuple[str, ...] = (
         "denoiser",
         "text_encoder",
         "vae_encoder",
@@ -221,6 +221,11 @@ class STAR:
     ) -> None:
         self.checkpoint, self._vae, self._text = checkpoint, vae_folder, text_folder
         self._limit = precision.upper()
+
+    def weight_files(self) -> dict[str, Path]:
+        """What is read besides the checkpoint, indices and shards among them, by folder and name."""
+        files = {"vae": autoencoder.weight_files(self._vae), "text_encoder": text.weight_files(self._text)}
+        return {f"{part}/{path.name}": path for part, paths in files.items() for path in paths}
 
     def check(self) -> None:
         """Reads all weights, one network after another, and keeps none: exports take minutes.
