@@ -96,6 +96,7 @@ def ordinary_priority() -> Iterator[None]:
 # Files in which most of the time goes, longest first.
 # The first ones need no bundle of the golden model, which one process makes meanwhile.
 SLOW = (
+    "test_star_export", "test_star",
     "test_parity", "test_cuda_device", "test_strips", "test_shell", "test_phases", "test_triton_kernel",
     "test_corpus", "test_alternatives", "test_restorer", "test_engine_faults", "test_cli", "test_engines_chained",
     "test_engine_builds", "test_verify", "test_lean_install", "test_acceptance", "test_bundle", "test_kernels_cli",

@@ -12,6 +12,7 @@ is never in memory twice. Inputs and outputs of the network keep their types.
 | Softmax | exponentials and sums of thousands of terms |
 | statistics of GroupNormalization, LayerNormalization | sums over whole feature maps (`stash_type`) |
 | what is left to do before an output (scaling, the final subtraction) | the input it meets there is FP32 |
+| sums and products between two of the first rows, of nothing else | a variance and what is added before its root |
 | networks with `always_fp32` | each spec gives its reason |
 | what the caller names | measured beyond a share of FP16's range, see `vsr-build calibrate` |
 """
@@ -76,13 +77,14 @@ def convert(model: ir.Model, keep: Mapping[str, str] | None = None) -> Conversio
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
     tail = _output_tail(graph)
+    between = _between(graph)
     casts = _Casts(graph)
     halves, kept = 0, []
     for node in list(graph):
         floats = [i for i, value in enumerate(node.inputs) if _is_float(value)]
         if node.op_type == "Shape" or not (floats or any(_is_float(output) for output in node.outputs)):
             continue
-        reason = _why_single(node, tail, bool(floats), keep or {})
+        reason = _why_single(node, tail, between, bool(floats), keep or {})
         target = ir.DataType.FLOAT16 if reason is None else ir.DataType.FLOAT
         for index in floats:
             if index not in _SIZES.get(node.op_type, ()):
@@ -99,12 +101,16 @@ def convert(model: ir.Model, keep: Mapping[str, str] | None = None) -> Conversio
     return Conversion(halves, tuple(kept))
 
 
-def _why_single(node: ir.Node, tail: set[ir.Node], floats: bool, keep: Mapping[str, str]) -> str | None:
+def _why_single(
+    node: ir.Node, tail: set[ir.Node], between: set[ir.Node], floats: bool, keep: Mapping[str, str]
+) -> str | None:
     """Why a node computes in FP32, None if it does not."""
     if node.op_type in _ISLANDS:
         return _ISLANDS[node.op_type]
     if node in tail:
         return "the last steps before an output, which is FP32"
+    if node in between:
+        return "it stands between two such nodes"
     if not any(map(_is_float, node.outputs)):
         return "its result is no float"
     if not floats:
@@ -190,6 +196,32 @@ def _output_tail(graph: ir.Graph) -> set[ir.Node]:
             tail.add(node)
             pending += [value.producer() for value in node.inputs if value is not None]
     return tail
+
+
+def _between(graph: ir.Graph) -> set[ir.Node]:
+    """The elementwise nodes all of whose inputs come from islands, or are constants, and whose results go into them.
+
+    Two casts less, and no loss between a variance and its root: in FP16, 1e-5 has two digits.
+    """
+    found: set[ir.Node] = set()
+
+    def leads_on(value: ir.Value | None) -> bool:
+        producer = value.producer() if value is not None else None
+        return producer is not None and (producer.op_type in _ISLANDS or producer in found)
+
+    for node in graph:  # in order: what stands before it is decided
+        floats = [value for value in node.inputs if _is_float(value)]
+        others = [value for value in floats if value is not None and not value.is_initializer()]
+        if node.op_type in _TAIL and others and all(map(leads_on, others)):
+            found.add(node)
+    for node in reversed(list(graph)):
+        if node in found and not all(
+            use.node.op_type in _ISLANDS or use.node in found
+            for output in node.outputs
+            for use in output.uses()
+        ):
+            found.discard(node)
+    return {node for node in found if any(True for output in node.outputs for _ in output.uses())}
 
 
 def _restore_outputs(graph: ir.Graph, casts: _Casts) -> None:

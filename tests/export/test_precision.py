@@ -247,6 +247,22 @@ def test_the_tail_may_branch_and_reach_two_outputs() -> None:
     assert [node.inputs[0].name for node in nodes(model, "Cast")] == ["x", "a"]
 
 
+def test_what_stands_between_statistics_alone_stays_in_fp32() -> None:
+    """A variance, and what is added before its root; not what is read elsewhere, or reads something else."""
+    model = converted(
+        """g (float[4,4] x) => (float[4,4] y)
+        { a = Relu(x)  variance = ReduceMean(a)  e = Exp(a)  one = Add(e, k)  square = Pow(one, two)
+          sum = Add(variance, square)  root = Sqrt(sum)  b = Relu(root)  other = Add(e, a)  seen = Mul(e, k)
+          c = Sqrt(other)  d = Sqrt(seen)  f = MatMul(seen, c)  h = MatMul(b, d)  y = MatMul(h, f) }""",
+        k=np.array(0.5, np.float32),
+        two=np.array(2, np.float32),
+    )
+    assert [outputs for _, outputs in types(model, "Add")] == [[FLOAT], [FLOAT], [HALF]]
+    assert [outputs for _, outputs in types(model, "Mul")] == [[HALF]]
+    (one, _, _) = nodes(model, "Add")
+    assert all(value.dtype == FLOAT for value in one.inputs)
+
+
 # ---------------------------------------------------------------- weights
 
 

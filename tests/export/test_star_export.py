@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import captures
 from helpers.chain import Chain
+from helpers.golden import GOLDEN as DLORAL_GOLDEN
 from helpers.golden import psnr, read_png
 from helpers.once import shared
 from helpers.star import GOLDEN
 
+from vsr_trt.build import main
 from vsr_trt.export.bundle import build
-from vsr_trt.export.families.star import denoiser, family, features, pictures, steps
+from vsr_trt.export.families.star import denoiser, family, features, pictures, steps, text
 from vsr_trt.export.families.star.denoiser import Denoiser
 from vsr_trt.export.families.star.sizes import Sizes
 from vsr_trt.export.network import NetworkSpec, export
 from vsr_trt.export.request import BundleRequest
+from vsr_trt.runtime.bundle.manifest import Bound
+from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.restore.restorer import Restorer
 
 Arrays = dict[str, np.ndarray]
@@ -50,15 +57,17 @@ def random_denoiser(slices: int = 2, batched: bool = True) -> Denoiser:
 def test_a_small_network(make: object, tmp_path: Path) -> None:
     """What they compute is compared with torch by the exporter."""
     exported = export(make(), tmp_path, "fp32")  # type: ignore[operator]
-    # the canvas grows in steps, from a least one on: no polynomial of the frame's sides
-    assert (exported.record.work is None) == (exported.name == "preprocess")
+    # a canvas grows in steps, from a least one on: no polynomial of the frame's sides
+    assert (exported.record.work is None) == (exported.name in ("preprocess", "postprocess"))
     assert list(exported.record.graphs) == ["native"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_small_denoiser(tmp_path: Path, precision: str) -> None:
-    exported = export(denoiser.spec(random_denoiser()), tmp_path, precision)  # type: ignore[arg-type]
-    assert exported.worst < (1e-5 if precision == "fp32" else 2e-2)
+@pytest.mark.thorough
+def test_a_small_denoiser(tmp_path: Path) -> None:
+    for precision, most in (("fp32", 1e-5), ("fp16", 2e-2)):
+        with captures.kept(tmp_path / "captures"):
+            exported = export(denoiser.spec(random_denoiser()), tmp_path, precision)  # type: ignore[arg-type]
+        assert exported.worst < most
     work = exported.record.work
     assert work is not None
     assert any("f*f" in product for product in work.multiply_adds)  # frames look at each other
@@ -74,9 +83,17 @@ def star_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared(tmp_path_factory, "star-fp32", lambda out: _build(out, "fp32"))
 
 
+@pytest.fixture(scope="session")
+def star_bundle_fp16(tmp_path_factory: pytest.TempPathFactory, star_bundle: Path) -> Path:
+    """The same in FP16; modules are captured once for both."""
+    return shared(tmp_path_factory, "star-fp16", lambda out: _build(out, "fp16"))
+
+
 def _build(out: Path, precision: str) -> None:
     parts = {"vae": GOLDEN, "text-encoder": GOLDEN / "text_encoder"}
-    build(BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False))  # type: ignore[arg-type]
+    request = BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False, jobs=1)  # type: ignore[arg-type]
+    with captures.kept(out.parent / "star-captures"):
+        build(request)
 
 
 @pytest.fixture(scope="session")
@@ -161,9 +178,105 @@ def test_the_runtime(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> N
     published(np.stack(results))
 
 
+@pytest.mark.thorough
+def test_the_manifest(star_bundle: Path) -> None:
+    manifest = read_manifest(star_bundle)
+    assert manifest.family == "star"
+    assert set(manifest.networks) == set(family.STAR.network_names)
+    assert manifest.prompt is not None
+    assert manifest.prompt.text == text.PROMPT
+    assert manifest.networks["denoiser"].bounds["h"] == Bound(10, 1026, 8, 2)
+    assert {f"steps/normal-{count}.npy" for count in range(1, 101)} <= set(manifest.files)
+    provenance = manifest.provenance
+    assert provenance is not None
+    assert provenance.checkpoint_layout == "star-pt"
+    assert {source.name.split("/")[0] for source in provenance.base_model} == {"vae", "text_encoder"}
+
+
+@pytest.mark.thorough
+def test_in_fp16(star_bundle_fp16: Path, clip: np.ndarray, recorded: Arrays) -> None:
+    chain = Chain(star_bundle_fp16, clip, recorded)
+    result = chain.run()
+    assert difference(chain.steps[0]["positive"][0], recorded["unet_cond_0"]) < 5e-3
+    for ours, path in zip(result, sorted((GOLDEN / "out").glob("*.png")), strict=True):
+        assert psnr(ours, read_png(path)) >= 45
+
+
 def published(result: np.ndarray) -> None:
     """Whether these are the published code's frames."""
     for ours, path in zip(result, sorted((GOLDEN / "out").glob("*.png")), strict=True):
         other = read_png(path)
         assert np.abs(ours.astype(int) - other.astype(int)).max() <= 1
         assert psnr(ours, other) >= 60
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def command(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> tuple[int, str]:
+    """The command's exit code, and what it says."""
+    code = main(["bundle", *map(str, arguments), "--out", str(out / "bundle"), "--no-kernels"])
+    assert not (out / "bundle").exists()
+    return code, " ".join(capsys.readouterr().err.split())
+
+
+STAR = ("--checkpoint", GOLDEN / "model.pt")
+PARTS = ("--vae", GOLDEN, "--text-encoder", GOLDEN / "text_encoder")
+DLORAL = ("--checkpoint", DLORAL_GOLDEN / "model.pkl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (STAR, 2, "is made from --vae and --text-encoder; add --vae DIR"),
+        ((*STAR, *PARTS[:2]), 2, "add --text-encoder DIR"),
+        ((*STAR, "--sd", DLORAL_GOLDEN / "sd"), 2, "is made from --vae and --text-encoder"),
+        ((*DLORAL, *PARTS), 2, "is made from --sd"),
+        (
+            (*DLORAL, *PARTS, "--family", "star"),
+            5,
+            "is a checkpoint of the family dloral, and star was asked for",
+        ),
+        (
+            (*STAR, *PARTS, "--family", "dloral"),
+            5,
+            "is a checkpoint of the family star, and dloral was asked for",
+        ),
+        ((*STAR, *PARTS, "--top-k", 3), 2, "has nothing that --top-k could change"),
+        ((*STAR, "--vae", DLORAL_GOLDEN / "sd", *PARTS[2:]), 5, "is the VAE of Stable Diffusion"),
+        ((*STAR, *PARTS[:2], "--text-encoder", GOLDEN), 5, "hidden_act"),
+        (("--checkpoint", GOLDEN / "nothing.pt", *PARTS), 5, "does not exist; expected STAR's checkpoint"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[object, ...], code: int, said: str
+) -> None:
+    got, told = command(capsys, tmp_path, *arguments)
+    assert said in told
+    assert got == code
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (lambda name: not name.startswith("VideoControlNet."), "has no ControlNet"),
+        (lambda name: name != "out.2.bias", "lacks out.2.bias"),
+    ],
+)
+def test_an_incomplete_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, names: Callable[[str], bool], said: str
+) -> None:
+    weights = torch.load(GOLDEN / "model.pt", weights_only=True)
+    torch.save({name: tensor for name, tensor in weights.items() if names(name)}, tmp_path / "a.pt")
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    code, told = command(capsys, tmp_path, "--checkpoint", tmp_path / "a.pt", *PARTS)
+    assert said in told
+    assert code == 5
+
+
+def test_the_form_on_cogvideox(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = "model.diffusion_model.transformer.layers.0.attention.query_key_value.weight"
+    torch.save({"module": {name: torch.zeros(1)}}, tmp_path / "1.pt")
+    code, told = command(capsys, tmp_path, "--checkpoint", tmp_path / "1.pt", *PARTS)
+    assert "CogVideoX form" in told
+    assert code == 5

@@ -51,10 +51,11 @@ def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
         The ids, and how many tokens were cut off at the end because the text is too long.
 
     Raises:
-        CheckpointError: the folder has no tokenizer, or a damaged one.
+        CheckpointError: the folder is of another model, has no tokenizer, or a damaged one.
     """
     from transformers import CLIPTokenizer
 
+    known = _checked_config(folder).get("vocab_size", 49408)
     try:
         with only_errors("transformers"):
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=_PAD)
@@ -62,7 +63,6 @@ def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
             ids = tokenizer(text, max_length=TOKENS, padding="max_length", truncation=True).input_ids
     except Exception as error:  # the tokenizers library raises plain Exception on damaged files
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}.") from error
-    known = _config(folder).get("vocab_size", 49408)
     if tokenizer.pad_token_id != 0 or max(ids) >= known:
         raise CheckpointError(
             f"the tokenizer in {folder} is not the text encoder's: its '{_PAD}' is token {tokenizer.pad_token_id}, "
@@ -88,11 +88,7 @@ def open_text_encoder(folder: Path) -> Any:
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = _config(folder)
-    if config.get("hidden_act") != "gelu":  # CLIP's own models have quick_gelu
-        raise CheckpointError(
-            f"{folder}/config.json has hidden_act = {config.get('hidden_act')!r}; {_WANTED}."
-        )
+    config = _checked_config(folder)
     blocks = config.get("num_hidden_layers")
     if not isinstance(blocks, int) or blocks < 2:
         raise CheckpointError(f"{folder}/config.json has num_hidden_layers = {blocks!r}; {_WANTED}.")
@@ -121,6 +117,15 @@ def open_text_encoder(folder: Path) -> Any:
         weights[name] = tensor
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def _checked_config(folder: Path) -> dict[str, Any]:
+    config = _config(folder)
+    if config.get("hidden_act") != "gelu":  # CLIP's own models have quick_gelu
+        raise CheckpointError(
+            f"{folder}/config.json has hidden_act = {config.get('hidden_act')!r}; {_WANTED}."
+        )
+    return config
 
 
 def _config(folder: Path) -> dict[str, Any]:
