@@ -8,7 +8,7 @@ from typing import Any
 def small() -> dict[str, Any]:
     """A minimal manifest of one network and one file."""
     tensor = {"name": "x", "dtype": "float32", "shape": ["n", 3, "8*h", "w"]}
-    bound = {"min": 1, "max": 4, "multiple_of": 1}
+    bound = {"min": 1, "max": 4, "multiple_of": 1, "offset": 0}
     source = {"name": "model.pkl", "bytes": 1, "sha256": "00"}
     return {
         "schema_version": 5,

@@ -172,7 +172,7 @@ def requested(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> BundleRequest
         raise StopError
 
     monkeypatch.setattr(recipe, "build_bundle", stop)
-    monkeypatch.setattr(recipe, "base_model", lambda sd, console: sd)
+    monkeypatch.setattr(recipe, "directory", lambda given, part, console: given)
     with pytest.raises(StopError):
         recipe.run(
             commands.parser().parse_args(
