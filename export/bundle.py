@@ -161,6 +161,8 @@ def _kernels(request: BundleRequest, model: Model, folder: Path, progress: Progr
             raise ExportError(f"{error} (--no-kernels builds the bundle without it.)") from error
         for kernel in compiled:
             paths.append(kernel_files.write(kernel, folder / "kernels")[0].relative_to(folder).as_posix())
+    if not paths:  # the family has none
+        (folder / "kernels").rmdir()
     return tuple(paths)
 
 

@@ -152,7 +152,15 @@ def test_decoding_in_other_groups_is_another_picture(star: Star, run: Run) -> No
 # ---------------------------------------------------------------- the same in other ways
 
 
-@pytest.mark.parametrize(("slices", "batched"), [(1, False), (2, True), (3, True), (8, False)])
+@pytest.mark.parametrize(
+    ("slices", "batched"),
+    [
+        pytest.param(1, False, marks=pytest.mark.thorough),
+        (2, True),
+        pytest.param(3, True, marks=pytest.mark.thorough),
+        pytest.param(8, False, marks=pytest.mark.thorough),
+    ],
+)
 def test_slices_and_passes_apart_change_nothing(
     star: Star, golden_star: Arrays, slices: int, batched: bool
 ) -> None:
@@ -163,6 +171,7 @@ def test_slices_and_passes_apart_change_nothing(
         assert difference(its, ours) < 1e-5
 
 
+@pytest.mark.thorough
 def test_half_precision(star: Star, golden_star: Arrays) -> None:
     inputs = {name: tensor.half() for name, tensor in first_step(star, golden_star).items()}
     inputs["xt"], inputs["hint"] = inputs["xt"][:, :, :1], inputs["hint"][:, :, :1]
