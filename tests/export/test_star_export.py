@@ -179,6 +179,18 @@ def test_the_runtime(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> N
 
 
 @pytest.mark.thorough
+def test_several_chunks_and_other_options(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> None:
+    chosen = {"window": 2, "solver": "normal", "steps": 2, "guidance": 3.0}
+    noise = {name: recorded[f"noise_{name}"] for name in ("vae", "start", "step")}
+    noise = {f"noise_{name}": array[:1] if name == "step" else array for name, array in noise.items()}
+    result = Chain(star_bundle, clip, noise, **chosen).run()
+    with Restorer(star_bundle, choices=chosen, noise=noise) as restorer:
+        ours = np.stack(list(restorer.restore(iter(clip))))
+    assert np.abs(ours.astype(int) - result.astype(int)).max() <= 1
+    assert psnr(ours, result) >= 60
+
+
+@pytest.mark.thorough
 def test_the_manifest(star_bundle: Path) -> None:
     manifest = read_manifest(star_bundle)
     assert manifest.family == "star"
