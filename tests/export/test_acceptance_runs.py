@@ -268,11 +268,8 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     done = processes.run(command(out, model.sd, model.checkpoint, *SIZES))
     found = report(out)
     content = json.loads((out / REPORT).read_text())
-    every = tasks(
-        Setting(
-            SCRIPT, out, LIBRARY, {"sd": out, "checkpoint": out}, dict.fromkeys(SIZES, out), Extent(SIZES)
-        )
-    )
+    clips, extent = dict.fromkeys(SIZES, out), Extent(SIZES, soak=3)
+    every = tasks(Setting(SCRIPT, out, LIBRARY, {"sd": out, "checkpoint": out}, clips, extent))
     assert list(found) == [step.name for step in every]
     assert len(found) == content["steps"]
     wrong = {name: state for name, state in states(found).items() if state != "passed"}
