@@ -22,6 +22,8 @@ class BundleRequest:
         stage: which adapters count fully: all six, or the three for consistency.
         adapters: weights of single adapters that override the stage's.
         prompt: text that conditions the restoration, None for the family's own.
+        canvas: least height and width that frames are worked on, in pixels of the result; None for the family's own,
+            which is the only exact one.
         negative_prompt: text that it is led away from, None for the family's own.
         top_k: positions the cross-frame attention retrieves, None for all (the published weights).
         precision: storage and arithmetic of the heavy networks.
@@ -40,6 +42,7 @@ class BundleRequest:
     adapters: Mapping[str, float] = field(default_factory=dict)
     prompt: str | None = None
     negative_prompt: str | None = None
+    canvas: tuple[int, int] | None = None
     top_k: int | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
     kernels: bool | None = None

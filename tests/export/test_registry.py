@@ -92,6 +92,7 @@ def test_settings_of_another_family() -> None:
         (STAR, {"adapters": {"a": 1.0}}, "--adapter"),
         (STAR, {"stage": "consistency"}, "--stage"),
         (GOLDEN / "model.pkl", {"negative_prompt": ""}, "--negative-prompt"),
+        (GOLDEN / "model.pkl", {"canvas": (528, 512)}, "--canvas"),
     ):
         with pytest.raises(InputError, match=f"has nothing that {flag} could change; leave it out"):
             family_of(checkpoint, **change)

@@ -255,6 +255,13 @@ DLORAL = ("--checkpoint", DLORAL_GOLDEN / "model.pkl")
             "is a checkpoint of the family star, and dloral was asked for",
         ),
         ((*STAR, *PARTS, "--top-k", 3), 2, "has nothing that --top-k could change"),
+        (
+            (*STAR, *PARTS, "--canvas", "512x512"),
+            2,
+            "expected a width that is a multiple of 64, and a height",
+        ),
+        ((*STAR, *PARTS, "--canvas", "0x16"), 2, "expected a width that is a multiple of 64"),
+        ((*STAR, *PARTS, "--canvas", "small"), 2, "expected WIDTHxHEIGHT"),
         ((*STAR, "--vae", DLORAL_GOLDEN / "sd", *PARTS[2:]), 5, "is the VAE of Stable Diffusion"),
         ((*STAR, *PARTS[:2], "--text-encoder", GOLDEN), 5, "hidden_act"),
         (("--checkpoint", GOLDEN / "nothing.pt", *PARTS), 5, "does not exist; expected STAR's checkpoint"),

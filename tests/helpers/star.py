@@ -73,7 +73,9 @@ class Star:
         encoder = autoencoder.Encoder(autoencoder.open_vae(self.folder))
         images = self.preprocess(frames)[0].split(1)
         moments = [encoder(image) for image in images]
-        each = (steps.Sample()(*own, one) for own, one in zip(moments, noise.split(1), strict=True))
+        each = (
+            steps.Sample()(*own, one, torch.ones(1)) for own, one in zip(moments, noise.split(1), strict=True)
+        )
         return torch.cat(list(each), 2)
 
     def denoise(

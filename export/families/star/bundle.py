@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ from vsr_trt.export.provenance import source_of, versions
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu.build import Compiled
 from vsr_trt.runtime.bundle.manifest import Manifest, Network, Prompt, Provenance
+from vsr_trt.runtime.errors import InputError
 
 recognises = checkpoints.recognises
 PARTS = {
     "vae": "the VAE of Stable Video Diffusion",
     "text-encoder": "OpenCLIP ViT-H-14 in transformers' layout",
 }
-SETTINGS = frozenset({"negative_prompt"})
+SETTINGS = frozenset({"negative_prompt", "canvas"})
 
 
 class BundleModel(family.STAR):
@@ -41,12 +43,28 @@ class BundleModel(family.STAR):
 
         Raises:
             CheckpointError: one of them is refused.
+            InputError: a canvas that the UNet cannot take.
         """
-        return BundleModel(request, checkpoints.load(request.checkpoint))
+        checkpoint = checkpoints.load(request.checkpoint)
+        if request.canvas is not None:
+            height, width = request.canvas
+            if height % 64 != 16 or width % 64 or min(height, width) < 1:
+                raise InputError(
+                    f"--canvas {width}x{height}: expected a width that is a multiple of 64, and a height that is 16 "
+                    "more than one, e.g. 512x528."
+                )
+            sizes = dataclasses.replace(checkpoint.sizes, canvas=request.canvas)
+            checkpoint = dataclasses.replace(checkpoint, sizes=sizes)
+        return BundleModel(request, checkpoint)
 
     def notes(self) -> list[str]:
         """A prefix that was left out, and texts that were cut."""
         notes = []
+        if self._request.canvas is not None:
+            notes.append(
+                "the canvas is another one than the published: its white border takes part in all that is computed, so "
+                "pictures smaller than the published canvas become others"
+            )
         if self.checkpoint.prefix:
             notes.append(
                 f"{self.checkpoint.prefix!r}, which a wrapper had put before all names of {self.checkpoint.path.name}, "

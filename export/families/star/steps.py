@@ -23,11 +23,14 @@ _LEAST = 1e-12
 
 
 class Sample(nn.Module):
-    """mean, deviation, noise (f,4,h,w) -> hint (1,4,f,h,w): a sample of the encoder's distribution, scaled."""
+    """mean, deviation, noise (f,4,h,w), spread (1,) -> hint (1,4,f,h,w): a sample of the encoder's distribution.
 
-    def forward(self, mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
+    It is scaled. `spread` is 1 in STAR's code; 0 gives the mean, which is also the mode.
+    """
+
+    def forward(self, mean: Tensor, deviation: Tensor, noise: Tensor, spread: Tensor) -> Tensor:
         """See the class."""
-        return ((mean + deviation * noise) * SCALING).transpose(0, 1).unsqueeze(0)
+        return ((mean + spread * (deviation * noise)) * SCALING).transpose(0, 1).unsqueeze(0)
 
 
 class Start(nn.Module):
@@ -92,7 +95,7 @@ _CHECKED = ({"f": 1, "h": 10, "w": 16}, {"f": 5, "h": 26, "w": 8})
 def sample_spec() -> NetworkSpec:
     """sample as it is exported."""
     names = ("mean", "deviation", "noise")
-    return _spec("sample", Sample(), dict.fromkeys(names, MOMENTS), {"hint": LATENTS})
+    return _spec("sample", Sample(), dict.fromkeys(names, MOMENTS) | {"spread": (1,)}, {"hint": LATENTS})
 
 
 def start_spec() -> NetworkSpec:
