@@ -19,7 +19,7 @@ from vsr_trt.runtime.bundle.schema import json_schema
 from vsr_trt.runtime.cli import bench as bench_command
 from vsr_trt.runtime.cli import choices, terminal
 from vsr_trt.runtime.cli import plan as plan_command
-from vsr_trt.runtime.cli.values import parse_fps, parse_memory
+from vsr_trt.runtime.cli.values import parse_fps, parse_memory, parse_segment
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.media.codecs import is_video_name
 from vsr_trt.runtime.restore.compare import side_by_side, side_by_side_video
@@ -126,6 +126,12 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         metavar="FILE.npz",
         help="recorded noise, in place of what the bundle's family draws by its seed",
     )
+    add(
+        "--segment",
+        metavar="N[,M]",
+        help="of a bundle that takes whole clips through its steps: N frames at once, of which M are the next "
+        "segment's, too (default of M: a quarter). Memory is that of a segment; the result is another one, with seams",
+    )
     add("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
     add(
         "--slots",
@@ -200,6 +206,8 @@ def _restore(options: argparse.Namespace) -> int:
         )
     if options.fps is not None:
         values["fps"] = parse_fps(options.fps)
+    if options.segment is not None:
+        values["segment"] = parse_segment(options.segment)
     settings = Settings(
         backend=options.backend,
         memory=None if options.memory is None else parse_memory(options.memory),

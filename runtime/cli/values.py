@@ -53,6 +53,18 @@ def output_folder(text: str) -> Path:
     return Path(text)
 
 
+def parse_segment(text: str) -> tuple[int, int]:
+    """Reads `--segment`: frames, and how many of them the next one has, too.
+
+    Raises:
+        InputError: no such numbers.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?:,(\d{1,6}))?", text, re.ASCII)
+    if match is None:
+        raise InputError(f"--segment {text}: expected a number of frames, or two: 32, or 32,8.")
+    return int(match[1]), int(match[1]) // 4 if match[2] is None else int(match[2])
+
+
 def parse_fps(text: str) -> Fraction | float:
     """Reads `--fps`: a fraction, e.g. 30000/1001, as it is; another number as it reads.
 

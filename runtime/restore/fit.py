@@ -64,6 +64,8 @@ def check(
         f"{amount(whole)}, and {available}."
     )
     if fits:
-        raise DeviceError(f"{told} What fits: --frames {fits}; the rest in pieces, with --start.")
+        raise DeviceError(
+            f"{told} What fits: --frames {fits}, the rest with --start; or --segment {fits}, with seams."
+        )
     one = amount(need(bundle, height, width, 1, options))
     raise DeviceError(f"{told} One frame takes {one}: allow more, or restore a smaller picture.")

@@ -24,6 +24,7 @@ from vsr_trt.runtime.restore import fit, small_frames
 from vsr_trt.runtime.restore import read_ahead as beside
 from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.restore.restorer import Restorer
+from vsr_trt.runtime.restore.segments import Segments
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Available, Form
 
@@ -43,6 +44,8 @@ class Job:
         overwrite: replace an existing output.
         fps: of a video made of pictures, None for 25; a Fraction is kept exactly, e.g. Fraction(30000, 1001). A
             video keeps its own times.
+        segment: frames that go through at once, of a family that takes whole clips through its steps, and how many of
+            them neighbouring segments share; None for the whole clip, which alone is exact.
         noise: recorded noise in place of what the family draws, an .npz file; see `runtime.restore.noise`.
     """
 
@@ -57,6 +60,7 @@ class Job:
     overwrite: bool = False
     fps: Fraction | float | None = None
     noise: Path | None = None
+    segment: tuple[int, int] | None = None
 
 
 @dataclass
@@ -182,7 +186,8 @@ def _load_and_run(
         for note in _early_notes(job, restorer, source, sink):
             report.notes.append(note)
             watcher.noted(note)
-        _run(restorer, source, sink, report, watcher)
+        by_segments = None if job.segment is None else Segments(restorer, *job.segment)
+        _run(restorer, by_segments or restorer, source, sink, report, watcher)
 
 
 def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo) -> None:
@@ -191,7 +196,8 @@ def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo) -> None:
     backend, _ = backends.choose_backend(job.settings.backend, bundle)
     if bundle.manifest.phases and info.frame_count is not None and backend not in backends.ENGINES:
         options, available = Options.of(bundle.manifest, job.settings), Available.of(job.settings.memory)
-        frames = info.frame_count if job.frames is None else min(job.frames, info.frame_count)
+        given = (info.frame_count, job.frames, job.segment and job.segment[0])
+        frames = max(1, min(count for count in given if count is not None))
         fit.check(bundle, info.height, info.width, frames, options, available)
 
 
@@ -211,7 +217,12 @@ def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media
 
 
 def _run(
-    restorer: Restorer, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
+    restorer: Restorer,
+    way: Restorer | Segments,
+    source: media.Source,
+    sink: media.Sink,
+    report: RestoreReport,
+    watcher: Watcher,
 ) -> None:
     """Takes every frame through the restorer, and finishes the file. Frames are read and written next to the work."""
     started = time.perf_counter()
@@ -247,8 +258,8 @@ def _run(
                     report.vae = forms.as_json(restorer.form)
                     watcher.arranged(restorer.form)
             waiting.append(frame)
-            hand_over(restorer.push(frame.rgb))
-        for restored in restorer.drain():
+            hand_over(way.push(frame.rgb))
+        for restored in way.drain():
             hand_over([restored])
     report.output = str(sink.close(partial=source.damage is not None))
     report.seconds = time.perf_counter() - started

@@ -100,7 +100,7 @@ class Restorer:
         self._wanted: tuple[
             Wanted, ...
         ] = ()  # noise that comes in with each frame of the part that is under way
-        self._pushed = 0  # frames of the clip
+        self._begins, self._pushed = 0, 0  # number of the clip's first frame, frames of the clip
         self._largest = _largest_side(self.manifest)
         self._timeout, self._observer = timeout, observer
         self._busy = threading.Lock()
@@ -211,7 +211,7 @@ class Restorer:
             runner = self._prepare(height, width)
             if not self._pushed and self._parts[0].phase is not None:
                 self._meter.begin(self._parts[0].phase, None)
-            row = self._with_noise({self._parts[0].takes[0]: taken}, self._pushed)
+            row = self._with_noise({self._parts[0].takes[0]: taken}, self._begins + self._pushed)
             if len(row) > 1 and isinstance(taken, DeviceArray):
                 raise InputError(
                     "noise is drawn on the CPU for each frame of this family; pass arrays of the CPU."
@@ -243,15 +243,17 @@ class Restorer:
                     self._rest = None
             yield from results
 
-    def reset(self) -> None:
+    def reset(self, number: int = 0) -> None:
         """Starts a new clip, or a new scene of one: the next frame has no predecessor.
 
         Of a family with phases the clip so far goes through all of them first.
+
+        Args:
+            number: of that frame, where it is a part of a longer clip: its noise is that frame's.
         """
         with self._alone():
             self._size = None
             self._clip += 1
-            self._pushed = 0
             if self._runner is not None:
                 self._late += self._taken_on(self._runner.begin())
             if len(self._parts) > 1:
@@ -259,6 +261,7 @@ class Restorer:
                     self._taken_on(self._runner.flush())
                 self._end_clip()
                 self._finish_clip()
+            self._begins, self._pushed = number, 0
 
     @property
     def window(self) -> int:
@@ -434,7 +437,8 @@ class Restorer:
             if not number:
                 self._meter.begin(part.phase or "", -(-len(rows) // size) * self._runs)
             for row in some:
-                wanted = self._with_noise({name: row[name] for name in part.takes if name in row}, number)
+                taken = {name: row[name] for name in part.takes if name in row}
+                wanted = self._with_noise(taken, self._begins + number)
                 results = runner.push(wanted if len(wanted) > 1 else next(iter(wanted.values())))
                 number += 1
                 returned += len(results)

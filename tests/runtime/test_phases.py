@@ -35,6 +35,7 @@ from vsr_trt.runtime.restore import restorer as restorer_module
 from vsr_trt.runtime.restore.noise import draw
 from vsr_trt.runtime.restore.progress import PhaseProgress
 from vsr_trt.runtime.restore.restorer import Restorer
+from vsr_trt.runtime.restore.segments import Segments
 from vsr_trt.runtime.schedule import file
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
@@ -467,13 +468,52 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_loaded(
         assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB"]) == 7
         told = capsys.readouterr().err
         assert "30 frames of 120x80" in told
-        found = re.search(r"What fits: --frames (\d+);", told)
+        found = re.search(r"What fits: --frames (\d+),.* or --segment (\d+)", told)
         assert found is not None
         assert fit.need(bundle, 40, 60, int(found[1]), Options()) <= limit
         assert cli.main([*typed, "--memory", "1MB"]) == 7
         assert "One frame takes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "in.mkv"]
     assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB", "--frames", found[1]]) == 0
+    assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB", "--segment", found[2], "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "overlap", "cuts"),
+    [
+        (11, 5, 2, [(0, 5, 0, 4), (3, 8, 1, 4), (6, 11, 1, 5)]),
+        (7, 4, 0, [(0, 4, 0, 4), (3, 7, 1, 4)]),
+        (3, 5, 2, [(0, 3, 0, 3)]),
+        (5, 5, 2, [(0, 5, 0, 5)]),
+    ],
+)
+def test_segments_are_clips_of_their_own_with_the_frames_noise(
+    bundle: Bundle, count: int, size: int, overlap: int, cuts: list[tuple[int, int, int, int]]
+) -> None:
+    frames = clip(SMALL, count)
+    noise = noise_for(frames)
+    expected = []
+    for start, end, first, last in cuts:
+        part = {name: array[..., start:end, :, :] for name, array in noise.items() if name != "noise_grain"}
+        part["noise_grain"] = noise["noise_grain"][start:end]
+        expected += by_hand(bundle, frames[start:end], noise=part)[first:last]
+    with Restorer(bundle.path, threads=1) as restorer:
+        segments = Segments(restorer, size, overlap)
+        found = [result for frame in frames for result in segments.push(frame)]
+        found += list(segments.drain())
+    assert_alike(found, expected)
+
+
+def test_segments_as_typed(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Clip(pts=tuple(range(0, 512 * 9, 512)), size=(60, 40), codec="ffv1", options={}, pix_fmt="bgr0")
+    source.write(tmp_path / "in.mkv")
+    typed = ["restore", str(tmp_path / "in.mkv"), "-o", str(tmp_path / "out.mkv"), "--codec", "ffv1"]
+    typed += ["--overwrite", "--bundle", str(bundle.path), "--segment"]
+    assert cli.main([*typed, "4"]) == 0
+    assert len(decoded(tmp_path / "out.mkv")) == 9
+    for text, said in (("0", "expected 2 or more"), ("4,3", "at most half"), ("4,", "or two: 32, or 32,8")):
+        assert cli.main([*typed, text]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_plan_as_typed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
