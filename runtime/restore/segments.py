@@ -32,7 +32,7 @@ class Segments:
             raise InputError("this bundle restores frame after frame, at any length; leave --segment out.")
         if frames < 2 or not 0 <= overlap <= frames // 2:
             raise InputError(
-                f"segments of {frames} frames that share {overlap}: expected 2 or more, and at most half of them shared."
+                f"segments of {frames} frames that share {overlap}: expected 2 or more, and half of them at most."
             )
         self._restorer = restorer
         self._gatherer = Gatherer(Window(frames, overlap))
