@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def read_tests(path: Path) -> dict[str, Any]:
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is no report of tests: {error}") from error
     cases = list(root.iter("testcase"))
-    skipped = Counter(skip.get("message", "") for case in cases for skip in case.iter("skipped"))
+    skipped = Counter(_reason(skip) for case in cases for skip in case.iter("skipped"))
     failed = [f"{case.get('classname')}.{case.get('name')}" for case in cases if _failed(case)]
     return {
         "tests": len(cases),
@@ -52,6 +53,14 @@ def read_tests(path: Path) -> dict[str, Any]:
         "failed": failed,
         "not_run": dict(skipped),
     }
+
+
+def _reason(skip: ElementTree.Element) -> str:
+    """Why a test was left out; of a whole file, that is the end of what pytest prints about it."""
+    message = skip.get("message", "")
+    if message != "collection skipped":
+        return message
+    return re.sub(r"""['"]\)\s*$""", "", (skip.text or "").rpartition("Skipped: ")[2])
 
 
 def _failed(case: ElementTree.Element) -> bool:

@@ -211,7 +211,7 @@ def gpu_acceptance(
                 written = write_model(weights, overwrite=True)
             model = {"sd": written.sd, "checkpoint": written.checkpoint}
         steps = tasks(Setting(build_script, out, library, model, clips, extent))
-        return accept(steps, out, console, about=about)
+        return accept(steps, out, console, about=about, given=list(model.values()))
     finally:
         for folder in (weights, out / "bundle", out / "kernel-cache"):
             shutil.rmtree(folder, ignore_errors=True)

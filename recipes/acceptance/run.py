@@ -65,6 +65,7 @@ def accept(
     console: Console,
     run: Run | None = None,
     about: Mapping[str, Any] | None = None,
+    given: Sequence[Path] = (),
 ) -> int:
     """Does all steps, and writes the report after each, so that a machine that goes down leaves what was done.
 
@@ -74,6 +75,7 @@ def accept(
         console: where to show what is done.
         run: another way to run programs, for tests.
         about: what is the same for all steps; at the head of the report.
+        given: files and folders of the user's, of which the report has the last name alone.
 
     Returns:
         0 where all passed or could not be run for want of a program of others, else 9.
@@ -85,7 +87,7 @@ def accept(
     for number, step in enumerate(steps, 1):
         console.rule(f"{number}/{len(steps)} {step.name}")
         outcomes[step.name] = _do(step, outcomes, run or run_program, console)
-        _write(out, list(outcomes.values()), len(steps), about or {}, console)
+        _write(out, list(outcomes.values()), len(steps), about or {}, console, given)
     _show(list(outcomes.values()), console)
     for name in (REPORT, PAGE):
         console.print(f"report: {escape(str(out / name))}", highlight=False, soft_wrap=True)
@@ -146,9 +148,14 @@ def _read(step: Task, outcome: Outcome, printed: str) -> str | None:
 
 
 def _write(
-    out: Path, outcomes: Sequence[Outcome], count: int, about: Mapping[str, Any], console: Console
+    out: Path,
+    outcomes: Sequence[Outcome],
+    count: int,
+    about: Mapping[str, Any],
+    console: Console,
+    given: Sequence[Path],
 ) -> None:
-    personal = _personal(out)
+    personal = _personal(out, given)
     content = [_impersonal(asdict(outcome), personal) for outcome in outcomes]
     head = _impersonal(dict(about), personal)
     try:
@@ -185,10 +192,12 @@ def _impersonal(value: Any, personal: _Personal) -> Any:
     return value
 
 
-def _personal(out: Path) -> _Personal:
+def _personal(out: Path, given: Sequence[Path] = ()) -> _Personal:
     """What is replaced, the longest first, and by what."""
+    folders = {str(form.parent): "GIVEN" for path in given for form in (path.absolute(), path.resolve())}
     names = {str(SCRIPT.parent): "SOURCE", str(SCRIPT.parent.resolve()): "SOURCE", sys.prefix: "PYTHON"}
     names |= {str(Path.cwd()): ".", str(out.absolute()): "OUT", str(out.resolve()): "OUT", str(out): "OUT"}
+    names |= {name: instead for name, instead in folders.items() if name != os.sep}
     names |= {os.path.expanduser("~"): "~"}  # noqa: PTH111  (no home is no error)
     host = socket.gethostname()
     names |= {host: "HOST", host.partition(".")[0]: "HOST"}

@@ -201,6 +201,25 @@ def test_pictures_that_are_far_from_the_cpus_fail(tmp_path: Path) -> None:
         checks.compare_pictures(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_file_that_was_left_out_says_why(tmp_path: Path) -> None:
+    """pytest puts `collection skipped` where the reason of a single test stands."""
+    skip = "(&apos;tests/gpu/a.py&apos;, 9, &quot;Skipped: not run: no CUDA driver&quot;)"
+    case = f"<testcase name='tests.gpu.a'><skipped message='collection skipped'>{skip}</skipped></testcase>"
+    (tmp_path / "t.xml").write_text(PASSED.replace("</testsuite>", f"{case}</testsuite>"))
+    found = checks.read_tests(tmp_path / "t.xml")
+    assert found["not_run"] == {"not run: no CUDA driver": 1}
+    assert checks.ran_tests(found) == "tests were not run: not run: no CUDA driver"
+
+
+def test_the_users_own_folders_are_not_in_the_report(tmp_path: Path) -> None:
+    weights = tmp_path / "a client's film" / "model.pkl"
+    out = tmp_path / "out"
+    out.mkdir()
+    patterns = acceptance._personal(out, [weights])
+    found = acceptance._impersonal({"command": f"bundle --checkpoint {weights} --out {out}/bundle"}, patterns)
+    assert found == {"command": "bundle --checkpoint GIVEN/model.pkl --out OUT/bundle"}
+
+
 def test_there_is_nothing_personal_in_the_report(tmp_path: Path) -> None:
     class Telling(Commands):
         def __call__(self, program: Sequence[str], limit: float) -> tuple[int, str, str]:
