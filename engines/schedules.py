@@ -16,7 +16,7 @@ from vsr_trt.runtime.bundle.options import Options, Settings, check_slots
 from vsr_trt.runtime.cli import choices
 from vsr_trt.runtime.cli.values import parse_size
 from vsr_trt.runtime.errors import DeviceError
-from vsr_trt.runtime.schedule import file
+from vsr_trt.runtime.schedule import file, hosting
 from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.events import derive
@@ -32,7 +32,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "schedule",
         help="write the schedule of a size into a bundle, for hosts in other languages",
-        description="Writes schedules/WxH-sS.json into BUNDLE: steps, lanes, events, and where each buffer lies. A "
+        description="Writes schedules/WxH-sS.json into BUNDLE: steps, lanes, events, where buffers are stored. A "
         "host that executes it gets the bytes that this runtime gets. docs/schedule.md explains the file.",
     )
     add = command.add_argument
@@ -66,15 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
             width, height = parse_size(text, bundle.manifest)
             for part in parts(bundle.manifest, clip):
                 frame_shapes(bundle.manifest, width, height, options, part)  # refuses what cannot be
-                frame = FrameShape.of_result(bundle.manifest, width, height).given
+                shape = FrameShape.of_result(bundle.manifest, width, height)
                 batches = dict.fromkeys(bundle.manifest.networks, arguments.batch)
                 slots = 1 if part.window.frames is None else arguments.slots
                 for each in _lengths(part, clip):
                     started = time.perf_counter()
-                    schedule = build(bundle.manifest, *frame, options, slots, batches, each)
+                    schedule = build(bundle.manifest, *shape.given, options, slots, batches, each)
                     events = derive(schedule)
-                    name = f"{FOLDER}/{width}x{height}-s{slots}{_ending(each)}.json"
-                    file.write(folder / name, schedule, events)
+                    name = f"{FOLDER}/{hosting.file_name(bundle.manifest, shape, slots, options, each)}"
+                    host = hosting.host(bundle.manifest, shape, options, schedule)
+                    file.write(folder / name, schedule, events, host)
                     if file.read(folder / name) != (schedule, events):
                         raise DeviceError(
                             f"{name} would not hold the schedule that it was made of; please report it."
@@ -109,8 +110,3 @@ def _lengths(part: Part, frames: int) -> list[Part]:
     rest = frames % part.frames if part.window.last == "short" else 0
     whole = [part] if rest == 0 or frames > part.frames else []
     return whole + ([part.of(rest)] if rest else [])
-
-
-def _ending(part: Part) -> str:
-    """What tells a phase's file, for windows of a length, from others."""
-    return "" if part.phase is None else f"-{part.phase}-{part.frames}f"

@@ -1,6 +1,7 @@
 """A schedule as a file, for hosts in other languages, and back: executing it gives the bytes of one built in place.
 
-The file holds all that a host needs next to the networks: steps, lanes and events, and where each buffer is stored.
+The file holds all that a host needs next to the networks: steps, lanes and events, where each buffer is stored, and
+what `runtime.schedule.hosting` adds.
 `schedule.schema.json` says what may stand in it; docs/schedule.md explains it.
 """
 
@@ -17,9 +18,10 @@ from vsr_trt.runtime.bundle.records import MisfitError, parse
 from vsr_trt.runtime.errors import BundleError
 from vsr_trt.runtime.schedule.events import Event, hazards
 from vsr_trt.runtime.schedule.graph import Buffer, Kind, Lane, Port, Schedule, Step
+from vsr_trt.runtime.schedule.hosting import Host
 from vsr_trt.runtime.schedule.memory import arrange
 
-FORMAT = 2
+FORMAT = 3
 _Dtype = Literal["uint8", "float32", "float16", "int32", "int64", "bool"]
 _BLOCKS: dict[Kind, str] = {
     "slot": "slot",
@@ -31,8 +33,8 @@ _BLOCKS: dict[Kind, str] = {
 """Kind of a buffer -> the block of memory that it lies in."""
 
 
-def as_json(schedule: Schedule, events: Iterable[Event]) -> dict[str, Any]:
-    """All of it as JSON values."""
+def as_json(schedule: Schedule, events: Iterable[Event], host: Host | None = None) -> dict[str, Any]:
+    """All of it as JSON values; without `host` for those who execute it with a manifest and this package."""
     offsets, blocks = layout(schedule)
     return {
         "format": FORMAT,
@@ -56,6 +58,7 @@ def as_json(schedule: Schedule, events: Iterable[Event]) -> dict[str, Any]:
         ],
         "steps": [_step_as_json(step) for step in schedule.steps],
         "events": [dataclasses.asdict(event) for event in sorted(events)],
+        "host": None if host is None else dataclasses.asdict(host),
     }
 
 
@@ -74,9 +77,9 @@ def layout(schedule: Schedule) -> tuple[dict[str, int], dict[str, int]]:
     return offsets, blocks
 
 
-def write(path: Path, schedule: Schedule, events: Iterable[Event]) -> None:
+def write(path: Path, schedule: Schedule, events: Iterable[Event], host: Host | None = None) -> None:
     """Writes the file; OSError if it cannot be written."""
-    path.write_text(json.dumps(as_json(schedule, events), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(as_json(schedule, events, host), indent=1) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> tuple[Schedule, tuple[Event, ...]]:
@@ -136,6 +139,7 @@ class _File:
     buffers: tuple[_Placed, ...]
     steps: tuple[Step, ...]
     events: tuple[Event, ...]
+    host: Host | None
 
 
 def _step_as_json(step: Step) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def choose_form(
         in_strips: estimate(bundle, height, width, options, slots, in_strips=in_strips, part=part)
         for in_strips in (False, True)
     }
-    in_strips = has_strips and not small
+    in_strips = strips_by_size(manifest, height, width, options)
     why = f"{latents} are {'no ' if small else ''}more than {side}x{side}"
     if not small and not has_strips:
         why = _OLD
@@ -133,6 +133,18 @@ def choose_form(
             f"--tile {exact[0]}=64"
         )
     return Form("strips" if in_strips else "whole", why, need)
+
+
+def strips_by_size(manifest: Manifest, height: int, width: int, options: Options) -> bool:
+    """Whether frames (height, width, 3) that the networks are given go through the VAE in strips on the CPU, as far as
+    their size decides."""
+    exact = [name for name, tiling in manifest.tilings.items() if tiling.exact and manifest.tiled(name)]
+    if not exact or not any(IN_STRIPS in network.graphs for network in manifest.networks.values()):
+        return False
+    sizes = frame_sizes(manifest, height, width)
+    if tile_grid(manifest, exact[0], sizes, options) is not None:
+        return False  # in tiles, which somebody asked for
+    return sizes["h"] * sizes["w"] > options.tile(manifest, exact[0]) ** 2
 
 
 def estimate(

@@ -134,6 +134,10 @@ def test_the_command_adds_schedules_to_a_bundle(tmp_path: Path) -> None:
     assert build_command.main(["schedule", str(bundle.path), *sizes, "--slots", "2"]) == 0
     again = Bundle.open(bundle.path)
     assert {"schedules/1920x1080-s2.json", "schedules/512x512-s2.json"} <= set(again.manifest.files)
+    for written in (bundle.path / "schedules").iterdir():
+        data = json.loads(written.read_text())
+        jsonschema.validate(data, SCHEMA)
+        assert set(data["host"]["networks"]) == {step["network"] for step in data["steps"]} - {None}
     found, events = file.read(bundle.path / "schedules" / "1920x1080-s2.json")
     expected = build(again.manifest, 270, 480, Options(), 2)
     assert found == expected
