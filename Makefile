@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test thorough wheel-test lint full-size gpu-acceptance clean
+.PHONY: setup demo test thorough native wheel-test lint full-size gpu-acceptance clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ test: setup
 
 thorough: setup
 	$(BIN)/python -m pytest -m 'thorough and not full_size'
+
+# The library for hosts in C++, built in build/native, and its tests; docs/native.md says what it needs
+native: setup
+	$(BIN)/python -m pytest -m native tests/native
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -14,8 +14,10 @@
 namespace {
 
 int usage() {
-  std::fputs("usage: vsr_pipe --bundle BUNDLE --size WxH [--set KEY=VALUE]... [--log]\n"
-             "Reads frames as raw RGB (3 bytes a pixel) and writes restored ones of WxH.\n", stderr);
+  std::fputs(
+      "usage: vsr_pipe --bundle BUNDLE --size WxH [--set KEY=VALUE]... [--log]\n"
+      "Reads frames as raw RGB (3 bytes a pixel) and writes restored ones of WxH.\n",
+      stderr);
   return 2;
 }
 

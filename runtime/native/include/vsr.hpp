@@ -1,4 +1,5 @@
-// vsr.hpp: vsr.h for C++17: handles that free themselves, exceptions in place of statuses, a range over restored frames.
+// vsr.hpp: vsr.h for C++17: handles that free themselves, exceptions in place of statuses, a range over restored
+// frames.
 #ifndef VSR_HPP
 #define VSR_HPP
 
@@ -66,10 +67,12 @@ class Stream {
   using Progress = std::function<void(const char* phase, std::uint64_t done, std::uint64_t total)>;
 
   // Takes the next frame; the oldest result that is ready, if there is one.
-  std::optional<Picture> push(Picture& frame) { return result([&](vsr_image* into, vsr_error** error) {
-    const vsr_image image = frame.image();
-    return vsr_push(handle_.get(), &image, into, error);
-  }); }
+  std::optional<Picture> push(Picture& frame) {
+    return result([&](vsr_image* into, vsr_error** error) {
+      const vsr_image image = frame.image();
+      return vsr_push(handle_.get(), &image, into, error);
+    });
+  }
   // The same without copies of the library's: pictures may be anywhere. Whether `into` was filled.
   bool push(const vsr_image& frame, vsr_image& into) {
     vsr_error* error = nullptr;
@@ -77,9 +80,9 @@ class Stream {
     return detail::check(status, error);
   }
   // The next result as if no frame followed; nothing when all were returned.
-  std::optional<Picture> flush() { return result([&](vsr_image* into, vsr_error** error) {
-    return vsr_flush(handle_.get(), into, error);
-  }); }
+  std::optional<Picture> flush() {
+    return result([&](vsr_image* into, vsr_error** error) { return vsr_flush(handle_.get(), into, error); });
+  }
   bool flush(vsr_image& into) {
     vsr_error* error = nullptr;
     const vsr_status status = vsr_flush(handle_.get(), &into, &error);
@@ -102,8 +105,8 @@ class Stream {
   std::uint32_t result_width() const noexcept { return width_; }
   std::uint32_t result_height() const noexcept { return height_; }
 
-  // Restored frames of a range of pictures, as they are asked for: `for (Picture& p : stream.restore(frames))`. The frames
-  // must live as long as the range.
+  // Restored frames of a range of pictures, as they are asked for: `for (Picture& p : stream.restore(frames))`. The
+  // frames must live as long as the range.
   template <class Frames>
   class Range;
   template <class Frames>
@@ -117,7 +120,8 @@ class Stream {
     void operator()(vsr_stream* stream) const noexcept { vsr_stream_destroy(stream); }
   };
 
-  Stream(vsr_stream* stream, std::uint32_t width, std::uint32_t height) : handle_(stream), width_(width), height_(height) {}
+  Stream(vsr_stream* stream, std::uint32_t width, std::uint32_t height)
+      : handle_(stream), width_(width), height_(height) {}
 
   static void tell(void* user, const char* phase, std::uint64_t done, std::uint64_t total) {
     (*static_cast<Progress*>(user))(phase, done, total);

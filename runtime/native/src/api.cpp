@@ -76,8 +76,8 @@ void check_size(const void* structure, std::size_t size, std::size_t known, cons
   bool fits = size >= known && size <= 4096;
   for (std::size_t i = known; fits && i < size; ++i) fits = bytes[i] == 0;
   if (fits) return;
-  throw Failure(VSR_ARGUMENT, std::string(what) + ": struct_size is " + std::to_string(size) + ", this library (" + VSR_VERSION +
-                                  ") knows " + std::to_string(known) + " bytes" +
+  throw Failure(VSR_ARGUMENT, std::string(what) + ": struct_size is " + std::to_string(size) + ", this library (" +
+                                  VSR_VERSION + ") knows " + std::to_string(known) + " bytes" +
                                   (size > known ? ", and what is behind them is not 0." : ", and needs all of them."));
 }
 
@@ -86,7 +86,8 @@ void check_image(const vsr_image* image, Sides expected, const char* what) {
   check_size(image, image->struct_size, kImage, what);
   const auto refuse = [&](const std::string& clause) { throw Failure(VSR_ARGUMENT, std::string(what) + clause); };
   if (image->format != VSR_RGB8) refuse(": format " + std::to_string(image->format) + " is not known.");
-  if (image->memory != VSR_HOST || image->stream != nullptr) refuse(": only memory of the host, without a stream, is taken.");
+  if (image->memory != VSR_HOST || image->stream != nullptr)
+    refuse(": only memory of the host, without a stream, is taken.");
   need(image->data != nullptr, what);
   if (image->width != expected.width || image->height != expected.height) {
     refuse(" is of " + std::to_string(image->width) + "x" + std::to_string(image->height) + ", expected " +
@@ -97,7 +98,8 @@ void check_image(const vsr_image* image, Sides expected, const char* what) {
 
 Sides sides(std::uint32_t width, std::uint32_t height) {
   if (width == 0 || height == 0 || width > 65535 || height > 65535) {
-    throw Failure(VSR_ARGUMENT, "frames of " + std::to_string(width) + "x" + std::to_string(height) + " pixels; expected 1 to 65535.");
+    throw Failure(VSR_ARGUMENT, "frames of " + std::to_string(width) + "x" + std::to_string(height) +
+                                    " pixels; expected 1 to 65535.");
   }
   return {height, width};
 }
@@ -106,7 +108,8 @@ Sides sides(std::uint32_t width, std::uint32_t height) {
 class Inside {
  public:
   explicit Inside(Stream& stream) : stream_(stream) {
-    if (stream.busy.test_and_set()) throw Failure(VSR_BUSY, "another call is inside of this stream; make one for each clip.");
+    if (stream.busy.test_and_set())
+      throw Failure(VSR_BUSY, "another call is inside of this stream; make one for each clip.");
   }
   ~Inside() { stream_.busy.clear(); }
   Inside(const Inside&) = delete;
@@ -190,7 +193,8 @@ vsr_status vsr_plan(vsr_model* model, uint32_t width, uint32_t height, vsr_memor
   });
 }
 
-vsr_status vsr_stream_create(vsr_model* model, uint32_t width, uint32_t height, vsr_stream** stream, vsr_error** error) {
+vsr_status vsr_stream_create(vsr_model* model, uint32_t width, uint32_t height, vsr_stream** stream,
+                             vsr_error** error) {
   return guarded(error, [&] {
     need(stream != nullptr, "stream");
     *stream = nullptr;

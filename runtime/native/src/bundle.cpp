@@ -30,7 +30,8 @@ bool is_inside(const std::string& name) {
 fs::path repository(const fs::path& bundle) {
   for (fs::path folder = bundle.parent_path(); folder != folder.parent_path(); folder = folder.parent_path()) {
     const std::string owner = folder.parent_path().filename().string();
-    const bool named = starts_with(owner, "models--") || starts_with(owner, "datasets--") || starts_with(owner, "spaces--");
+    const bool named =
+        starts_with(owner, "models--") || starts_with(owner, "datasets--") || starts_with(owner, "spaces--");
     if (folder.filename() == "snapshots" && named) return folder.parent_path();
   }
   return {};
@@ -45,7 +46,7 @@ bool is_blob(const fs::path& path, const fs::path& bundle) {
          !fs::is_symlink(blobs / target.filename());
 }
 
-bool same_number(const std::string& text) {
+bool is_whole(const std::string& text) {
   const std::size_t sign = !text.empty() && text[0] == '-' ? 1 : 0;
   return text.size() > sign && std::all_of(text.begin() + static_cast<std::ptrdiff_t>(sign), text.end(),
                                            [](unsigned char c) { return std::isdigit(c) != 0; });
@@ -83,10 +84,10 @@ Bundle::Bundle(const fs::path& folder) : directory(folder) {
                                    ". Make one with: vsr-build bundle --sd DIR --checkpoint FILE --out BUNDLE");
   }
   files[kManifest] = 0;
-  manifest_ = read_json(file(kManifest));
+  manifest_ = std::make_unique<Document>(file(kManifest));
   files.clear();
   try {
-    read(Node(manifest_, kManifest));
+    read(manifest());
   } catch (const Failure& failure) {
     if (failure.status() != VSR_DAMAGED) throw;
     throw Failure(VSR_DAMAGED, path.string() + " is damaged: " + failure.message() + " Build the bundle again.");
@@ -117,27 +118,29 @@ void Bundle::read(const Node& manifest) {
   }
   if (!manifest.has("options")) return;
   for (const auto& [name, node] : manifest["options"].fields()) {
-    const Json& usual = node["default"].value();
-    const std::string type = node["type"].text();
-    if (type == "choice" ? !usual.is_string() : !usual.is_number()) node.misfit("has a default of another type");
-    choose(name, usual.is_string() ? usual.get<std::string>() : usual.dump());
+    const Node usual = node["default"];
+    if (node["type"].text() == "choice" ? !usual.is_text() : !usual.is_number()) usual.misfit("is of another type");
+    choose(name, usual.written());
   }
 }
 
+Node Bundle::manifest() const { return manifest_->root(kManifest); }
+
 void Bundle::choose(const std::string& option, const std::string& text) {
-  const Node manifest(manifest_, kManifest);
-  if (!manifest.has("options") || !manifest["options"].has(option.c_str())) {
+  if (!manifest().has("options") || !manifest()["options"].has(option.c_str())) {
     std::string known;
     for (const auto& item : values_) known += (known.empty() ? "" : ", ") + item.first;
-    throw Failure(VSR_ARGUMENT, "this bundle has no option '" + option + "'; it has " + (known.empty() ? "none" : known) +
+    throw Failure(VSR_ARGUMENT, "this bundle has no option '" + option + "'; it has " +
+                                    (known.empty() ? "none" : known) +
                                     ", and the library has threads, provider, plugin and onnxruntime.");
   }
-  const Node node = manifest["options"][option.c_str()];
+  const Node node = manifest()["options"][option.c_str()];
   const std::string type = node["type"].text();
   const auto refuse = [&](const std::string& expected) {
     throw Failure(VSR_ARGUMENT, option + " is '" + text + "'; expected " + expected + ".");
   };
   Value value;
+  value.text = text;
   if (type == "choice") {
     std::string known;
     bool found = false;
@@ -146,18 +149,18 @@ void Bundle::choose(const std::string& option, const std::string& text) {
       known += (known.empty() ? "" : ", ") + choice.text();
     }
     if (!found) refuse("one of " + known);
-    value.json = text;
   } else if (type == "integer" || type == "number") {
     const bool whole = type == "integer";
-    value.json = Json::parse(text, nullptr, false);
-    if ((whole && !same_number(text)) || !value.json.is_number()) refuse(whole ? "a whole number" : "a number");
-    if (same_number(text)) value.bits = bits_of(text);
+    value.is_number = is_number(text, value.number);
+    value.is_whole = is_whole(text);
+    if (!value.is_number || (whole && !value.is_whole)) refuse(whole ? "a whole number" : "a number");
+    if (value.is_whole) value.bits = bits_of(text);
     for (const bool low : {true, false}) {
       const char* name = low ? "least" : "most";
       if (!node.has(name) || node[name].null()) continue;
-      const double limit = node[name].number(), given = value.json.get<double>();
-      if (low ? given < limit : given > limit) {
-        refuse(std::string("a number ") + (low ? "from " : "to ") + node[name].value().dump());
+      const double limit = node[name].number();
+      if (low ? value.number < limit : value.number > limit) {
+        refuse(std::string("a number ") + (low ? "from " : "to ") + node[name].written());
       }
     }
   } else {
@@ -173,7 +176,7 @@ const Value& Bundle::value(const std::string& option) const {
 }
 
 std::uint64_t Bundle::weights(const std::string& network) const {
-  const std::string graph = Node(manifest_, kManifest)["networks"][network.c_str()]["graphs"]["native"].text();
+  const std::string graph = manifest()["networks"][network.c_str()]["graphs"]["native"].text();
   const auto found = files.find(graph + ".data");
   return found == files.end() ? 0 : found->second;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,9 @@ struct Phase {
 
 // The value that an option of the family has.
 struct Value {
-  Json json;
+  std::string text;  // as it was given
+  double number = 0;
+  bool is_number = false, is_whole = false;
   std::uint64_t bits = 0;  // of a whole number, modulo 2^64
 };
 
@@ -53,10 +56,11 @@ class Bundle {
 
  private:
   void read(const Node& manifest);
+  Node manifest() const;
   void look_at_files() const;
 
   std::filesystem::path real_;
-  Json manifest_;
+  std::unique_ptr<Document> manifest_;
   std::map<std::string, Value> values_;
 };
 

@@ -60,9 +60,9 @@ void fill(Bytes& bytes, T value) {
 }
 
 Bytes filled(const Buffer& buffer, const Value& value) {
-  if (!value.json.is_number()) throw Failure(VSR_DAMAGED, buffer.name + " is of an option that is no number.");
+  if (!value.is_number) throw Failure(VSR_DAMAGED, buffer.name + " is of an option that is no number.");
   Bytes bytes(buffer.bytes);
-  const double number = value.json.get<double>();
+  const double number = value.number;
   const bool fits = std::fabs(number) < 9e18 && (buffer.type != Type::i32 || std::fabs(number) < 2147483648.0) &&
                     (buffer.type != Type::u8 || (number >= 0 && number < 256));
   const auto whole = fits ? static_cast<std::int64_t>(number) : 0;
@@ -74,7 +74,7 @@ Bytes filled(const Buffer& buffer, const Value& value) {
       fill(bytes, to_half(static_cast<float>(number)));
       break;
     case Type::i64:
-      fill(bytes, value.json.is_number_integer() ? static_cast<std::int64_t>(value.bits) : whole);
+      fill(bytes, value.is_whole ? static_cast<std::int64_t>(value.bits) : whole);
       break;
     case Type::i32:
       fill(bytes, static_cast<std::int32_t>(whole));

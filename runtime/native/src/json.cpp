@@ -1,6 +1,7 @@
 #include "json.hpp"
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 namespace vsr {
 
@@ -10,6 +11,12 @@ Node Node::operator[](const char* name) const {
   if (found == value_->end()) misfit(std::string("lacks the field '") + name + "'");
   return {*found, where_ + "." + name};
 }
+
+bool Node::has(const char* name) const { return value_->is_object() && value_->contains(name); }
+bool Node::null() const { return value_->is_null(); }
+bool Node::is_text() const { return value_->is_string(); }
+bool Node::is_number() const { return value_->is_number(); }
+std::string Node::written() const { return value_->is_string() ? text() : value_->dump(); }
 
 std::int64_t Node::integer(std::int64_t least, std::int64_t most) const {
   const bool fits = value_->is_number_integer() &&
@@ -46,7 +53,8 @@ std::vector<std::pair<std::string, Node>> Node::fields() const {
   if (!value_->is_object()) misfit("is not an object");
   std::vector<std::pair<std::string, Node>> found;
   found.reserve(value_->size());
-  for (const auto& item : value_->items()) found.emplace_back(item.key(), Node(item.value(), where_ + "." + item.key()));
+  for (const auto& item : value_->items())
+    found.emplace_back(item.key(), Node(item.value(), where_ + "." + item.key()));
   return found;
 }
 
@@ -58,12 +66,20 @@ std::vector<std::int64_t> Node::integers(std::int64_t least) const {
 
 void Node::misfit(const std::string& clause) const { throw Failure(VSR_DAMAGED, where_ + " " + clause + "."); }
 
-Json read_json(const std::filesystem::path& file) {
+Document::Document(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
   if (!stream) throw Failure(VSR_MISSING, file.string() + " cannot be read.");
-  Json found = Json::parse(stream, nullptr, false);
-  if (found.is_discarded()) throw Failure(VSR_DAMAGED, file.string() + " is no JSON.");
-  return found;
+  value_ = std::make_unique<Json>(Json::parse(stream, nullptr, false));
+  if (value_->is_discarded()) throw Failure(VSR_DAMAGED, file.string() + " is no JSON.");
+}
+
+Document::~Document() = default;
+
+bool is_number(const std::string& text, double& number) {
+  const Json found = Json::parse(text, nullptr, false);
+  if (!found.is_number()) return false;
+  number = found.get<double>();
+  return true;
 }
 
 }  // namespace vsr

@@ -66,9 +66,10 @@ Schedule Model::schedule(Sides frame, const Phase& phase, std::int64_t frames) c
     if (name.rfind(beginning, 0) != 0) break;
     if (!ends_with(name, safe + ".json")) continue;
     const std::filesystem::path file = bundle.file(name);
-    const Json data = read_json(file);
-    if (!Schedule::was_written_for(data, bundle)) continue;
-    Schedule found = Schedule::parse(data, file.string());
+    const Document document(file);
+    const Node root = document.root(file.string());
+    if (!Schedule::was_written_for(root, bundle)) continue;
+    Schedule found = Schedule::parse(root);
     const Sides stored = found.picture.frame;
     const bool fits = stored.height == frame.height && stored.width == frame.width &&
                       found.picture.scale == bundle.scale && found.window() == static_cast<std::size_t>(frames);
@@ -78,9 +79,10 @@ Schedule Model::schedule(Sides frame, const Phase& phase, std::int64_t frames) c
   std::string command = "vsr-build schedule " + bundle.directory.string() + " --size " + sides(result);
   if (bundle.phases.size() > 1) command += " --frames " + (phase.window.frames == 0 ? std::to_string(frames) : "N");
   for (const auto& [key, value] : chosen_) command += " --set " + key + "=" + value;
-  throw Failure(VSR_SIZE, "no schedule is stored for frames of " + sides(frame) +
-                              (phase.name.empty() ? "" : ", phase " + phase.name + ", " + std::to_string(frames) + " frames") +
-                              (chosen_.empty() ? "" : ", with these options") + ". Write one with: " + command);
+  throw Failure(VSR_SIZE,
+                "no schedule is stored for frames of " + sides(frame) +
+                    (phase.name.empty() ? "" : ", phase " + phase.name + ", " + std::to_string(frames) + " frames") +
+                    (chosen_.empty() ? "" : ", with these options") + ". Write one with: " + command);
 }
 
 std::shared_ptr<Session> Model::session(const std::string& graph) {
@@ -154,7 +156,8 @@ void Stream::take_on(std::vector<Row> rows) {
 
 void Stream::finish(std::vector<Row> rows) {
   for (const Row& row : rows) {
-    const auto pixels = static_cast<std::size_t>(picture_.given.height * picture_.given.width * picture_.scale * picture_.scale);
+    const auto pixels =
+        static_cast<std::size_t>(picture_.given.height * picture_.given.width * picture_.scale * picture_.scale);
     const auto found = row.find(model_->bundle.output);
     if (found == row.end() || found->second->size() != pixels * 3) {
       throw Failure(VSR_DAMAGED, "the last phase does not give pictures of the size that its schedule says.");
@@ -175,7 +178,8 @@ void Stream::push(const Bytes& pixels) {
     }
     const Sides given = picture_.given;
     Bytes placed = place(pixels, picture_);
-    if (placed.size() != static_cast<std::size_t>(given.height * given.width) * 3) throw Failure(VSR_DAMAGED, "a frame does not fit.");
+    if (placed.size() != static_cast<std::size_t>(given.height * given.width) * 3)
+      throw Failure(VSR_DAMAGED, "a frame does not fit.");
     Row row;
     row[running_->takes()] = std::make_shared<const Bytes>(std::move(placed));
     take_on(running_->push(std::move(row), pushed_));
@@ -191,7 +195,8 @@ std::vector<Row> Stream::windows_of(const Phase& phase, const std::vector<Row>& 
   const bool rest = done >= whole;
   if (!running_) {
     const std::size_t frames = rest ? rows.size() - whole : usual;
-    running_ = std::make_unique<Windows>(model_->open(model_->schedule(frame_, phase, static_cast<std::int64_t>(frames))), phase);
+    running_ = std::make_unique<Windows>(
+        model_->open(model_->schedule(frame_, phase, static_cast<std::int64_t>(frames))), phase);
   }
   const std::size_t end = rest ? rows.size() : whole;
   std::vector<Row> made;
@@ -215,7 +220,8 @@ void Stream::end_clip() {
     if (model_->bundle.phases.size() == 1 || rows_.empty()) return;
     const std::vector<Phase>& phases = model_->bundle.phases;
     for (std::size_t i = 1; i < phases.size(); ++i) {  // before anything is begun: a missing schedule ends nothing
-      const std::size_t usual = phases[i].window.frames == 0 ? rows_.size() : static_cast<std::size_t>(phases[i].window.frames);
+      const std::size_t usual =
+          phases[i].window.frames == 0 ? rows_.size() : static_cast<std::size_t>(phases[i].window.frames);
       if (rows_.size() >= usual || !phases[i].window.last_is_short) {
         model_->schedule(frame_, phases[i], static_cast<std::int64_t>(usual));
       }

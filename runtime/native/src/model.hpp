@@ -79,12 +79,12 @@ class Stream {
   std::shared_ptr<Model> model_;
   Sides frame_;
   Picture picture_;
-  std::string broken_;               // why it is of no use any more
+  std::string broken_;                // why it is of no use any more
   std::unique_ptr<Windows> running_;  // of the first phase, or of the last one while its results are taken
-  std::int64_t pushed_ = 0;  // frames of the clip
-  std::vector<Row> rows_;  // what earlier phases made of each frame
-  std::vector<Row> rest_;  // rows of a clip whose last phase is under way
-  std::size_t done_ = 0;   // of those
+  std::int64_t pushed_ = 0;           // frames of the clip
+  std::vector<Row> rows_;             // what earlier phases made of each frame
+  std::vector<Row> rest_;             // rows of a clip whose last phase is under way
+  std::size_t done_ = 0;              // of those
   std::deque<Bytes> results_;
 };
 

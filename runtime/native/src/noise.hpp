@@ -1,4 +1,5 @@
-// Standard normal numbers that depend on nothing but their place: see runtime/restore/noise.py, which defines every bit.
+// Standard normal numbers that depend on nothing but their place: see runtime/restore/noise.py, which defines every
+// bit.
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,8 @@ void share_memory(const Runtime& runtime) {
   OrtArenaCfg* config = nullptr;
   OrtMemoryInfo* arena = nullptr;
   runtime.check(runtime.api->CreateArenaCfgV2(keys, values, 4, &config), VSR_DEVICE, "the arena");
-  runtime.check(runtime.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &arena), VSR_DEVICE, "the arena");
+  runtime.check(runtime.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &arena), VSR_DEVICE,
+                "the arena");
   // somebody else in the process may have registered one: then that one serves
   if (OrtStatus* status = runtime.api->CreateAndRegisterAllocator(runtime.env, arena, config)) {
     runtime.api->ReleaseStatus(status);
@@ -90,7 +91,8 @@ void add_plugin(const Runtime& runtime, OrtSessionOptions* options, const Settin
   const OrtApi& api = *runtime.api;
   const std::string what = "the provider " + settings.provider + " of " + settings.plugin;
   // registered twice is an error: whether it is there is seen below
-  if (OrtStatus* status = api.RegisterExecutionProviderLibrary(runtime.env, settings.provider.c_str(), settings.plugin.c_str())) {
+  if (OrtStatus* status =
+          api.RegisterExecutionProviderLibrary(runtime.env, settings.provider.c_str(), settings.plugin.c_str())) {
     log_line(what + ": " + api.GetErrorMessage(status));
     api.ReleaseStatus(status);
   }
@@ -113,8 +115,10 @@ void add_plugin(const Runtime& runtime, OrtSessionOptions* options, const Settin
 #else
   (void)runtime;
   (void)options;
-  throw Failure(VSR_DEVICE, "the provider " + settings.provider + " is a plugin, and this library was built with headers of "
-                            "ONNX Runtime " + std::to_string(ORT_API_VERSION) + "; plugins need those of 1.22 or newer.");
+  throw Failure(VSR_DEVICE, "the provider " + settings.provider +
+                                " is a plugin, and this library was built with headers of "
+                                "ONNX Runtime " +
+                                std::to_string(ORT_API_VERSION) + "; plugins need those of 1.22 or newer.");
 #endif
 }
 
@@ -124,13 +128,16 @@ Runtime::Runtime(const Settings& settings) {
   std::string why;
   const Entry entry = entry_of(settings.library, why);
   if (entry == nullptr) {
-    throw Failure(VSR_DEVICE, "ONNX Runtime cannot be loaded: " + why + ". Name its library with the option onnxruntime, or in "
-                              "the variable VSR_ONNXRUNTIME.");
+    throw Failure(VSR_DEVICE, "ONNX Runtime cannot be loaded: " + why +
+                                  ". Name its library with the option onnxruntime, or in "
+                                  "the variable VSR_ONNXRUNTIME.");
   }
   api = entry()->GetApi(ORT_API_VERSION);
   if (api == nullptr) {
-    throw Failure(VSR_DEVICE, std::string("ONNX Runtime ") + entry()->GetVersionString() + " is older than the headers that "
-                              "this library was built with; it needs 1." + std::to_string(ORT_API_VERSION) + " or newer.");
+    throw Failure(VSR_DEVICE, std::string("ONNX Runtime ") + entry()->GetVersionString() +
+                                  " is older than the headers that "
+                                  "this library was built with; it needs 1." +
+                                  std::to_string(ORT_API_VERSION) + " or newer.");
   }
   check(api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "vsr", &env), VSR_DEVICE, "ONNX Runtime");
   share_memory(*this);
@@ -197,12 +204,12 @@ Call::~Call() {
 
 void Call::add(bool input, const std::string& name, void* data, std::size_t bytes, const Shape& shape, Type type) {
   static const std::map<Type, ONNXTensorElementDataType> kinds = {
-      {Type::u8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},   {Type::f32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+      {Type::u8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},    {Type::f32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
       {Type::f16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16}, {Type::i32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32},
-      {Type::i64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},  {Type::boolean, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
+      {Type::i64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},   {Type::boolean, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
   OrtValue* value = nullptr;
-  runtime_->check(runtime_->api->CreateTensorWithDataAsOrtValue(runtime_->memory, data, bytes, shape.data(), shape.size(),
-                                                                kinds.at(type), &value),
+  runtime_->check(runtime_->api->CreateTensorWithDataAsOrtValue(runtime_->memory, data, bytes, shape.data(),
+                                                                shape.size(), kinds.at(type), &value),
                   VSR_DEVICE, name);
   names_[input ? 1 : 0].push_back(name);
   values_[input ? 1 : 0].push_back(value);

@@ -34,7 +34,8 @@ Taps taps(std::int64_t source, std::int64_t target) {
   const auto first = [&](std::int64_t i) { return std::max(std::trunc(centre(i) - support + 0.5), 0.0); };
   const auto last = [&](std::int64_t i) { return std::min(std::trunc(centre(i) + support + 0.5), end); };
   Taps found;
-  for (std::int64_t i = 0; i < target; ++i) found.each = std::max(found.each, static_cast<std::size_t>(last(i) - first(i)));
+  for (std::int64_t i = 0; i < target; ++i)
+    found.each = std::max(found.each, static_cast<std::size_t>(last(i) - first(i)));
   std::vector<double> weights(found.each);
   for (std::int64_t i = 0; i < target; ++i) {
     double sum = 0;

@@ -51,13 +51,16 @@ std::uint64_t Run::bytes(const Schedule& schedule) {
 
 Run::Run(const Bundle& bundle, Schedule schedule, std::shared_ptr<Runtime> runtime, const Sessions& sessions)
     : bundle_(bundle), schedule_(std::move(schedule)) {
-  const auto machine = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-  if (bytes(schedule_) > machine) throw Failure(VSR_MEMORY, "the buffers of this size are larger than the machine's memory.");
+  const auto machine =
+      static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  if (bytes(schedule_) > machine)
+    throw Failure(VSR_MEMORY, "the buffers of this size are larger than the machine's memory.");
   for (const auto& [block, bytes] : schedule_.blocks) {
     memory_[block].reset(std::calloc(bytes + kAlignment, 1));  // zeros, which take no memory until they are written
     if (!memory_[block]) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(memory_[block].get());
-    begins_[block] = static_cast<std::uint8_t*>(memory_[block].get()) + (kAlignment - address % kAlignment) % kAlignment;
+    begins_[block] =
+        static_cast<std::uint8_t*>(memory_[block].get()) + (kAlignment - address % kAlignment) % kAlignment;
   }
   for (std::size_t i = 0; i < schedule_.buffers.size(); ++i) {
     const Buffer& buffer = schedule_.buffers[i];
@@ -139,7 +142,8 @@ void Run::execute(bool first, std::int64_t frame) {
       perform(step, index);
     } catch (const Failure& failure) {
       throw FrameFailure(failure.status() == VSR_MEMORY ? VSR_MEMORY : VSR_FRAME,
-                         "frame " + std::to_string(frame) + ": " + step.stage + ": " + failure.message(), step.stage, frame);
+                         "frame " + std::to_string(frame) + ": " + step.stage + ": " + failure.message(), step.stage,
+                         frame);
     }
   }
 }
@@ -228,8 +232,9 @@ void Run::frames(const Step& step) {
   const Buffer &source = schedule_.buffers[from], &target = schedule_.buffers[to];
   const std::size_t axis = step.span.axis;
   const bool row = target.shape.size() < source.shape.size();  // the target of a single row may lack the axis
-  along(source, axis).copy(data(from), size(source.shape[axis]), size(step.span.source), data(to),
-                           row ? 1 : size(target.shape[axis]), size(step.span.target), size(step.span.count));
+  along(source, axis)
+      .copy(data(from), size(source.shape[axis]), size(step.span.source), data(to), row ? 1 : size(target.shape[axis]),
+            size(step.span.target), size(step.span.count));
 }
 
 }  // namespace vsr

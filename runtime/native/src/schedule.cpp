@@ -10,15 +10,15 @@ constexpr std::int64_t kFormat = 3;
 constexpr std::int64_t kMost = std::int64_t{1} << 40;  // of a side, and bytes of a buffer
 constexpr std::size_t kAlignment = 512;
 
-const std::map<std::string, Type> kTypes = {{"uint8", Type::u8},   {"float32", Type::f32}, {"float16", Type::f16},
+const std::map<std::string, Type> kTypes = {{"uint8", Type::u8},  {"float32", Type::f32}, {"float16", Type::f16},
                                             {"int32", Type::i32}, {"int64", Type::i64},   {"bool", Type::boolean}};
 const std::map<std::string, Block> kBlocks = {
     {"slot", Block::slot}, {"staging", Block::staging}, {"shared", Block::shared}, {"scratch", Block::none}};
 const std::map<std::string, std::string> kKinds = {
     {"slot", "slot"}, {"staging", "staging"}, {"state", "shared"}, {"constant", "shared"}, {"scratch", "scratch"}};
 const std::map<std::string, Action> kActions = {
-    {"receive", Action::host}, {"deliver", Action::host}, {"network", Action::network},
-    {"cut", Action::cut},      {"blend", Action::blend},  {"copy", Action::copy},
+    {"receive", Action::host}, {"deliver", Action::host},  {"network", Action::network},
+    {"cut", Action::cut},      {"blend", Action::blend},   {"copy", Action::copy},
     {"upload", Action::copy},  {"download", Action::copy}, {"frames", Action::frames}};
 
 template <class T>
@@ -89,7 +89,8 @@ Weights weights_of(const Node& node) {
   std::vector<double> down, across;
   for (const Node& item : node["down"].items()) down.push_back(item.number());
   for (const Node& item : node["across"].items()) across.push_back(item.number());
-  if (static_cast<std::int64_t>(down.size()) != found.height || static_cast<std::int64_t>(across.size()) != found.width) {
+  if (static_cast<std::int64_t>(down.size()) != found.height ||
+      static_cast<std::int64_t>(across.size()) != found.width) {
     node.misfit("has not as many numbers as its sides");
   }
   found.values.reserve(down.size() * across.size());
@@ -129,8 +130,10 @@ void check_tiles(const Schedule& schedule, Step& step, const Node& node) {
   const auto side = [&](const char* name, std::int64_t least) { return grid[name].integer(least, 1 << 16) * factor; };
   step.grid.height = side("height", 1);
   step.grid.width = side("width", 1);
-  for (const std::int64_t top : grid["tops"].integers(0)) step.grid.tops.push_back(std::min(top, kMost / factor) * factor);
-  for (const std::int64_t left : grid["lefts"].integers(0)) step.grid.lefts.push_back(std::min(left, kMost / factor) * factor);
+  for (const std::int64_t top : grid["tops"].integers(0))
+    step.grid.tops.push_back(std::min(top, kMost / factor) * factor);
+  for (const std::int64_t left : grid["lefts"].integers(0))
+    step.grid.lefts.push_back(std::min(left, kMost / factor) * factor);
   const Buffer& picture = operand(schedule, cut ? step.reads : step.writes, "picture", node);
   const Buffer& tiles = operand(schedule, cut ? step.writes : step.reads, "tiles", node);
   const std::size_t rank = picture.shape.size();
@@ -218,7 +221,8 @@ void check_places(const Schedule& schedule, const Node& node) {
   for (const Buffer& buffer : schedule.buffers) {
     if (!names.insert(buffer.name).second) node.misfit("has two buffers of the name " + buffer.name);
     std::size_t& end = ends[buffer.block];
-    if (buffer.offset != (buffer.block == Block::none ? 0 : end)) node.misfit("has " + buffer.name + " at another place");
+    if (buffer.offset != (buffer.block == Block::none ? 0 : end))
+      node.misfit("has " + buffer.name + " at another place");
     if (buffer.block != Block::none) end += (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment;
   }
   for (const auto& [block, bytes] : schedule.blocks) {
@@ -258,12 +262,12 @@ std::size_t Schedule::buffer(const std::string& name, const Node& from) const {
   return static_cast<std::size_t>(found - buffers.begin());
 }
 
-Schedule Schedule::parse(const Json& data, const std::string& where) {
-  const Node node(data, where);
+Schedule Schedule::parse(const Node& node) {
   const std::int64_t format = node["format"].integer(0);
   if (format != kFormat) {
-    throw Failure(VSR_TOO_NEW, where + " has format " + std::to_string(format) + ", this library reads " +
-                                   std::to_string(kFormat) + ". Write it again with: vsr-build schedule BUNDLE --size WxH");
+    throw Failure(VSR_TOO_NEW, "a stored schedule has format " + std::to_string(format) + ", this library reads " +
+                                   std::to_string(kFormat) +
+                                   ". Write it again with: vsr-build schedule BUNDLE --size WxH");
   }
   Schedule found;
   const Node host = node["host"];
@@ -297,15 +301,12 @@ Schedule Schedule::parse(const Json& data, const std::string& where) {
   return found;
 }
 
-Schedule Schedule::read(const std::filesystem::path& file) {
-  return parse(read_json(file), file.string());
-}
-
-bool Schedule::was_written_for(const Json& data, const Bundle& bundle) {
-  const Node node(data, "the schedule");
-  if (!node.has("host") || node["host"].null()) return true;  // is refused when it is parsed, with a sentence
-  for (const auto& [name, value] : node["host"]["choices"].fields()) {
-    if (bundle.value(name).json != value.value()) return false;
+bool Schedule::was_written_for(const Node& file, const Bundle& bundle) {
+  if (!file.has("host") || file["host"].null()) return true;  // is refused when it is parsed, with a sentence
+  for (const auto& [name, value] : file["host"]["choices"].fields()) {
+    const Value& chosen = bundle.value(name);
+    if (value.is_number() ? !chosen.is_number || chosen.number != value.number() : chosen.text != value.text())
+      return false;
   }
   return true;
 }

@@ -54,7 +54,7 @@ struct Step {
   std::string name, stage, network;
   Action action = Action::host;
   std::vector<std::pair<std::string, std::size_t>> reads, writes;  // operand -> buffer
-  bool partial = false;                                            // takes pictures from `from` to before `to` of the batch
+  bool partial = false;  // takes pictures from `from` to before `to` of the batch
   std::int64_t from = 0, to = 0;
   bool first = false;  // only where a frame has no predecessor
   Grid grid;
@@ -102,11 +102,10 @@ struct Schedule {
   std::size_t window() const;  // frames that go through at once
   std::size_t buffer(const std::string& name, const Node& from) const;
 
-  // Reads a file. Failure: of another format, damaged, or without what a host needs.
-  static Schedule read(const std::filesystem::path& file);
   // Whether a file was written for the values that the bundle's options have.
-  static bool was_written_for(const Json& data, const Bundle& bundle);
-  static Schedule parse(const Json& data, const std::string& where);
+  static bool was_written_for(const Node& file, const Bundle& bundle);
+  // Reads a file. Failure: of another format, damaged, or without what a host needs.
+  static Schedule parse(const Node& file);
 };
 
 }  // namespace vsr
