@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vsr_trt.engines.graphs import plain
 from vsr_trt.export.families.registry import Model, family_of
 from vsr_trt.export.helper import Helper
 from vsr_trt.export.network import Exported, export
@@ -77,6 +78,9 @@ def build(request: BundleRequest, progress: Progress | None = None) -> Manifest:
         for note in model.notes():
             progress.note(note)
         networks, kernels = _exported(request, model, folder, progress)
+        if request.plain:
+            progress.phase("plain graphs")
+            networks = {name: _with_plain(record, folder) for name, record in networks.items()}
         manifest = model.manifest(folder, networks, kernels)
         progress.phase("hash")
         files = {
@@ -119,6 +123,12 @@ def _exported(
         if (uncounted := found[name].uncounted) is not None:
             progress.note(f"{name} has no count of its work: {uncounted}")
     return {name: found[name].record for name in model.network_names}, kernels
+
+
+def _with_plain(record: Network, folder: Path) -> Network:
+    """A network's record, with a graph that has no local functions."""
+    written = plain.write(folder / record.graphs["native"]).relative_to(folder).as_posix()
+    return dataclasses.replace(record, graphs={**record.graphs, plain.FORM: written})
 
 
 def _place(name: str, slow: tuple[str, ...]) -> int:

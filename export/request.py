@@ -30,6 +30,7 @@ class BundleRequest:
         kernels: compile the GPU kernels for every target; None to do so where Triton is installed, and to note
             it where not.
         kernel_store: where compiled kernels are looked for and kept, None to compile them in any case.
+        plain: write each network's graph without local functions, too, for readers that know none.
         overwrite: replace an existing bundle.
         jobs: networks that are exported at once, 1 or 2; None for 2 where cores and memory allow.
     """
@@ -47,5 +48,6 @@ class BundleRequest:
     precision: Literal["fp32", "fp16"] = "fp32"
     kernels: bool | None = None
     kernel_store: Store | None = None
+    plain: bool = False
     overwrite: bool = False
     jobs: int | None = None

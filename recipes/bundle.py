@@ -119,6 +119,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="networks that are exported at once, 1 or 2 (default: 2 where cores and memory allow)",
     )
+    add(
+        "--plain",
+        action="store_true",
+        help="write each graph without local functions, too, for readers that know none, such as OpenVINO's",
+    )
     add("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     add("--json", action="store_true", help="print the table as JSON on standard output")
 
@@ -150,6 +155,7 @@ def run(options: argparse.Namespace) -> int:
         precision=options.precision,
         kernels=options.kernels,
         kernel_store=_kernel_store(options),
+        plain=options.plain,
         overwrite=options.overwrite,
         jobs=options.jobs,
     )
