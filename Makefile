@@ -25,7 +25,7 @@ thorough: setup
 
 # The library for hosts in C++, built in build/native, and its tests; docs/native.md says what it needs
 native: setup
-	$(BIN)/python -m pytest -m native tests/native
+	$(BIN)/python -m pytest -m 'native and not thorough' tests/native
 
 lint: setup
 	$(BIN)/python -m ruff check .

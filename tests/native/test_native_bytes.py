@@ -83,6 +83,19 @@ def test_another_colour(library: Library, tiny: Path) -> None:
     compare(library, tiny, frames(2, 128, 128), color="wavelet")
 
 
+@pytest.mark.parametrize("side", [80, 160])
+def test_half_precision_between_networks(library: Library, in_half: Path, side: int) -> None:
+    """Tiles are cut and blended in FP16."""
+    height, width = (80, 80) if side == 80 else (160, 200)
+    stored = json.loads(next((in_half / "schedules").glob(f"{2 * width}x*")).read_text())
+    dtypes = {buffer["name"]: buffer["dtype"] for buffer in stored["buffers"]}
+    blends = [step for step in stored["steps"] if step["action"] == "blend"]
+    assert all(dtypes[step["writes"]["picture"]] == "float16" for step in blends)
+    assert blends or side == 80
+    compare(library, in_half, frames(4, height, width))
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_golden_model(
     library: Library, golden_bundle: Path, golden_bundle_fp16: Path, tmp_path: Path, precision: str

@@ -33,10 +33,9 @@ def test_memory_and_undefined_behaviour(
 ) -> None:
     bundle = other if family == "other" else clip
     run([str(address / "vsr_abi"), str(bundle), "80", "80"], env=strictly())
-    run([str(address / "vsr_streams"), "threads", str(bundle), "80", "80"], env=strictly())
     run([str(address / "vsr_streams"), "threads", str(bundle), "150", "100"], env=strictly())
     changed = copied(bundle, tmp_path / "bundle")
-    run([str(address / "vsr_mutate"), str(changed), "80", "80", "300", "7"], env=strictly())
+    run([str(address / "vsr_mutate"), str(changed), "80", "80", "200", "7"], env=strictly())
 
 
 @pytest.mark.parametrize("family", ["other", "clip"])
