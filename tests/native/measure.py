@@ -1,9 +1,9 @@
-"""Start-up, seconds a frame and peak memory of the native host and of the Python runtime, in turns.
+"""Start-up, seconds a frame, processor's seconds a frame and peak memory of the native host and of the Python runtime, in turns.
 
     python tests/native/measure.py build/native/release/vsr_pipe BUNDLE 512x512 8
 
 BUNDLE has a schedule for that size of restored pictures. Each host restores one frame, and then 8, in processes of
-their own: what 7 more take, divided by 7, is a frame; what one takes less that is the start-up. The least of 3 rounds
+their own: what 7 more take, divided by 7, is a frame; what one takes less that is the start-up. The least of 5 rounds
 counts.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROUNDS = 3
+ROUNDS = 5
 PYTHON = """
 import sys
 import numpy as np
@@ -33,8 +33,8 @@ with Restorer(sys.argv[1], backend="onnxruntime-cpu") as restorer:
 """
 
 
-def measured(command: list[str], pixels: bytes) -> tuple[float, float, bytes]:
-    """Seconds, peak memory in MB, and what came out."""
+def measured(command: list[str], pixels: bytes) -> tuple[float, float, float, bytes]:
+    """Seconds, the processor's seconds, peak memory in MB, and what came out."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as sink:
         source.write(pixels)
         source.seek(0)
@@ -46,7 +46,7 @@ def measured(command: list[str], pixels: bytes) -> tuple[float, float, bytes]:
         if process.returncode:
             raise SystemExit(f"{command[0]} ended with {process.returncode}")
         sink.seek(0)
-        return seconds, usage.ru_maxrss / 1000, sink.read()
+        return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000, sink.read()
 
 
 def main() -> None:
@@ -61,19 +61,21 @@ def main() -> None:
         "native": [pipe, "--bundle", bundle, "--size", size],
         "Python": [sys.executable, str(script), bundle, str(height), str(width)],
     }
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in hosts}
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in hosts}
     for _ in range(ROUNDS):
         results = []
         for name, command in hosts.items():
-            one, _, _ = measured(command, clip[0])
-            all_, peak, result = measured(command, b"".join(clip))
-            each = (all_ - one) / (count - 1)
-            found[name].append((one - each, each, peak))
+            one, busy_one, _, _ = measured(command, clip[0])
+            all_, busy_all, peak, result = measured(command, b"".join(clip))
+            each, busy = (
+                (many - single) / (count - 1) for many, single in ((all_, one), (busy_all, busy_one))
+            )
+            found[name].append((one - each, each, busy, peak))
             results.append(result)
         assert results[0] == results[1], "other bytes"
     for name, rounds in found.items():
-        start, each, peak = (min(values) for values in zip(*rounds, strict=True))
-        print(f"{name}: start-up {start:.2f} s, {each:.3f} s a frame, {peak:.0f} MB")
+        start, each, busy, peak = (min(values) for values in zip(*rounds, strict=True))
+        print(f"{name}: start-up {start:.2f} s, {each:.3f} s a frame ({busy:.3f} s of a core), {peak:.0f} MB")
 
 
 if __name__ == "__main__":
