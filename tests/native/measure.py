@@ -1,9 +1,9 @@
-"""Start-up, seconds a frame, processor's seconds a frame and peak memory of the native host and of the Python runtime, in turns.
+"""Start-up, seconds a frame, of the clock and of the processor, and peak memory of both hosts, in turns.
 
-    python tests/native/measure.py build/native/release/vsr_pipe BUNDLE 512x512 8
+    python tests/native/measure.py build/native/release/vsr_pipe BUNDLE 512x512 9
 
-BUNDLE has a schedule for that size of restored pictures. Each host restores one frame, and then 8, in processes of
-their own: what 7 more take, divided by 7, is a frame; what one takes less that is the start-up. The least of 5 rounds
+BUNDLE has a schedule for that size of restored pictures. Each host restores one frame, and then 9, in processes of
+their own: what 8 more take, divided by 8, is a frame; what one takes less that is the start-up. The least of 5 rounds
 counts.
 """
 
@@ -75,7 +75,8 @@ def main() -> None:
         assert results[0] == results[1], "other bytes"
     for name, rounds in found.items():
         start, each, busy, peak = (min(values) for values in zip(*rounds, strict=True))
-        print(f"{name}: start-up {start:.2f} s, {each:.3f} s a frame ({busy:.3f} s of a core), {peak:.0f} MB")
+        text = f"start-up {start:.2f} s, {each:.3f} s a frame ({busy:.3f} s of a core), {peak:.0f} MB"
+        print(f"{name}: {text}")
 
 
 if __name__ == "__main__":
