@@ -72,6 +72,7 @@ def test_the_packages_that_are_installed_are_those_of_the_tree() -> None:
     assert all((ROOT / folder / "__init__.py").is_file() for folder in found)
 
 
+@pytest.mark.thorough
 def test_a_wheel_holds_one_name_and_all_that_is_read(tmp_path: Path) -> None:
     run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT], tmp_path)
     (wheel,) = tmp_path.glob("*.whl")

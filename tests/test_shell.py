@@ -359,7 +359,7 @@ def command():
 
     class Restorer:
         backend, slots, form = "none", 1, None
-        def __init__(self, bundle, *_):
+        def __init__(self, bundle, *_, **options):
             self.manifest = read_manifest(bundle)
             at("load")
         def __enter__(self): return self

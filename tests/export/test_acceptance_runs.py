@@ -122,6 +122,7 @@ STARTS = [f"start, {state}" for state in ("cold", "with its cache", "cut cache",
 
 
 @pytest.mark.usefixtures("machine")
+@pytest.mark.thorough
 def test_engines_are_built_verified_and_restore_the_cpus_picture(place: Path) -> None:
     code, found = run(place, "doctor", "engines", f"verify {SIZE}", GPU, CPU)
     assert code == 0, said(found)
