@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vsr_trt.export.families.dloral.checkpoint import load_pickle
+from vsr_trt.export.pickles import load_pickle
 from vsr_trt.export.tensors import OnDisk, open_safetensors
 from vsr_trt.runtime.errors import CheckpointError
 

@@ -11,9 +11,9 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 
 from vsr_trt.export.families.dloral import bundle as dloral
-from vsr_trt.export.families.dloral.checkpoint import load_pickle
 from vsr_trt.export.families.star import bundle as star
 from vsr_trt.export.network import NetworkSpec
+from vsr_trt.export.pickles import load_pickle
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu.build import Compiled
 from vsr_trt.runtime.bundle.manifest import Manifest, Network

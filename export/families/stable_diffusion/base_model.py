@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsr_trt.export import shards
-from vsr_trt.export.quiet import only_errors
-from vsr_trt.export.tensors import common_prefix, named_in_refusals, plain, refuse_not_finite
+from vsr_trt.export import pretrained, shards
+from vsr_trt.export.tensors import common_prefix, named_in_refusals
 from vsr_trt.runtime.errors import CheckpointError
 
 INPUT_CHANNELS = 8  # of DLoRAL's widened conv_in: the warped and the fused latent
@@ -81,12 +80,7 @@ class BaseModel:
     def config(self, part: str) -> dict[str, Any]:
         """`<part>/config.json`."""
         path = self.path / part / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}); expected Stable Diffusion 2.1 in diffusers' layout."
-            ) from error
+        config = pretrained.read_config(path, "expected Stable Diffusion 2.1 in diffusers' layout")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} holds no object.")
         return config
@@ -167,17 +161,8 @@ class BaseModel:
         self._load(model, weights, "text_encoder", tensors)
         return model
 
-    @contextlib.contextmanager
-    def _building(self, part: str) -> Iterator[None]:
-        """Turns what the libraries raise for a nonsensical configuration into a sentence."""
-        try:
-            with _quiet():
-                yield
-        except Exception as error:  # of whatever kind; it depends on the field
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise CheckpointError(
-                f"{self.path / part / 'config.json'} describes no model that can be built ({reason[0]})."
-            ) from error
+    def _building(self, part: str) -> contextlib.AbstractContextManager[None]:
+        return pretrained.building(self.path / part / "config.json")
 
     def tokenize(self, text: str) -> tuple[Tensor, int]:
         """Token ids (77,) int64 of a prompt, padded as the directory's tokenizer says.
@@ -189,7 +174,7 @@ class BaseModel:
 
         folder = self.path / "tokenizer"
         try:
-            with _quiet():
+            with pretrained.quiet():
                 tokenizer = CLIPTokenizer.from_pretrained(
                     folder, local_files_only=True, pad_token=_pad(folder)
                 )
@@ -218,9 +203,7 @@ class BaseModel:
             short = name.removeprefix(prefix)
             if part == "text_encoder" and short.removeprefix("text_model.") == _CONSTANT:
                 continue
-            tensor = plain(tensors[name], f"{path}: {name}").float()
-            refuse_not_finite(tensor, f"{path}: {name}")
-            yield short, tensor
+            yield short, pretrained.in_fp32(tensors[name], f"{path}: {name}")
 
     def _load(
         self, module: torch.nn.Module, weights: dict[str, Tensor], part: str, names: Iterable[str]
@@ -295,8 +278,3 @@ def _other_model(unet: dict[str, Any]) -> str:
     if unet.get("cross_attention_dim") == 768:
         return " This looks like Stable Diffusion 1.x; pass stable-diffusion-2-1-base."
     return ""
-
-
-def _quiet() -> contextlib.AbstractContextManager[None]:
-    """diffusers and transformers report on the console by themselves."""
-    return only_errors("diffusers", "transformers")

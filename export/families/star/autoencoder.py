@@ -8,9 +8,6 @@ by a learned share, which is multiplied into the second one's weights here.
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_trt.export import shards
+from vsr_trt.export import pretrained, shards
 from vsr_trt.export.families.stable_diffusion.vae import PIXELS, one_head_function, smooth, use_one_head
 from vsr_trt.export.families.star.blocks import Batch, by_channel, by_frame
 from vsr_trt.export.families.star.shapes import IMAGE, LATENTS, MOMENTS, bounds
 from vsr_trt.export.network import Input, NetworkSpec, Output
-from vsr_trt.export.quiet import only_errors
-from vsr_trt.export.tensors import plain, refuse_not_finite
 from vsr_trt.runtime.bundle.manifest import Bound
 from vsr_trt.runtime.errors import CheckpointError
 
@@ -70,7 +65,7 @@ def open_vae(path: Path) -> Any:
         )
     from diffusers import AutoencoderKLTemporalDecoder
 
-    with torch.device("meta"), _building(folder):
+    with torch.device("meta"), pretrained.building(folder / "config.json"):
         vae = AutoencoderKLTemporalDecoder.from_config(config).eval()
     file = _weights(folder)
     tensors = shards.open_weights(file)
@@ -83,38 +78,17 @@ def open_vae(path: Path) -> Any:
         raise CheckpointError(f"{file} lacks {missing}.")
     if unknown := next((name for name in tensors if name not in expected), None):
         raise CheckpointError(f"{file} has {unknown}, which config.json does not account for.")
-    weights = {}
-    for name, place in expected.items():
-        tensor = plain(tensors[name], f"{file}: {name}").float()
-        if tensor.shape != place.shape:
-            raise CheckpointError(
-                f"{file}: {name} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}."
-            )
-        refuse_not_finite(tensor, f"{file}: {name}")
-        weights[name] = tensor
+    weights = {
+        name: pretrained.in_fp32(tensors[name], f"{file}: {name}", place) for name, place in expected.items()
+    }
     vae.load_state_dict(weights, assign=True)
     use_one_head(vae)
     return vae
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); {_WANTED}.") from error
+    content = pretrained.read_config(folder / "config.json", _WANTED)
     return content if isinstance(content, dict) else {}
-
-
-@contextlib.contextmanager
-def _building(folder: Path) -> Iterator[None]:
-    try:
-        with only_errors("diffusers"):
-            yield
-    except Exception as error:  # of whatever kind; it depends on the field
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes no model that can be built ({error})."
-        ) from error
 
 
 class Encoder(nn.Module):

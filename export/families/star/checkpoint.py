@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from vsr_trt.export.families.dloral.checkpoint import PARTS as DLORAL
-from vsr_trt.export.families.dloral.checkpoint import load_pickle
 from vsr_trt.export.families.star.sizes import CONTROL, Sizes
+from vsr_trt.export.pickles import load_pickle
 from vsr_trt.export.tensors import (
     InMemory,
     OnDisk,

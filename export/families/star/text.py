@@ -6,19 +6,15 @@ block, and is Stable Diffusion 2.1's in all else. That one's own folder, which c
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vsr_trt.export import shards
+from vsr_trt.export import pretrained, shards
 from vsr_trt.export.families.star.sizes import TOKENS
-from vsr_trt.export.quiet import only_errors
-from vsr_trt.export.tensors import common_prefix, plain, refuse_not_finite
+from vsr_trt.export.tensors import common_prefix
 from vsr_trt.runtime.errors import CheckpointError
 
 PROMPT = "a good video"
@@ -57,7 +53,7 @@ def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
 
     known = _checked_config(folder).get("vocab_size", 49408)
     try:
-        with only_errors("transformers"):
+        with pretrained.quiet():
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=_PAD)
             whole = tokenizer(text).input_ids
             ids = tokenizer(text, max_length=TOKENS, padding="max_length", truncation=True).input_ids
@@ -93,7 +89,7 @@ def open_text_encoder(folder: Path) -> Any:
     if not isinstance(blocks, int) or blocks < 2:
         raise CheckpointError(f"{folder}/config.json has num_hidden_layers = {blocks!r}; {_WANTED}.")
     used = blocks if blocks == _WITHOUT_LAST else blocks - 1
-    with _building(folder):
+    with pretrained.building(folder / "config.json"):
         settings = CLIPTextConfig.from_dict(config | {"num_hidden_layers": used})
         settings._attn_implementation = "eager"  # causal mask as plain arithmetic in the graph
         model = CLIPTextModel(settings).eval()
@@ -109,12 +105,7 @@ def open_text_encoder(folder: Path) -> Any:
                 weights[name] = place
                 continue
             raise CheckpointError(f"{file} lacks text_model.{short}; {_WANTED}.")
-        what = f"{file}: {stored[short]}"
-        tensor = plain(tensors[stored[short]], what).float()
-        if tensor.shape != place.shape:
-            raise CheckpointError(f"{what} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}.")
-        refuse_not_finite(tensor, what)
-        weights[name] = tensor
+        weights[name] = pretrained.in_fp32(tensors[stored[short]], f"{file}: {stored[short]}", place)
     model.load_state_dict(weights, assign=True)
     return model
 
@@ -131,22 +122,8 @@ def _checked_config(folder: Path) -> dict[str, Any]:
 def _config(folder: Path) -> dict[str, Any]:
     """The text model's part of `config.json`: of a whole CLIP, or the file itself."""
     file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); {_WANTED}.") from error
+    content = pretrained.read_config(file, _WANTED)
     inner = content.get("text_config", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
         raise CheckpointError(f"{file} holds no object; {_WANTED}.")
     return inner
-
-
-@contextlib.contextmanager
-def _building(folder: Path) -> Iterator[None]:
-    try:
-        with only_errors("transformers"):
-            yield
-    except Exception as error:  # of whatever kind; it depends on the field
-        raise CheckpointError(
-            f"{folder}/config.json describes no model that can be built ({error})."
-        ) from error
