@@ -96,10 +96,11 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             found.problems.append(str(error))
     elif found.backend == "onnxruntime-cpu":
         progress("this processor's rate")
-        for manifest in cost.published():  # of families with phases a frame has no cost of its own
-            if not manifest.phases and not found.cost:
-                whole = _vae(Bundle(Path(), manifest))
-                found.cost = _cost(manifest, whole, f"a bundle of {manifest.family}'s published weights")
+        # of families with phases a frame has no cost of its own
+        manifest = next((known for known in cost.published() if not known.phases), None)
+        if manifest is not None:
+            whole = _vae(Bundle(Path(), manifest))
+            found.cost = _cost(manifest, whole, f"a bundle of {manifest.family}'s published weights")
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
         found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
     return found

@@ -142,12 +142,8 @@ def make(bundle: Bundle, request: PlanRequest) -> Plan:
     if len(plans) == 1:
         return plans[0]
     largest = max(plans, key=lambda plan: plan.memory.device)
-    rows = [
-        plan.schedule.buffers[port.buffer].bytes // plan.part.frames
-        for plan in plans[:-1]
-        for port in plan.schedule.gives.values()
-    ]
-    return dataclasses.replace(largest, phases=tuple(plans), kept=sum(rows) * frames)
+    row = sum(memory.handed_on(plan.schedule, plan.part.frames) for plan in plans[:-1])
+    return dataclasses.replace(largest, phases=tuple(plans), kept=row * frames)
 
 
 def _make(bundle: Bundle, request: PlanRequest, part: Part) -> Plan:

@@ -28,7 +28,7 @@ def need(bundle: Bundle, height: int, width: int, frames: int, options: Options)
     for part in parts(manifest, frames):
         schedule = build(manifest, *given, options, 1, part=part)
         if not part.last:
-            rows += sum(schedule.buffers[p.buffer].bytes for p in schedule.gives.values()) // part.frames
+            rows += memory.handed_on(schedule, part.frames)
         found = forms.estimate(bundle, *given, options, 1, in_strips=False, part=part)
         if found is None:
             buffers = memory.add_up(schedule, {}, {})
@@ -41,12 +41,12 @@ def need(bundle: Bundle, height: int, width: int, frames: int, options: Options)
 def check(
     bundle: Bundle, height: int, width: int, frames: int, options: Options, available: Available
 ) -> None:
-    """Refuses a clip that does not fit; families without phases take frame after frame, and fit at any length.
+    """Refuses a clip that does not fit, of a family with phases; others take frame after frame.
 
     Raises:
         DeviceError: with how many frames would fit.
     """
-    if not bundle.manifest.phases or available.bytes is None:
+    if available.bytes is None:
         return
     whole = need(bundle, height, width, frames, options)
     if whole <= available.bytes:

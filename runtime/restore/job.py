@@ -127,10 +127,11 @@ def restore(job: Job, watcher: Watcher | None = None) -> RestoreReport:
     watcher = watcher or Watcher()
     with media.open_source(job.input, start=job.start, frames=job.frames, isolated=True) as source:
         watcher.opened(source.info)
+        manifest = read_manifest(job.bundle)
         sink = media.open_sink(
             job.output,
             source,
-            scale=read_manifest(job.bundle).scale,
+            scale=manifest.scale,
             codec=job.codec,
             crf=job.crf,
             overwrite=job.overwrite,
@@ -139,6 +140,8 @@ def restore(job: Job, watcher: Watcher | None = None) -> RestoreReport:
         with sink:
             report = RestoreReport(str(job.output), "")
             try:
+                if manifest.phases and source.info.frame_count is not None:
+                    _refuse_what_does_not_fit(job, source.info, source.info.frame_count)
                 _load_and_run(job, source, sink, report, watcher)
             except Hangup as hangup:
                 hangup.kept = _keep(sink, report)
@@ -178,7 +181,6 @@ def _load_and_run(
     job: Job, source: media.Source, sink: media.Sink, report: RestoreReport, watcher: Watcher
 ) -> None:
     started = time.perf_counter()
-    _refuse_what_does_not_fit(job, source.info)
     with Restorer(job.bundle, job.settings, noise=job.noise, progress=watcher.phase) as restorer:
         report.backend = restorer.backend
         report.load_seconds = time.perf_counter() - started
@@ -190,14 +192,13 @@ def _load_and_run(
         _run(restorer, by_segments or restorer, source, sink, report, watcher)
 
 
-def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo) -> None:
-    """A clip whose frames are in memory together, as far as its length is known; on the CPU."""
+def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo, count: int) -> None:
+    """A clip of so many frames that are in memory together; on the CPU."""
     bundle = Bundle.open(job.bundle)
-    backend, _ = backends.choose_backend(job.settings.backend, bundle)
-    if bundle.manifest.phases and info.frame_count is not None and backend not in backends.ENGINES:
+    if backends.choose_backend(job.settings.backend, bundle)[0] not in backends.ENGINES:
         options, available = Options.of(bundle.manifest, job.settings), Available.of(job.settings.memory)
-        given = (info.frame_count, job.frames, job.segment and job.segment[0])
-        frames = max(1, min(count for count in given if count is not None))
+        given = (count, job.frames, job.segment and job.segment[0])
+        frames = max(1, min(each for each in given if each is not None))
         fit.check(bundle, info.height, info.width, frames, options, available)
 
 

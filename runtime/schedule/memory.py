@@ -62,6 +62,11 @@ def add_up(schedule: Schedule, scratch: Mapping[str, int], weights: Mapping[str,
     )
 
 
+def handed_on(schedule: Schedule, frames: int) -> int:
+    """Bytes a frame of what a phase's schedule, for windows of so many frames, hands on to later ones."""
+    return sum(schedule.buffers[port.buffer].bytes // frames for port in schedule.gives.values())
+
+
 def arrange(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     """Offsets of buffers one after another, and the bytes of all."""
     offsets, end = {}, 0
