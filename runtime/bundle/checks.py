@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from vsr_trt.runtime.bundle.manifest import PREVIOUS, Kernel, Manifest, Network, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.options import Options, options_in
-from vsr_trt.runtime.bundle.phase_checks import check_chunks, check_loops, check_phases
+from vsr_trt.runtime.bundle.phase_checks import check_chunks, check_loops, check_phases, counts
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import dimension, factors
 
@@ -148,8 +148,7 @@ def _check_options(manifest: Manifest) -> None:
         ):
             raise MisfitError(f"input {name}: {given.name!r} is no option with a number")
         if given.source == "noise":
-            seed = manifest.options.get(given.seed or "")
-            if seed is None or seed.type != "integer" or seed.least is None or seed.least < 0:
+            if not counts(manifest, given.seed, 0):
                 raise MisfitError(f"input {name}: {given.seed!r} is no option with a whole number from 0 on")
         elif given.seed is not None:
             raise MisfitError(f"input {name}: noise has a seed, and nothing else")
@@ -160,7 +159,7 @@ def _check_options(manifest: Manifest) -> None:
 def _check_order(manifest: Manifest) -> None:
     """Whether every buffer is written before it is read, loops and clip-long buffers included."""
     written = set(manifest.inputs)
-    rows = {f"{name}[i]": loop for loop, record in manifest.loops.items() for name in record.rows}
+    rows = manifest.rows
     for stage in manifest.stages:
         if stage.loop is not None and stage.loop not in manifest.loops:
             raise MisfitError(f"stage {stage.name} is of the loop {stage.loop!r}, which there is not")

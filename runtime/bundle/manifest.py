@@ -19,6 +19,7 @@ from vsr_trt.runtime.machine.files import write_whole
 
 SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.json"
+ROW = "[i]"  # ends the name of what is read row by row, one in each step of a loop
 PREVIOUS = "[n-1]"  # ends the name of a buffer that is read as it was one frame earlier
 
 # Flags of engines. They are part of a build's key in the cache, too.
@@ -488,6 +489,11 @@ class Manifest:
     def tile_unit(self) -> int:
         """Latents that the sides of tiles are multiples of: those of the canvas's steps."""
         return max(1, self.canvas.multiple * self.scale // self.latent_scale)
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """What stages may read row by row, as `name[i]` -> the loop that it has rows for."""
+        return {f"{name}{ROW}": loop for loop, record in self.loops.items() for name in record.rows}
 
     def tiled(self, name: str) -> list[Stage]:
         """The stages of a tiling."""

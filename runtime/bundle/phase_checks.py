@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vsr_trt.runtime.bundle.manifest import PREVIOUS, Manifest, Stage
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, ROW, Manifest, Stage
 from vsr_trt.runtime.bundle.records import MisfitError
 from vsr_trt.runtime.bundle.symbols import Shape
+
+
+def counts(manifest: Manifest, name: str | None, least: int) -> bool:
+    """Whether there is such an option, and its values are whole numbers from `least` on."""
+    option = manifest.options.get(name or "")
+    return (
+        option is not None and option.type == "integer" and option.least is not None and option.least >= least
+    )
 
 
 def check_phases(manifest: Manifest) -> None:
@@ -49,12 +57,8 @@ def check_chunks(manifest: Manifest) -> None:
             raise MisfitError(
                 f"chunks {name}: expected an overlap from 0 to below 1, and a stretch of 1 or more"
             )
-        if isinstance(chunks.frames, str):
-            option = manifest.options.get(chunks.frames)
-            if option is None or option.type != "integer" or option.least is None or option.least < 1:
-                raise MisfitError(
-                    f"chunks {name}: {chunks.frames!r} is no option with a whole number from 1 on"
-                )
+        if isinstance(chunks.frames, str) and not counts(manifest, chunks.frames, 1):
+            raise MisfitError(f"chunks {name}: {chunks.frames!r} is no option with a whole number from 1 on")
     for stage in manifest.stages:
         if stage.chunks is None:
             continue
@@ -81,16 +85,14 @@ def check_loops(manifest: Manifest) -> None:
     if counted and len(manifest.loops) != 1:
         raise MisfitError(f"a size is 's', the steps of a loop, and there are {len(manifest.loops)} loops")
     for name, loop in manifest.loops.items():
-        if isinstance(loop.steps, str):
-            option = manifest.options.get(loop.steps)
-            if option is None or option.type != "integer" or option.least is None or option.least < 1:
-                raise MisfitError(f"loop {name}: {loop.steps!r} is no option with a whole number from 1 on")
+        if isinstance(loop.steps, str) and not counts(manifest, loop.steps, 1):
+            raise MisfitError(f"loop {name}: {loop.steps!r} is no option with a whole number from 1 on")
         for table in loop.rows:
             _check_rows(manifest, name, table, shapes)
 
 
 def _check_rows(manifest: Manifest, loop: str, table: str, shapes: Mapping[str, Shape]) -> None:
-    given, row = manifest.inputs.get(table), shapes.get(f"{table}[i]")
+    given, row = manifest.inputs.get(table), shapes.get(f"{table}{ROW}")
     if given is not None:
         if given.source not in ("file", "noise"):
             raise MisfitError(f"loop {loop}: {table!r} is no constant from a file")

@@ -31,10 +31,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vsr_trt.runtime.bundle.manifest import Manifest
+from vsr_trt.runtime.bundle.manifest import ROW, Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import InputError
-from vsr_trt.runtime.schedule.build import ROW
+from vsr_trt.runtime.schedule.build import numbered
 from vsr_trt.runtime.schedule.graph import Schedule
 
 _ROUNDS = 10
@@ -88,19 +88,18 @@ class Wanted:
         """All that a schedule takes, in its order."""
         found = []
         for name, port in schedule.takes.items():
-            base, _, number = name.removesuffix("]").partition("[")
+            base, step = numbered(name)
             given = manifest.inputs.get(base)
             if given is not None and given.source == "noise":
                 shape = schedule.buffers[port.buffer].shape
                 frame = shape[: port.axis] + shape[port.axis + 1 :]
-                found.append(Wanted(name, given.name or "", int(number) if number else None, frame))
+                found.append(Wanted(name, given.name or "", step, frame))
         return tuple(found)
 
 
 def purposes(manifest: Manifest, options: Options) -> dict[str, tuple[int, int]]:
     """The noise that a family draws: purpose -> axis of frames as `Recorded` has it, and steps, 0 outside of loops."""
-    loops = {f"{name}{ROW}": loop for loop in manifest.loops.values() for name in loop.rows}
-    found = {}
+    found, rows = {}, manifest.rows
     for stage in manifest.stages:
         for tensor in manifest.networks[stage.network].inputs:
             read = stage.reads[tensor.name]
@@ -110,7 +109,7 @@ def purposes(manifest: Manifest, options: Options) -> dict[str, tuple[int, int]]
             shape = list(tensor.shape)
             while shape[0] in (1, "n"):
                 del shape[0]
-            steps = options.steps(manifest, loops[read]) if read in loops else 0
+            steps = options.steps(manifest, manifest.loops[rows[read]]) if read in rows else 0
             found[given.name or ""] = (shape.index("f") + (1 if steps else 0), steps)
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from vsr_trt.runtime.bundle.manifest import PREVIOUS, Loop, Manifest, Stage, Tensor
+from vsr_trt.runtime.bundle.manifest import PREVIOUS, ROW, Loop, Manifest, Stage, Tensor
 from vsr_trt.runtime.bundle.options import Options, tile_range
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.schedule.canvas import FrameShape
@@ -17,11 +18,18 @@ from vsr_trt.runtime.schedule.tiling import tiles_of
 RECEIVE, UPLOAD, DOWNLOAD, DELIVER = "receive", "upload", "download", "deliver"  # lanes, and their only steps
 RESULT = "staged result"
 SCRATCH = "scratch"
-ROW = "[i]"  # ends the name of what is read row by row, one in each step of a loop
 ZEROS = "zeros of "  # begins the name of what a buffer that lives as long as the clip is at its beginning
 
 Sizes = dict[str, int]
 """Values of the symbolic sizes of a network."""
+
+_NUMBERED = re.compile(r"(.+)\[(\d+)\]")
+
+
+def numbered(name: str) -> tuple[str, int | None]:
+    """Takes the name of a step's row apart: `table[3]` -> table, 3; any other name has None."""
+    match = _NUMBERED.fullmatch(name)
+    return (name, None) if match is None else (match[1], int(match[2]))
 
 
 def frame_sizes(
@@ -113,20 +121,21 @@ class _Draft:
 
     def transfer_in(self) -> None:
         """The frame's way to the device, and the buffers that are there from the start."""
-        rows = {f"{name}{ROW}": loop for loop in self.manifest.loops.values() for name in loop.rows}
+        rows = self.manifest.rows
         at_once = list[str]()  # what is uploaded here, and not in each step of a loop
         for tensor, buffer in self._operands("inputs"):
             name = buffer.removesuffix(ROW)
-            numbered = [f"{name}[{index}]" for index in range(self._steps(rows.get(buffer)))]
+            steps = self._steps(self.manifest.loops[rows[buffer]]) if buffer in rows else 0
+            each = [f"{name}[{index}]" for index in range(steps)]
             if buffer in self.part.takes:
                 self._declare(buffer, tensor, self.sizes, "slot")
-                for taken in numbered or [buffer]:
+                for taken in each or [buffer]:
                     self._takes.setdefault(taken, self._port(f"staged {taken}", buffer, tensor))
-                at_once += [] if numbered or buffer in at_once else [buffer]
+                at_once += [] if each or buffer in at_once else [buffer]
             elif buffer in self.manifest.inputs:
                 self._declare(buffer, tensor, self.sizes, "constant")
             elif buffer in rows and name in self.manifest.inputs:
-                for row in numbered:
+                for row in each:
                     self._declare(row, tensor, self.sizes, "constant")
             elif buffer in rows:
                 self._declare(buffer, tensor, self.sizes, "slot")
@@ -142,8 +151,8 @@ class _Draft:
         reads, writes = {"source": self._takes[taken].buffer}, {"target": target}
         self._add(Step(step, "upload", UPLOAD, reads, writes, UPLOAD))
 
-    def _steps(self, loop: Loop | None) -> int:
-        return 0 if loop is None else self.options.steps(self.manifest, loop)
+    def _steps(self, loop: Loop) -> int:
+        return self.options.steps(self.manifest, loop)
 
     def transfer_out(self) -> None:
         """The result's way back."""

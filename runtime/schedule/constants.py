@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,10 +9,8 @@ import numpy as np
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import BundleError
-from vsr_trt.runtime.schedule.build import ZEROS
+from vsr_trt.runtime.schedule.build import ZEROS, numbered
 from vsr_trt.runtime.schedule.graph import Schedule
-
-_ROW = re.compile(r"(.+)\[(\d+)\]")
 
 
 def constants(
@@ -34,7 +31,7 @@ def constants(
     for name, buffer in schedule.buffers.items():
         if buffer.kind != "constant":
             continue
-        row = _ROW.fullmatch(name)
+        table, index = numbered(name)
         given = manifest.inputs.get(name)
         if name.startswith(ZEROS):
             array = np.zeros(buffer.shape, buffer.dtype)
@@ -48,8 +45,8 @@ def constants(
                     f"the constant {name} has the shape {array.shape}, expected {buffer.shape}. Build the bundle again."
                 )
         else:
-            assert row is not None
-            array = _row(files[row[1]], int(row[2]), row[1], buffer.shape)
+            assert index is not None
+            array = _row(files[table], index, table, buffer.shape)
         found[name] = array
     return found
 

@@ -13,13 +13,11 @@ from typing import Literal
 from vsr_trt.runtime.bundle.manifest import Manifest, Network
 from vsr_trt.runtime.bundle.options import Options, options_in
 from vsr_trt.runtime.schedule import tiling
-from vsr_trt.runtime.schedule.build import ZEROS
+from vsr_trt.runtime.schedule.build import ZEROS, numbered
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import IN_STRIPS, WHOLE, strips_by_size
 from vsr_trt.runtime.schedule.graph import Schedule
 from vsr_trt.runtime.schedule.parts import Part
-
-_NUMBERED = re.compile(r"(.+)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def host(manifest: Manifest, shape: FrameShape, options: Options, schedule: Sche
     in_strips = strips_by_size(manifest, *shape.given, options)
     networks = dict.fromkeys(step.network for step in schedule.steps if step.network is not None)
     constants = [name for name, buffer in schedule.buffers.items() if buffer.kind == "constant"]
-    noise = [name for name in schedule.takes if _base(name) in manifest.inputs]
+    noise = [name for name in schedule.takes if numbered(name)[0] in manifest.inputs]
     inputs = {name: _source(manifest, options, name) for name in (*constants, *noise)}
     return Host(
         Picture(
@@ -161,18 +159,11 @@ def file_name(manifest: Manifest, shape: FrameShape, slots: int, options: Option
     return f"{width}x{height}-s{slots}{ending}.json"
 
 
-def _base(name: str) -> str:
-    """The manifest's name of an input, of which `name` may be one step's."""
-    numbered = _NUMBERED.fullmatch(name)
-    return name if numbered is None else numbered[1]
-
-
 def _source(manifest: Manifest, options: Options, name: str) -> Source | None:
     if name.startswith(ZEROS):
         return Source("zeros")
-    numbered = None if name in manifest.inputs else _NUMBERED.fullmatch(name)
-    given = manifest.inputs[name if numbered is None else numbered[1]]
-    row = None if numbered is None else int(numbered[2])
+    base, row = (name, None) if name in manifest.inputs else numbered(name)
+    given = manifest.inputs[base]
     if given.source == "frame":
         return None
     named = options.file(manifest, given) if given.source == "file" else given.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vsr_trt.runtime.bundle.manifest import Manifest, Stage, Window
+from vsr_trt.runtime.bundle.manifest import ROW, Manifest, Stage, Window
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import InputError
 
@@ -79,7 +79,7 @@ def _noise(manifest: Manifest, stages: Sequence[Stage]) -> tuple[str, ...]:
     """The noise that stages read, in the order of the manifest."""
     drawn = [name for name, given in manifest.inputs.items() if given.source == "noise"]
     reads = {read for stage in stages for read in stage.reads.values()}
-    return tuple(read for name in drawn for read in (name, f"{name}[i]") if read in reads)
+    return tuple(read for name in drawn for read in (name, f"{name}{ROW}") if read in reads)
 
 
 def clip_frames(manifest: Manifest, frames: int | None) -> int:
