@@ -3,7 +3,9 @@
 torch's exporter captures a module, then captures the result twice again to take operators apart that it cannot
 translate. It can translate nearly all that networks here are made of, so only what it cannot is replaced, and the two
 further captures are left out: most of their time goes into reasoning about symbolic sizes. So does the cache of
-shapes, whose keys cost more than what it saves. The same graphs come out, node for node.
+shapes, whose keys cost more than what it saves. Where types of numbers are made to agree, each operator is run once
+more, on tensors without numbers, for a result that the capture has written down already: it is taken from there. The
+same graphs come out, node for node.
 
 The optimiser behind it looks through the whole graph at every node, for patterns with several results: of a graph with
 thousands of nodes that is most of the time. Here it does so only where the pattern's first node fits.
@@ -26,6 +28,10 @@ from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _registration
+from torch.onnx._internal.fx.passes.type_promotion import (
+    _TypePromotionInterpreter,
+    get_type_promotion_rule,
+)
 
 from vsr_trt.export.quiet import only_errors
 
@@ -83,6 +89,7 @@ def _translated(
     with (
         mock.patch.object(_registration.ONNXRegistry, "from_torchlib", staticmethod(_registry)),
         mock.patch.object(SimplePatternMatcher, "match", _match),
+        mock.patch.object(_TypePromotionInterpreter, "run_node", _run_node),
     ):
         translated = torch.onnx.export(
             program,
@@ -106,6 +113,22 @@ def _match(self: Any, model: Any, graph: Any, node: ir.Node, **options: Any) -> 
         if wanted is not None and wanted != node.op_identifier():
             return MatchResult().fail("another operator")
     return _match_anywhere(self, model, graph, node, **options)
+
+
+_run_anything = torch.fx.Interpreter.run_node
+
+
+def _run_node(self: Any, node: torch.fx.Node) -> Any:
+    """`_TypePromotionInterpreter.run_node`, which runs no operator whose result is known.
+
+    Where it has changed an operator's arguments, it has run it, and written down the new result.
+    """
+    with self._set_current_node(node):
+        if rule := get_type_promotion_rule(node, self.type_promotion_table):
+            self._maybe_promote_node(node, rule)
+    if node.op == "call_function" and node.meta.get("val") is not None:
+        return node.meta["val"]
+    return _run_anything(self, node)
 
 
 def _is_simple(program: ExportedProgram) -> bool:

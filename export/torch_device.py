@@ -9,25 +9,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from vsr_trt.export.families.dloral import checkpoint as checkpoints
-from vsr_trt.export.families.dloral import family as dloral
-from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
+from vsr_trt.export.families.registry import Model, reopen
 from vsr_trt.runtime.bundle.manifest import Manifest, Source, sha256
-from vsr_trt.runtime.errors import BundleError, CheckpointError
+from vsr_trt.runtime.errors import CheckpointError
 
 
 class TorchNetworks:
-    """Runs networks in torch, in FP32 on the CPU, as a device of `runtime.devices.in_order`.
+    """Runs networks in torch, in FP32 on the CPU, as `Networks` of `runtime.devices.actions`.
 
     Args:
         manifest: of the bundle.
         model: makes the modules.
+        compiled: compile each module for the first sizes that it gets.
     """
 
     name = "torch"
 
-    def __init__(self, manifest: Manifest, model: dloral.DLoRAL) -> None:
-        self._manifest, self._model = manifest, model
+    def __init__(self, manifest: Manifest, model: Model, compiled: bool = False) -> None:
+        self._manifest, self._model, self._compiled = manifest, model, compiled
         self._modules: dict[str, nn.Module] = {}
 
     def load(self, network: str) -> None:
@@ -37,7 +36,8 @@ class TorchNetworks:
             CheckpointError: they cannot be read.
         """
         if network not in self._modules:
-            self._modules[network] = self._model.spec(network).module.eval()
+            module = self._model.spec(network).module.eval()
+            self._modules[network] = torch.compile(module, dynamic=False) if self._compiled else module
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a loaded network; returns its outputs by name."""
@@ -54,30 +54,32 @@ class TorchNetworks:
         self._modules.clear()
 
 
-def open_device(manifest: Manifest, sd: Path, checkpoint: Path) -> TorchNetworks:
+def open_networks(manifest: Manifest, checkpoint: Path, parts: Mapping[str, Path]) -> TorchNetworks:
     """Opens the weights that a bundle was made from.
+
+    Args:
+        manifest: of the bundle.
+        checkpoint: as it was made from.
+        parts: directories of the rest, by the names that the family gives them.
 
     Raises:
         CheckpointError: they are not those: another name, size or hash than the bundle's provenance has.
         BundleError: a bundle of a family that this version cannot make.
+        InputError: parts that the family needs and that are missing, or what it has no use for.
     """
-    if manifest.family != "dloral":
-        raise BundleError(f"the bundle is of the family {manifest.family!r}; this version knows dloral only.")
     provenance = manifest.provenance
     if provenance is None:
         raise CheckpointError("the bundle does not say which weights it was made from.")
     _refuse_others(checkpoint, provenance.checkpoint)
-    base = BaseModel.open(sd)
+    model = reopen(manifest, checkpoint, parts)
     sources = {source.name: source for source in provenance.base_model}
-    for path in base.weight_files():
-        name = path.relative_to(sd).as_posix()
+    for name, path in model.sources().items():
         if name not in sources:
             raise CheckpointError(
                 f"{path} would be read, but the bundle was made from {', '.join(sorted(sources))}. Give the directory "
                 "that it was made from."
             )
         _refuse_others(path, sources[name])
-    model = dloral.DLoRAL(base, checkpoints.load(checkpoint), provenance.adapters, manifest.top_k)
     return TorchNetworks(manifest, model)
 
 

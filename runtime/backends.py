@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 from vsr_trt.runtime.bundle.directory import Bundle
+from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.cuda import start
+from vsr_trt.runtime.devices.actions import Networks
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.threads import ThreadedDevice
 from vsr_trt.runtime.errors import EngineError, InputError
@@ -119,3 +121,18 @@ def open_device(
         networks.close()
         raise
     return ThreadedDevice(networks, networks.cancel, seconds, arrange)
+
+
+def device_of(networks: Networks, manifest: Manifest, options: Options) -> Device:
+    """The device that runs given networks, in place of a backend's. They are closed with it.
+
+    Raises:
+        VsrError: they cannot be loaded; they are closed then.
+    """
+    try:
+        for network in options.networks(manifest):
+            networks.load(network)
+    except BaseException:
+        networks.close()
+        raise
+    return ThreadedDevice(networks)

@@ -17,6 +17,7 @@ from helpers.once import shared
 from hypothesis import settings
 
 from vsr_trt.export.bundle import BundleRequest, build
+from vsr_trt.recipes.kernel_store import open_store
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
 
@@ -64,7 +65,13 @@ def golden_bundle_fp16(tmp_path_factory: pytest.TempPathFactory, golden_bundle: 
 
 def _build(out: Path, precision: str) -> None:
     request = BundleRequest(
-        GOLDEN / "model.pkl", out, {"sd": GOLDEN / "sd"}, prompt=PROMPT, precision=precision, jobs=1
+        checkpoint=GOLDEN / "model.pkl",
+        out=out,
+        parts={"sd": GOLDEN / "sd"},
+        prompt=PROMPT,
+        precision=precision,
+        kernel_store=open_store(out.parent / "kernels"),
+        jobs=1,
     )
     with captures.kept(out.parent / "captures"):
         build(request)
@@ -93,15 +100,15 @@ def ordinary_priority() -> Iterator[None]:
     assert getattr(os, "sched_getscheduler", lambda process: 0)(0) == 0
 
 
-# Files in which most of the time goes, longest first.
-# The first ones need no bundle of the golden model, which one process makes meanwhile.
+# Files in which most of the time goes. The first ones need no bundle of the golden model: two processes are at them for
+# about the time until one of them makes that, at the fifth file, while the other one goes on with the next ones.
 SLOW = (
-    "test_star_export", "test_star",
-    "test_parity", "test_cuda_device", "test_strips", "test_shell", "test_phases", "test_triton_kernel",
-    "test_corpus", "test_alternatives", "test_restorer", "test_engine_faults", "test_cli", "test_engines_chained",
-    "test_engine_builds", "test_verify", "test_lean_install", "test_acceptance", "test_bundle", "test_kernels_cli",
-    "test_stub_driver", "test_onnx_function", "test_rtx_plan", "test_schedule_file", "test_host_engines",
-    "test_schema_1",
+    "test_star_export", "test_star", "test_media", "test_pictures",
+    "test_parity", "test_cuda_device", "test_triton_kernel", "test_phases", "test_strips",
+    "test_corpus", "test_alternatives", "test_engine_faults", "test_engine_builds", "test_restorer", "test_cli",
+    "test_engines_chained", "test_verify", "test_shell", "test_lean_install", "test_acceptance", "test_bundle",
+    "test_kernels_cli", "test_stub_driver", "test_onnx_function", "test_rtx_plan", "test_schedule_file",
+    "test_host_engines", "test_schema_1",
 )  # fmt: skip
 
 

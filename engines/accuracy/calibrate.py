@@ -135,14 +135,7 @@ def _weights(bundle: Bundle, network: str) -> int:
 def _record(bundle: Bundle, clip: Clip, phase: Callable[[str], None]) -> dict[str, list[Call]]:
     phase("loading the networks")
     recorder = Recorder(CpuNetworks(bundle))
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        count += 1
-        phase(f"frame {count} of {len(clip.frames)} through the FP32 networks")
-
-    run_chain(bundle, recorder, clip.frames, step)
+    run_chain(bundle, recorder, clip.frames, lambda done: phase(f"through the FP32 networks: {done}"))
     return recorder.calls
 
 

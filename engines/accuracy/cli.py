@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsr_trt.export.families.published import add_weights, flags_of, given_parts
 from vsr_trt.runtime.bundle.directory import Bundle, refuse_hub_cache
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError, VerificationError
@@ -73,7 +74,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         "bundle",
         type=Path,
         metavar="BUNDLE",
-        help="a calibrated FP32 bundle, or any with --sd and --checkpoint",
+        help="a calibrated FP32 bundle, or any with the weights that it was made from",
     )
     add(
         "--clip",
@@ -82,8 +83,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         help="a video or a folder of pictures (default: the calibration's)",
     )
     add("--frames", type=int, default=4, metavar="N", help="frames to compare (default: 4)")
-    add("--sd", type=Path, metavar="DIR", help="the Stable Diffusion directory that the bundle was made from")
-    add("--checkpoint", type=Path, metavar="FILE", help="its checkpoint")
+    add_weights(command, "to compare with torch: what the bundle was made from; ")
     add("--report", type=output_folder, metavar="FOLDER", help="where to write (default: BUNDLE-verify)")
     add("--overwrite", action="store_true", help="replace an earlier report in that folder")
     add("--json", action="store_true", help="print the report as JSON on standard output")
@@ -148,13 +148,15 @@ def verify(options: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     check_frames(options.frames)
-    if (options.sd is None) != (options.checkpoint is None):
-        raise InputError("--sd and --checkpoint belong together; give both or neither.")
-    bundle = Bundle.open(options.bundle)
+    bundle, parts = Bundle.open(options.bundle), given_parts(options)
+    if (options.checkpoint is None) != (not parts):
+        raise InputError(
+            f"{' and '.join(flags_of(bundle.manifest.family))} belong together; give all or none."
+        )
     refuse_hub_cache(bundle.path, "through whose links verify cannot read the weights")
     folder = options.report or bundle.path.absolute().with_name(f"{bundle.path.absolute().name}-verify")
     report.refuse_folder(folder, options.overwrite)
-    work.forms(bundle, torch=options.sd is not None)
+    work.forms(bundle, torch=bool(parts))
     clip = (
         work.calibration_clip(bundle, options.frames)
         if options.clip is None
@@ -162,10 +164,10 @@ def verify(options: argparse.Namespace) -> int:
     )
     with console.status("reading the weights…") as status:
         torch = None
-        if options.sd is not None:
+        if parts:
             from vsr_trt.export import torch_device
 
-            torch = torch_device.open_device(bundle.manifest, options.sd, options.checkpoint)
+            torch = torch_device.open_networks(bundle.manifest, options.checkpoint, parts)
         found = work.verify(bundle, clip, torch, lambda text: status.update(f"{escape(text)}…"))
         status.update("writing the report…")
         report.write(found, folder)

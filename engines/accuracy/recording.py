@@ -15,14 +15,13 @@ import numpy as np
 from vsr_trt.engines.accuracy import instrument, ranges
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Manifest, Source
+from vsr_trt.runtime.bundle.manifest import Source
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.devices.actions import Buffers, Networks
-from vsr_trt.runtime.devices.in_order import Pipeline
 from vsr_trt.runtime.errors import InputError
-from vsr_trt.runtime.media import worked
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
-from vsr_trt.runtime.schedule.canvas import FrameShape
+from vsr_trt.runtime.restore.progress import PhaseProgress
+from vsr_trt.runtime.restore.restorer import Restorer
 
 _MOST_FRAMES = 10_000
 _BLOCK = 1 << 20
@@ -59,6 +58,7 @@ class Call:
 
 
 Calls = dict[str, list[Call]]
+Step = Callable[[str], None]
 
 
 def read_clip(path: Path, frames: int, start: float = 0.0) -> Clip:
@@ -96,30 +96,30 @@ def file_source(name: str, files: Sequence[Path]) -> Source:
 
 
 class Recorder:
-    """A device that keeps what goes into and comes out of another one. Inputs are copied: they are the schedule's.
+    """Networks that keep what goes into and comes out of other ones. Inputs are copied: they are the schedule's.
 
     Attributes:
         calls: of each network, in order.
     """
 
-    def __init__(self, device: Networks) -> None:
-        self.name = device.name
+    def __init__(self, networks: Networks) -> None:
+        self.name = networks.name
         self.calls: Calls = defaultdict(list)
-        self._device = device
+        self._networks = networks
 
     def load(self, network: str) -> None:
-        """Loads it in the other device."""
-        self._device.load(network)
+        """Loads it there."""
+        self._networks.load(network)
 
     def run(self, network: str, inputs: Buffers) -> Buffers:
         """Runs it there, and keeps the call."""
-        outputs = self._device.run(network, inputs)
+        outputs = self._networks.run(network, inputs)
         self.calls[network].append(Call({name: value.copy() for name, value in inputs.items()}, outputs))
         return outputs
 
     def close(self) -> None:
-        """Closes the other device; what was kept stays."""
-        self._device.close()
+        """Closes those; what was kept stays."""
+        self._networks.close()
 
 
 class HalfNetworks:
@@ -163,35 +163,29 @@ class HalfNetworks:
 
 
 def run_chain(
-    bundle: Bundle, device: Networks, frames: Sequence[np.ndarray], step: Callable[[], None] = lambda: None
+    bundle: Bundle, networks: Networks, frames: Sequence[np.ndarray], step: Step = lambda done: None
 ) -> list[np.ndarray]:
-    """Restores frames with the default options, and closes the device.
-
-    Frames smaller than the networks take are enlarged, as the runtime does; results are not reduced again.
+    """Restores a clip as the runtime does, with the default options and given networks, which are closed afterwards.
 
     Args:
         bundle: whose stages are followed.
-        device: runs the networks.
+        networks: that run.
         frames: (H,W,3) uint8.
-        step: called after each frame.
+        step: is passed what is done, in words.
 
     Returns:
         (4H,4W,3) uint8, for each frame.
     """
-    try:
-        pipeline = Pipeline(bundle.manifest, device, Options(), bundle.constants())
-        results = []
-        for frame in frames:
-            results.append(pipeline.run(_worked(frame, bundle.manifest))[0])
-            step()
-        return results
-    finally:
-        device.close()
 
+    def phase(at: PhaseProgress) -> None:
+        step(f"{at.phase}, {at.done}" + ("" if at.total is None else f" of {at.total}"))
 
-def _worked(frame: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """What the networks are given of a frame."""
-    return worked.given(frame, FrameShape.of(manifest, *frame.shape[:2]), manifest)
+    results = []
+    with Restorer(bundle.path, networks=networks, progress=phase) as restorer:
+        for result in restorer.restore(frames):
+            results.append(result)
+            step(f"frame {len(results)} of {len(frames)}")
+    return results
 
 
 def stage_networks(bundle: Bundle) -> list[str]:

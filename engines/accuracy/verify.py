@@ -23,9 +23,9 @@ from vsr_trt.engines.accuracy.recording import (
     run_chain,
     stage_networks,
 )
+from vsr_trt.export.families.published import flags_of, weights_of
 from vsr_trt.runtime import media
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.devices.actions import Buffers, Networks
 from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
@@ -35,10 +35,6 @@ Form = Literal["fp16", "fp32", "torch"]
 FORMS: tuple[Form, ...] = ("fp16", "fp32", "torch")
 Outputs = dict[str, dict[Form, list[Buffers]]]
 Phase = Callable[[str], None]
-OpenTorch = Callable[[Manifest, Path, Path], Networks]
-"""(manifest, Stable Diffusion directory, checkpoint) -> torch's modules: see `export.torch_device.open_device`."""
-
-NO_TORCH = "not compared: give --sd and --checkpoint"
 
 
 @dataclass(frozen=True)
@@ -124,11 +120,11 @@ def forms(bundle: Bundle, torch: bool) -> tuple[Form, ...]:
         if manifest.precision == "fp16":
             raise BundleError(
                 f"{bundle.path} is an FP16 bundle: there is no FP32 in it to compare with. Give the weights that it "
-                "was made from: --sd DIR --checkpoint FILE"
+                f"was made from: {weights_of(manifest.family)}"
             )
         raise BundleError(
             f"{bundle.path} has no FP16 graphs to compare with FP32. Add them with: vsr-build calibrate "
-            f"{bundle.path} --clip VIDEO; or compare FP32 with torch: --sd DIR --checkpoint FILE"
+            f"{bundle.path} --clip VIDEO; or compare FP32 with torch: {weights_of(manifest.family)}"
         )
     return tuple(found)
 
@@ -180,7 +176,7 @@ def verify(
     found = forms(bundle, torch is not None)
     reference: Form = "fp32" if "fp32" in found else "fp16"
     recorder = Recorder(CpuNetworks(bundle) if reference == "fp32" else HalfNetworks(bundle))
-    results = {reference: run_chain(bundle, recorder, clip.frames, _counter(phase, reference, clip))}
+    results = {reference: run_chain(bundle, recorder, clip.frames, _counter(phase, reference))}
     calls = recorder.calls
     names = stage_networks(bundle)
     single = {name for name in names if bundle.manifest.networks[name].always_fp32 is not None}
@@ -196,14 +192,14 @@ def verify(
             ranges[name][form] = measured.ranges
             outputs[name].setdefault(form, list(measured.outputs))
     if reference == "fp32" and "fp16" in found:
-        counter = _counter(phase, "fp16", clip)
+        counter = _counter(phase, "fp16")
         results["fp16"] = run_chain(bundle, HalfNetworks(bundle), clip.frames, counter)
     if torch is not None:
         for name in names:
             phase(f"torch: {name}")
             torch.load(name)
             outputs[name]["torch"] = [torch.run(name, call.inputs) for call in calls[name]]
-        results["torch"] = run_chain(bundle, torch, clip.frames, _counter(phase, "torch", clip))
+        results["torch"] = run_chain(bundle, torch, clip.frames, _counter(phase, "torch"))
     phase("engines")
     engines, why = gpu_check.check(bundle, calls)
     networks = tuple(
@@ -229,7 +225,9 @@ def verify(
         clip,
         networks,
         chain,
-        "compared" if torch is not None else NO_TORCH,
+        "compared"
+        if torch is not None
+        else f"not compared: give {' and '.join(flags_of(bundle.manifest.family))}",
         why,
         tuple(gate.failures(networks, chain)),
     )
@@ -248,13 +246,6 @@ def _measure(bundle: Bundle, form: Form, name: str, calls: Calls, phase: Phase) 
     return measure(bundle.file(graph), [call.inputs for call in calls[name]])
 
 
-def _counter(phase: Phase, form: str, clip: Clip) -> Callable[[], None]:
-    done = 0
+def _counter(phase: Phase, form: str) -> Phase:
     phase(f"{form}: loading the networks")
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        phase(f"{form}: frame {done} of {len(clip.frames)}")
-
-    return step
+    return lambda done: phase(f"{form}: {done}")

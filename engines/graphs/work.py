@@ -79,15 +79,10 @@ def measure(model: onnx.ModelProto, bounds: Mapping[str, Bound]) -> Work:
     Raises:
         ExportError: a shape in the graph cannot be inferred, a node has no rule, or the counts are no polynomials.
     """
-    symbols = sorted(
-        {
-            symbol
-            for tensor in model.graph.input
-            for dim in tensor.type.tensor_type.shape.dim
-            if (symbol := dimension(dim.dim_param or dim.dim_value)[1]) and symbol != "n"
-        }
-    )
-    samples = _Samples(model, {name: bounds[name] for name in symbols})
+    given = _symbols(model.graph.input)
+    derived = _symbols(model.graph.output) - given
+    symbols = sorted(given | derived)
+    samples = _Samples(model, {name: bounds[name] for name in sorted(given)}, derived)
     return Work(
         multiply_adds=_fit(samples, symbols, lambda counted: counted.multiply_adds),
         weights=samples.get(1)[0][1].weights,
@@ -96,13 +91,23 @@ def measure(model: onnx.ModelProto, bounds: Mapping[str, Bound]) -> Work:
     )
 
 
+def _symbols(tensors: Iterable[onnx.ValueInfoProto]) -> set[str]:
+    """The symbolic sizes of inputs or outputs, but for the number of tiles."""
+    dims = (dim for tensor in tensors for dim in tensor.type.tensor_type.shape.dim)
+    symbols = {dimension(dim.dim_param or dim.dim_value)[1] for dim in dims}
+    return {symbol for symbol in symbols if symbol and symbol != "n"}
+
+
 def count(model: onnx.ModelProto, sizes: Sizes) -> Count:
     """Counts a graph's work at one size.
 
     Raises:
         ExportError: a shape in the graph cannot be inferred, or a node has no rule.
     """
-    graph = _Graph(model, sizes)
+    return _count(model, _Graph(model, sizes))
+
+
+def _count(model: onnx.ModelProto, graph: _Graph) -> Count:
     multiply_adds = activations = 0
     read: set[str] = set()
     written: set[str] = set()
@@ -305,10 +310,18 @@ _PRODUCTS: dict[tuple[str, str], Callable[[_Graph, onnx.NodeProto], int]] = {
 
 
 class _Samples:
-    """Counts at pairs of sizes that are drawn once and kept: the same for every polynomial."""
+    """Counts at pairs of sizes that are drawn once and kept: the same for every polynomial.
 
-    def __init__(self, model: onnx.ModelProto, bounds: Mapping[str, Bound]) -> None:
-        self._model, self._bounds = model, bounds
+    Args:
+        model: the graph.
+        bounds: of the sizes that its inputs have.
+        derived: sizes that outputs alone have, such as those of a canvas that depend on a picture's. They are read
+            off the inferred shapes, and the inputs' are drawn from all of their bounds: a canvas stays the same for a
+            while.
+    """
+
+    def __init__(self, model: onnx.ModelProto, bounds: Mapping[str, Bound], derived: Iterable[str]) -> None:
+        self._model, self._bounds, self._derived = model, bounds, frozenset(derived)
         self._random = random.Random(0)
         self._drawn: list[tuple[dict[str, int], Count]] = []
 
@@ -316,13 +329,27 @@ class _Samples:
         """The first `number` of them."""
         while len(self._drawn) < number:
             sizes = {name: self._draw(bound) for name, bound in self._bounds.items()}
-            self._drawn.append((sizes, count(self._model, sizes)))
+            graph = _Graph(self._model, sizes)
+            sizes |= self._read_off(graph)
+            self._drawn.append((sizes, _count(self._model, graph)))
         return self._drawn[:number]
+
+    def _read_off(self, graph: _Graph) -> dict[str, int]:
+        found = {}
+        for tensor in self._model.graph.output if self._derived else ():
+            dims = tensor.type.tensor_type.shape.dim
+            for dim, size in zip(dims, graph.shape(tensor.name), strict=True):
+                factor, symbol = dimension(dim.dim_param or dim.dim_value)
+                if symbol in self._derived:
+                    found[symbol] = size // factor
+        return found
 
     def _draw(self, bound: Bound) -> int:
         step = bound.multiple_of
         least, most = -(-(bound.min - bound.offset) // step), (bound.max - bound.offset) // step
-        return step * self._random.randint(least, max(least, min(most, least + 50))) + bound.offset
+        if not self._derived:
+            most = min(most, least + 50)
+        return step * self._random.randint(least, max(least, most)) + bound.offset
 
 
 def _fit(samples: _Samples, symbols: Sequence[str], number: Callable[[Count], int]) -> Polynomial:
@@ -344,9 +371,9 @@ def _fit(samples: _Samples, symbols: Sequence[str], number: Callable[[Count], in
 def _bases(symbols: Sequence[str]) -> Iterable[list[str]]:
     """Products to try, few before many. Sides are known by their names, which end with h and w."""
     heights = [name for name in symbols if name.endswith("h")]
-    widths = [name for name in symbols if name.endswith("w")]
+    widths = [f"{name[:-1]}w" for name in heights]
     others = [name for name in symbols if name not in (*heights, *widths)]  # frames, steps
-    if len(heights) != len(widths):
+    if any(name.endswith("w") for name in others) or not set(widths) <= set(symbols):
         return
     areas = [f"{height}*{width}" for height, width in zip(heights, widths, strict=True)]
     squares = [f"{area}*{area}" for area in areas]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 from vsr_trt.export.families.dloral import published as dloral
 from vsr_trt.export.families.star import published as star
 from vsr_trt.export.published import Part, Wanted
@@ -17,3 +20,28 @@ def parts() -> dict[str, tuple[Part, list[str]]]:
             if part.flag:
                 found.setdefault(part.flag, (part, []))[1].append(name)
     return found
+
+
+def add_weights(command: argparse.ArgumentParser, what_for: str = "") -> None:
+    """Adds the options that name the weights a bundle was made from, beginning their help with `what_for`."""
+    for flag, (part, families) in parts().items():
+        about = f"of the family {' and '.join(families)}: {part.about}"
+        command.add_argument(f"--{flag}", type=Path, metavar="DIR", help=f"{what_for}{about}")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help=f"{what_for}the checkpoint")
+
+
+def given_parts(options: argparse.Namespace) -> dict[str, Path]:
+    """The directories that were named, by their parts."""
+    named = {flag: getattr(options, flag.replace("-", "_")) for flag in parts()}
+    return {flag: path for flag, path in named.items() if path is not None}
+
+
+def flags_of(family: str) -> list[str]:
+    """The options that name a family's weights, the checkpoint last."""
+    return [*(f"--{flag}" for flag, (_, families) in parts().items() if family in families), "--checkpoint"]
+
+
+def weights_of(family: str) -> str:
+    """The same for a command to copy: `--sd DIR --checkpoint FILE`."""
+    *folders, checkpoint = flags_of(family)
+    return " ".join([*(f"{flag} DIR" for flag in folders), f"{checkpoint} FILE"])

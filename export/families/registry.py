@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +17,7 @@ from vsr_trt.export.pickles import load_pickle
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu.build import Compiled
 from vsr_trt.runtime.bundle.manifest import Manifest, Network
-from vsr_trt.runtime.errors import CheckpointError, InputError
+from vsr_trt.runtime.errors import BundleError, CheckpointError, InputError
 
 
 class Model(Protocol):
@@ -30,6 +30,9 @@ class Model(Protocol):
 
     def notes(self) -> list[str]:
         """Sentences about what was found in the files, for the user."""
+
+    def sources(self) -> dict[str, Path]:
+        """What is read besides the checkpoint, by the names that a bundle's provenance has."""
 
     def check(self) -> None:
         """Reads all weights that are cheap to read, and keeps none: exports take minutes.
@@ -71,18 +74,30 @@ class Family:
         open: opens the weights of a request; it is passed the phases of its work.
         parts: what its bundles are made from besides the checkpoint, by name, each with a few words about it.
         settings: fields of a request that it knows, beyond those that all do.
+        settings_of: those of the request that a bundle was made by.
+        place_of: where a file of the provenance lies, by its name there and the parts' directories.
     """
 
     name: str
     recognises: Callable[[Collection[str]], bool]
     open: Callable[[BundleRequest, Callable[[str], None]], Model]
-    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    settings: frozenset[str] = frozenset()
+    parts: Mapping[str, str]
+    settings: frozenset[str]
+    settings_of: Callable[[Manifest], Mapping[str, Any]]
+    place_of: Callable[[str, Mapping[str, Path]], Path]
 
 
-FAMILIES = (
-    Family("dloral", dloral.recognises, dloral.BundleModel.open, dloral.PARTS, dloral.SETTINGS),
-    Family("star", star.recognises, star.BundleModel.open, star.PARTS, star.SETTINGS),
+FAMILIES = tuple(
+    Family(
+        name,
+        family.recognises,
+        family.BundleModel.open,
+        family.PARTS,
+        family.SETTINGS,
+        family.settings_of,
+        family.place_of,
+    )
+    for name, family in (("dloral", dloral), ("star", star))
 )
 _FLAGS = {"adapters": "adapter"}
 """Fields of a request that the command line calls by another name."""
@@ -110,6 +125,39 @@ def family_of(request: BundleRequest) -> Family:
     return family
 
 
+def reopen(manifest: Manifest, checkpoint: Path, parts: Mapping[str, Path]) -> Model:
+    """Opens the weights that a bundle was made from, as it was made.
+
+    Args:
+        manifest: of the bundle.
+        checkpoint, parts: as for a request.
+
+    Raises:
+        BundleError: a family that this version cannot make.
+        InputError: parts that the family needs and that are missing, or what it has no use for.
+        CheckpointError: weights that are refused.
+    """
+    family = next((family for family in FAMILIES if family.name == manifest.family), None)
+    if family is None:
+        known = " and ".join(family.name for family in FAMILIES)
+        raise BundleError(
+            f"the bundle is of the family {manifest.family!r}; this version knows {known} only."
+        )
+    settings = family.settings_of(manifest)
+    request = BundleRequest(checkpoint, Path(), parts, family=family.name, **settings)
+    _check(family, request)
+    return family.open(request, lambda text: None)
+
+
+def place_of(manifest: Manifest, name: str, parts: Mapping[str, Path]) -> Path:
+    """Where a file of a bundle's provenance lies that is not the checkpoint.
+
+    Raises:
+        BundleError: a family that this version cannot make.
+    """
+    return _family_of(manifest).place_of(name, parts)
+
+
 def recognised(checkpoint: Path) -> Family | None:
     """The family that a checkpoint's names are of.
 
@@ -118,6 +166,16 @@ def recognised(checkpoint: Path) -> Family | None:
     """
     names = _names(checkpoint)
     return next((family for family in FAMILIES if family.recognises(names)), None)
+
+
+def _family_of(manifest: Manifest) -> Family:
+    found = next((family for family in FAMILIES if family.name == manifest.family), None)
+    if found is None:
+        known = " and ".join(family.name for family in FAMILIES)
+        raise BundleError(
+            f"the bundle is of the family {manifest.family!r}; this version knows {known} only."
+        )
+    return found
 
 
 def _check(family: Family, request: BundleRequest) -> None:

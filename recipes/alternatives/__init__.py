@@ -3,4 +3,4 @@
 RUNTIME, PLAIN, TORCH, COMPILED = "runtime", "onnxruntime", "torch", "torch-compile"
 WAYS = (RUNTIME, PLAIN, TORCH, COMPILED)
 IN_TORCH = (TORCH, COMPILED)
-LEAST = 2  # frames: the first is warm-up
+LEAST = 2  # frames, clips or runs: the first is warm-up

@@ -9,19 +9,24 @@ import argparse
 import contextlib
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from vsr_trt.export.families.published import add_weights, flags_of, given_parts
 from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.alternatives import COMPILED, IN_TORCH, LEAST, PLAIN, RUNTIME, TORCH, WAYS
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import check_threads
+from vsr_trt.runtime.cli.choices import chosen
 from vsr_trt.runtime.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
+    from vsr_trt.recipes.alternatives.comparison import ComparisonRequest
     from vsr_trt.recipes.alternatives.ways import Open, Way
+    from vsr_trt.runtime.devices.actions import Networks
     from vsr_trt.runtime.media.staging import Staging
 
 _STDOUT = "-"
@@ -45,8 +50,10 @@ the ways, and how kind the comparison is to each:
 
 how it is measured:
   Frames are timed one by one, from the array that goes in to the array that comes out; reading the clip is not timed.
-  The first frame is warm-up. Memory is the peak of the whole process, with Python and its libraries. Loading is from
-  the first import of the library until a frame may come. Everything runs on the CPU.
+  The first frame is warm-up. A family that takes clips at once restores the same one --clips times, the first of which
+  is warm-up; a frame's time is its share. torch then runs the modules that were exported, one network after another.
+  Memory is the peak of the whole process, with Python and its libraries. Loading is from the first import of the
+  library until a frame may come. Everything runs on the CPU.
 """
 
 _ORDER = """\
@@ -61,6 +68,8 @@ _EXAMPLES = """\
 examples:
   vsr-build alternatives BUNDLE --clip clip.mp4 --sd SD --checkpoint model.pkl
   vsr-build alternatives BUNDLE --clip frames/ --ways runtime,onnxruntime --frames 10 --json report.json
+  vsr-build alternatives STAR --clip clip.mp4 --ways runtime,onnxruntime
+  vsr-build alternatives STAR --network denoiser --at f=4,h=66,w=64 --ways runtime,onnxruntime
 """
 
 
@@ -76,7 +85,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     time.add_argument("way", choices=WAYS, metavar="WAY", help=", ".join(WAYS))
     _add_shared(time)
     time.add_argument(
-        "--bundle", type=Path, metavar="BUNDLE", help=f"for {RUNTIME} and {PLAIN}: made by vsr-build bundle"
+        "--bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help=f"for {RUNTIME} and {PLAIN}, for --network, and for families that take clips at once: made by "
+        "vsr-build bundle",
     )
     time.set_defaults(json=True)
     both = commands.add_parser(
@@ -99,15 +112,31 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--clip", type=Path, required=True, metavar="INPUT", help="a video or a folder of pictures")
-    add("--sd", type=Path, metavar="DIR", help=f"for {_IN_TORCH}: Stable Diffusion 2.1 in diffusers' layout")
+    add("--clip", type=Path, metavar="INPUT", help="a video or a folder of pictures")
+    add_weights(command, f"for {_IN_TORCH}: what the bundle was made from; ")
     add(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help=f"for {_IN_TORCH}: DLoRAL's model.pkl, or a .safetensors",
+        "--frames",
+        type=int,
+        default=4,
+        metavar="N",
+        help="of the clip; one by one, the first is warm-up (default: 4)",
     )
-    add("--frames", type=int, default=4, metavar="N", help="the first is warm-up (default: 4)")
+    add(
+        "--clips",
+        type=int,
+        default=LEAST,
+        metavar="N",
+        help=f"how often a clip is restored at once, or a network run; the first is warm-up (default: {LEAST})",
+    )
+    add("--network", metavar="NAME", help="time this network alone, on random numbers, in place of a clip")
+    add("--at", metavar="SIZES", help="of --network, e.g. f=4,h=66,w=64: frames, height and width in latents")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="choose something of a family that takes clips at once, e.g. steps=4",
+    )
     add("--threads", type=int, metavar="T", help="of the CPU (default: as each library decides)")
 
 
@@ -118,27 +147,87 @@ def time_way(options: argparse.Namespace) -> int:
         VsrError: what the way refuses.
     """
     from vsr_trt.recipes.alternatives import ways
+    from vsr_trt.runtime.bundle.reading import read_manifest
     from vsr_trt.runtime.media import open_source
 
     _check_numbers(options)
-    opening: Open
-    if options.way in IN_TORCH:
-        _need(options, "sd", "checkpoint")
-        opening = functools.partial(_open_torch, options)
-    else:
-        _need(options, "bundle")
-        opened = ways.Runtime if options.way == RUNTIME else ways.Plain
-        opening = functools.partial(opened, options.bundle, options.threads)
     console = Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(f"{options.way}: {text}", highlight=False, soft_wrap=True)
 
-    with open_source(options.clip, frames=options.frames) as source:
-        ways.refuse_short(source, options.clip)
-        report = ways.measure(options.way, opening, source, options.clip, say)
+    if options.network is not None:
+        _need(options, "bundle", "at")
+        opening = functools.partial(_open_network, options)
+        report = ways.measure_network(options.way, opening, options.clips, say)
+    else:
+        _need(options, "clip")
+        manifest = None if options.bundle is None else read_manifest(options.bundle)
+        clips = options.clips if manifest is not None and manifest.phases else None
+        if clips is None:
+            _refuse_one_frame(options.frames)
+        with open_source(options.clip, frames=options.frames) as source:
+            if clips is None:
+                ways.refuse_short(source, options.clip)
+            report = ways.measure(options.way, _opening(options, clips), source, options.clip, say, clips)
     print(json.dumps(report, indent=1, allow_nan=False))  # noqa: T201
     return 0
+
+
+def _opening(options: argparse.Namespace, clips: int | None) -> Open:
+    """What makes a way ready for clips; `clips` of a family that takes them at once."""
+    from vsr_trt.recipes.alternatives import ways
+
+    if clips is not None:
+        return lambda height, width: _open_whole_clips(options)
+    if options.way in IN_TORCH:
+        _need(options, "sd", "checkpoint")
+        return functools.partial(_open_torch, options)
+    _need(options, "bundle")
+    opened = ways.Runtime if options.way == RUNTIME else ways.Plain
+    return functools.partial(opened, options.bundle, options.threads)
+
+
+def _open_whole_clips(options: argparse.Namespace) -> Way:
+    from vsr_trt.recipes.alternatives import ways
+
+    networks, versions = _networks(options)
+    given = None if options.way == RUNTIME else networks
+    return ways.WholeClips(options.bundle, chosen(options.set), options.threads, given, versions)
+
+
+def _open_network(options: argparse.Namespace) -> Way:
+    from vsr_trt.recipes.alternatives import ways
+    from vsr_trt.recipes.alternatives.comparison import read_sizes
+    from vsr_trt.runtime.bundle.directory import Bundle
+
+    networks, versions = _networks(options)
+    opened, sizes = Bundle.open(options.bundle), read_sizes(options.at)
+    return ways.OneNetwork(opened, options.network, sizes, networks, options.threads, versions)
+
+
+def _networks(options: argparse.Namespace) -> tuple[Networks, dict[str, str]]:
+    """What runs a bundle's networks in a way, and the versions of that."""
+    from vsr_trt.recipes.alternatives import ways
+    from vsr_trt.runtime.bundle.directory import Bundle
+    from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+
+    bundle = Bundle.open(options.bundle)
+    if options.way not in IN_TORCH:
+        import onnxruntime
+
+        made = CpuNetworks if options.way == RUNTIME else ways.Native
+        return made(bundle, options.threads), {"onnxruntime": onnxruntime.__version__}
+    import torch
+
+    from vsr_trt.export.torch_device import TorchNetworks, reopen
+
+    _need(options, *(flag[2:] for flag in flags_of(bundle.manifest.family)))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = reopen(bundle.manifest, options.checkpoint, given_parts(options))
+    networks = TorchNetworks(bundle.manifest, model, compiled=options.way == COMPILED)
+    return networks, {"torch": torch.__version__}
 
 
 def _open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
@@ -164,19 +253,29 @@ def alternatives(options: argparse.Namespace) -> int:
         VsrError: the runtime failed, or something that was given is refused.
     """
     from vsr_trt.recipes.alternatives import comparison, show
+    from vsr_trt.runtime.bundle.directory import Bundle
 
+    _check_numbers(options)
+    if (options.clip is None) == (options.network is None):
+        raise InputError("give --clip INPUT, or --network NAME with --at SIZES.")
+    if options.network is not None and options.at is None:
+        raise InputError(f"--network {options.network} needs --at SIZES, e.g. f=4,h=66,w=64.")
+    manifest = Bundle.open(options.bundle).manifest
     order = comparison.ComparisonRequest(
         script=SCRIPT,
         bundle=options.bundle,
         clip=options.clip,
         frames=options.frames,
+        clips=options.clips,
         ways=_ways(options.ways),
-        sd=options.sd,
-        checkpoint=options.checkpoint,
+        weights=_weights(options),
         threads=options.threads,
+        choices=chosen(options.set),
+        network=options.network,
+        sizes=options.at,
+        with_bundle=bool(manifest.phases) or options.network is not None,
     )
-    _check_numbers(options)
-    _refuse_early(options, order)
+    _refuse_early(options, order, manifest)
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         staging = _output(options, stack)
@@ -199,46 +298,73 @@ def _ways(text: str) -> tuple[str, ...]:
     return ways
 
 
+def _weights(options: argparse.Namespace) -> tuple[str, ...]:
+    """The weights that were named, as options of a command."""
+    named = {**given_parts(options), "checkpoint": options.checkpoint}
+    return tuple(
+        text for flag, path in named.items() if path is not None for text in (f"--{flag}", str(path))
+    )
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
-    if options.frames < LEAST:
-        raise InputError(f"--frames is {options.frames}; expected {LEAST} or more, for the first is warm-up.")
+    if options.frames < 1:
+        raise InputError(f"--frames is {options.frames}; expected 1 or more.")
+    if options.clips < LEAST:
+        raise InputError(f"--clips is {options.clips}; expected {LEAST} or more, for the first is warm-up.")
     check_threads(options.threads)
+
+
+def _refuse_one_frame(frames: int) -> None:
+    if frames < LEAST:
+        raise InputError(f"--frames is {frames}; expected {LEAST} or more, for the first is warm-up.")
 
 
 def _need(options: argparse.Namespace, *names: str) -> None:
     for name in names:
-        if getattr(options, name) is None:
+        if getattr(options, name.replace("-", "_")) is None:
             raise InputError(f"{options.way} needs --{name}.")
 
 
-def _refuse_early(options: argparse.Namespace, order: Any) -> None:
+def _refuse_early(options: argparse.Namespace, order: ComparisonRequest, manifest: Manifest) -> None:
     """What a way would refuse after others had run for minutes."""
     from vsr_trt.recipes.alternatives import ways
-    from vsr_trt.runtime.bundle.directory import Bundle
+    from vsr_trt.recipes.alternatives.comparison import read_sizes
+    from vsr_trt.runtime.bundle.options import Options, Settings
     from vsr_trt.runtime.media import open_source
 
-    manifest = Bundle.open(order.bundle).manifest
+    if order.clip is not None and not manifest.phases:
+        _refuse_one_frame(order.frames)
     in_torch = [way for way in order.ways if way in IN_TORCH]
-    if in_torch and None in (order.sd, order.checkpoint):
+    parts = given_parts(options)
+    wanted = flags_of(manifest.family)
+    missing = [flag for flag in wanted[:-1] if flag[2:] not in parts]
+    if in_torch and (missing or options.checkpoint is None):
         raise InputError(
-            f"{' and '.join(in_torch)} need --sd and --checkpoint; or leave them out with --ways."
+            f"{' and '.join(in_torch)} need {' and '.join(wanted)}; or leave them out with --ways."
         )
-    with open_source(order.clip, frames=order.frames) as source:
-        ways.refuse_short(source, order.clip)
-        for way in order.ways:
-            if way != RUNTIME:
-                ways.refuse_small(way, min(manifest.canvas.least), source.info.height, source.info.width)
+    Options.of(manifest, Settings(choices=order.choices))
+    if order.network is not None and order.sizes is not None:
+        ways.random_inputs(manifest, order.network, read_sizes(order.sizes))
+    elif order.clip is not None:
+        with open_source(order.clip, frames=order.frames) as source:
+            if not manifest.phases:
+                ways.refuse_short(source, order.clip)
+            for way in order.ways if not manifest.phases else ():
+                if way != RUNTIME:
+                    ways.refuse_small(way, min(manifest.canvas.least), source.info.height, source.info.width)
     if in_torch:
-        _refuse_other_weights(manifest, order.sd, order.checkpoint)
+        _refuse_other_weights(manifest, options.checkpoint, parts)
 
 
-def _refuse_other_weights(manifest: Manifest, sd: Path, checkpoint: Path) -> None:
+def _refuse_other_weights(manifest: Manifest, checkpoint: Path, parts: Mapping[str, Path]) -> None:
     """Compares the sizes of the weights alone: they are gigabytes, and others of that size take the same time."""
+    from vsr_trt.export.families.registry import place_of
+
     provenance = manifest.provenance
     if provenance is None:
         raise InputError("the bundle does not say which weights it was made from.")
     files = {checkpoint: provenance.checkpoint} | {
-        sd / source.name: source for source in provenance.base_model
+        place_of(manifest, source.name, parts): source for source in provenance.base_model
     }
     for path, source in files.items():
         try:

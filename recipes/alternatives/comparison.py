@@ -6,19 +6,22 @@ import dataclasses
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from vsr_trt.recipes.alternatives import IN_TORCH, RUNTIME, child
+from vsr_trt.recipes.alternatives import IN_TORCH, LEAST, RUNTIME, child
 from vsr_trt.runtime.bench import environment
 from vsr_trt.runtime.bench.cautions import cautions
 from vsr_trt.runtime.bench.nvml import Probe
 from vsr_trt.runtime.bench.statistics import ratio_of_medians, summarize
 from vsr_trt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, sha256
+from vsr_trt.runtime.bundle.options import Options, Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
-from vsr_trt.runtime.errors import BundleError, DeviceError, VsrError
+from vsr_trt.runtime.bundle.symbols import evaluate
+from vsr_trt.runtime.errors import BundleError, DeviceError, InputError, VsrError
 from vsr_trt.runtime.plan.roofline import operations
 
 KIND = "vsr-trt alternatives"
@@ -39,36 +42,50 @@ class ComparisonRequest:
         script: path of build.py.
         bundle: of the runtime and of ONNX Runtime.
         clip: a video or a folder of pictures.
-        frames: that each way restores; the first is warm-up.
+        frames: that each way restores; one by one, the first is warm-up.
+        clips: how often a clip is restored at once, or a network run.
         ways: in the order in which they run.
-        sd, checkpoint: of the ways in torch; None where there are none.
+        weights: of the ways in torch, as options of the command line; empty where there are none.
         threads: of the CPU; None for each library's own choice.
+        choices: the family's options.
+        network, sizes: only this network, on random numbers of these sizes, `f=4,h=66,w=64`; None for clips.
+        with_bundle: whether ways in torch get the bundle, too: of families whose stages only that knows.
     """
 
     script: Path
     bundle: Path
-    clip: Path
+    clip: Path | None
     frames: int
     ways: tuple[str, ...]
-    sd: Path | None = None
-    checkpoint: Path | None = None
+    weights: tuple[str, ...] = ()
     threads: int | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+    network: str | None = None
+    sizes: str | None = None
+    with_bundle: bool = False
+    clips: int = LEAST
 
     def command(self, way: str) -> list[str]:
         """The command that times one way."""
+        clip = [] if self.clip is None else ["--clip", self.clip]
         values: list[object] = [
             sys.executable,
             self.script,
             "time",
             way,
-            "--clip",
-            self.clip,
+            *clip,
             "--frames",
             self.frames,
         ]
+        if self.clips != LEAST:
+            values += ["--clips", self.clips]
+        for name, value in self.choices.items():
+            values += ["--set", f"{name}={value}"]
+        if self.network is not None:
+            values += ["--network", self.network, "--at", self.sizes]
         if way in IN_TORCH:
-            values += ["--sd", self.sd, "--checkpoint", self.checkpoint]
-        else:
+            values += self.weights
+        if way not in IN_TORCH or self.with_bundle:
             values += ["--bundle", self.bundle]
         if self.threads is not None:
             values += ["--threads", self.threads]
@@ -113,7 +130,14 @@ def compare(order: ComparisonRequest, watcher: Watcher) -> dict[str, Any]:
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "created": created,
-        "settings": {"clip": str(order.clip), "frames": order.frames, "threads": order.threads},
+        "settings": {
+            "clip": None if order.clip is None else str(order.clip),
+            "frames": order.frames,
+            "threads": order.threads,
+            "set": dict(order.choices),
+            "network": order.network,
+            "at": order.sizes,
+        },
         "bundle": {
             "path": str(order.bundle),
             "sha256": sha256(order.bundle / MANIFEST_NAME),
@@ -124,7 +148,7 @@ def compare(order: ComparisonRequest, watcher: Watcher) -> dict[str, Any]:
         "machine": dataclasses.asdict(machine),
         "order": list(order.ways),
         "ways": _compared(records),
-        "bound": _bound(manifest, records.get(RUNTIME)),
+        "bound": _bound(order, manifest, records.get(RUNTIME)),
         "cautions": [dataclasses.asdict(caution) for caution in cautions({}, machine)],
     }
 
@@ -176,14 +200,45 @@ def _gain(ours: Record, other: Record) -> dict[str, Any]:
     return {"faster": dataclasses.asdict(faster), "memory_share": share}
 
 
-def _bound(manifest: Manifest, ours: Record | None) -> dict[str, Any] | None:
+def _bound(order: ComparisonRequest, manifest: Manifest, ours: Record | None) -> dict[str, Any] | None:
     """How near the runtime is to the machine's arithmetic; None without a measurement of both, or without counts."""
     if ours is None or ours["matmul_flops"] is None:
         return None
     try:
-        flop = operations(manifest, ours["width"] * manifest.scale, ours["height"] * manifest.scale)
+        flop = _operations(order, manifest, ours)
     except BundleError:
         return None
     seconds = statistics.median(ours["seconds"])
     rate = flop / seconds
     return {"flop": flop, "seconds": seconds, "flops": rate, "share": rate / ours["matmul_flops"]}
+
+
+def _operations(order: ComparisonRequest, manifest: Manifest, ours: Record) -> float:
+    """Floating point operations of what was timed: a frame, or a network's run.
+
+    Raises:
+        BundleError: the bundle was built without counts.
+    """
+    if order.network is not None and order.sizes is not None:
+        work = manifest.networks[order.network].work
+        if work is None:
+            raise BundleError(f"the bundle does not say what {order.network} takes.")
+        return 2 * evaluate(work.multiply_adds, read_sizes(order.sizes))
+    width, height = (ours[side] * manifest.scale for side in ("width", "height"))
+    options = Options.of(manifest, Settings(choices=order.choices))
+    return operations(manifest, width, height, options, ours["frames"] if manifest.phases else None)
+
+
+def read_sizes(text: str) -> dict[str, int]:
+    """Reads `f=4,h=66,w=64`.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        if not (name and equals and number.isdecimal()):
+            raise InputError(f"--at {text}: expected sizes of the network, such as f=4,h=66,w=64.")
+        found[name] = int(number)
+    return found

@@ -152,7 +152,9 @@ def _title(report: dict[str, Any]) -> str:
     scale, precision = report["bundle"]["scale"], report["bundle"]["precision"].upper()
     sizes = [(record["width"], record["height"]) for record in report["ways"].values() if "width" in record]
     size = "".join(f", {w}x{h} -> {w * scale}x{h * scale}" for w, h in sizes[:1])
-    return escape(f"{report['settings']['clip']}{size}, a bundle in {precision}")
+    settings = report["settings"]
+    what = settings["clip"] if settings["network"] is None else f"{settings['network']} at {settings['at']}"
+    return escape(f"{what}{size}, a bundle in {precision}")
 
 
 def _range(low: float, high: float) -> str:

@@ -205,7 +205,8 @@ def seeded(seed: int, name: str, shape: tuple[int, ...], dtype: torch.dtype = to
     return LazyTensor(shape, dtype, blocks)
 
 
-def _seeded_all(seed: int, part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+def seeded_all(seed: int, part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+    """`seeded` for all of a part's tensors."""
     return {name: seeded(seed, f"{part}/{name}", shape) for name, shape in shapes.items()}
 
 
@@ -238,7 +239,7 @@ def spynet_constants() -> dict[str, LazyTensor]:
 # ---------------------------------------------------------------- writing
 
 
-class _Meter:
+class Meter:
     """Turns counts of bytes into calls of `progress`, at most one a percent."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -246,10 +247,12 @@ class _Meter:
         self.done, self.told, self.file = 0, -1, ""
 
     def begin(self, file: str) -> None:
+        """A file is begun."""
         self.file, self.told = file, -1
         self.advance(0)
 
     def advance(self, count: int) -> None:
+        """So many bytes of it were written."""
         self.done += count
         percent = 100 * self.done // max(self.total, 1)
         if self.progress is not None and percent != self.told:
@@ -275,17 +278,17 @@ def write_model(
     """
     shapes = shapes or Shapes()
     refuse_to_overwrite(out, overwrite)
-    unet = _seeded_all(seed, "unet", unet_shapes(shapes.unet))
+    unet = seeded_all(seed, "unet", unet_shapes(shapes.unet))
     networks = {
         "unet/diffusion_pytorch_model.safetensors": unet,
-        "vae/diffusion_pytorch_model.safetensors": _seeded_all(seed, "vae", vae_shapes(shapes.vae)),
-        "text_encoder/model.safetensors": _seeded_all(
+        "vae/diffusion_pytorch_model.safetensors": seeded_all(seed, "vae", vae_shapes(shapes.vae)),
+        "text_encoder/model.safetensors": seeded_all(
             seed, "text_encoder", text_encoder_shapes(shapes.text_encoder)
         ),
     }
     checkpoint = seeded_checkpoint(seed, unet, shapes.rank)
     total = sum(map(total_bytes, [*networks.values(), *checkpoint.state_dicts.values()]))
-    meter = _Meter(total, progress)
+    meter = Meter(total, progress)
 
     sd = out / "sd"
     written = FullSize(sd, out / CHECKPOINT_FILE[checkpoint_format])

@@ -7,14 +7,13 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from vsr_trt.recipes.synthetic.checkpoint import Checkpoint
 from vsr_trt.recipes.synthetic.tensors import (
     LazyTensor,
     copy_values,
@@ -28,6 +27,18 @@ _STORAGE_CLASSES: dict[torch.dtype, type] = {
     torch.float32: torch.FloatStorage,
     torch.int64: torch.LongStorage,
 }
+
+
+class Saved(Protocol):
+    """What a file holds: groups of tensors, and plain entries in front of them."""
+
+    @property
+    def state_dicts(self) -> Mapping[str, Mapping[str, LazyTensor]]:
+        """Name -> tensors by name."""
+
+    @property
+    def plain(self) -> Mapping[str, Any]:
+        """Name -> what pickle knows by itself."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def _record(archive: zipfile.ZipFile, handle: BinaryIO, name: str) -> zipfile.Zi
     return info
 
 
-def write_pkl(path: Path, checkpoint: Checkpoint, advance: Callable[[int], None] = no_advance) -> None:
+def write_pkl(path: Path, checkpoint: Saved, advance: Callable[[int], None] = no_advance) -> None:
     """Writes the published form: what `torch.save(dict)` writes, one block of values at a time.
 
     torch.save itself would need all tensors in memory (or mapped, and so counted as such).

@@ -134,13 +134,23 @@ def tiles(options: argparse.Namespace) -> dict[str, int]:
     return found
 
 
-def _choices(options: argparse.Namespace) -> dict[str, str]:
+def chosen(texts: Sequence[str]) -> dict[str, str]:
+    """What --set was given, by name.
+
+    Raises:
+        InputError: something that is no NAME=VALUE.
+    """
     found = {}
-    for text in options.set:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"--set {text}: expected NAME=VALUE.")
         found[name] = value
+    return found
+
+
+def _choices(options: argparse.Namespace) -> dict[str, str]:
+    found = chosen(options.set)
     for name, value in vars(options).items():
         if name.startswith(_FAMILY) and value is not None:
             found[name.removeprefix(_FAMILY)] = value

@@ -134,12 +134,19 @@ def _predictions(
     size = plan.request.width, plan.request.height
     if options.measured is None:
         return roofline.predict_all(
-            bundle.manifest, machines, list(dict.fromkeys([size, *roofline.SIZES])), plan.options
+            bundle.manifest,
+            machines,
+            list(dict.fromkeys([size, *roofline.SIZES])),
+            plan.options,
+            frames=options.frames,
         )
     if len(machines) != 1:
         raise InputError("--measured is of one machine; name that one with --roofline.")
     measured = median_stages(options.measured, *size)
-    return (roofline.predict(bundle.manifest, machines[0], *size, plan.options, measured=measured),)
+    found = roofline.predict(
+        bundle.manifest, machines[0], *size, plan.options, measured=measured, frames=options.frames
+    )
+    return (found,)
 
 
 def _request(

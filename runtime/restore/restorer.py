@@ -23,6 +23,7 @@ from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options, Settings, check_slots, check_threads
 from vsr_trt.runtime.bundle.symbols import dimension
 from vsr_trt.runtime.cuda.interop import DeviceArray, device_array, on_device, stream_address
+from vsr_trt.runtime.devices.actions import Networks
 from vsr_trt.runtime.devices.in_order import Clock
 from vsr_trt.runtime.devices.protocol import Device
 from vsr_trt.runtime.devices.runner import Runner
@@ -62,6 +63,8 @@ class Restorer:
         noise: recorded noise in place of what the family draws, see `runtime.restore.noise.Recorded`: the arrays by
             name, or an .npz file of them. Its frames are those of one clip.
         progress: is passed how far the phases of a clip are, of a family that has any.
+        networks: run the bundle's networks in place of a backend's, on arrays of the CPU. Several threads may call
+            them at once. Closed with the Restorer.
         device_results: results stay on the GPU, with `__cuda_array_interface__` and `__dlpack__`; each is
             valid until the next frame is pushed, or the Restorer closed.
 
@@ -85,13 +88,16 @@ class Restorer:
         device_results: bool = False,
         noise: Mapping[str, np.ndarray] | str | Path | None = None,
         progress: Callable[[PhaseProgress], None] | None = None,
+        networks: Networks | None = None,
         **changes: Any,
     ) -> None:
         started = time.perf_counter()
         settings = replace(settings or Settings(), **changes)
         opened = Bundle.open(bundle, check=settings.check)
         self.manifest = opened.manifest
-        self.backend = backends.choose_backend(settings.backend, opened)[0]
+        self.backend = (
+            networks.name if networks is not None else backends.choose_backend(settings.backend, opened)[0]
+        )
         check_slots(settings.slots)
         check_threads(settings.threads)
         self.slots = settings.slots
@@ -122,13 +128,17 @@ class Restorer:
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
         self._form: Form | None = None
-        self._device: Device | None = backends.open_device(
-            self.backend,
-            opened,
-            self._options,
-            settings,
-            stream=self._stream,
-            device_results=device_results,
+        self._device: Device | None = (
+            backends.device_of(networks, self.manifest, self._options)
+            if networks is not None
+            else backends.open_device(
+                self.backend,
+                opened,
+                self._options,
+                settings,
+                stream=self._stream,
+                device_results=device_results,
+            )
         )
         try:
             self._files = opened.constants(self._options)

@@ -82,6 +82,13 @@ def _noise(manifest: Manifest, stages: Sequence[Stage]) -> tuple[str, ...]:
     return tuple(read for name in drawn for read in (name, f"{name}{ROW}") if read in reads)
 
 
+def usual_clip(manifest: Manifest, options: Options) -> int:
+    """Frames of the clip that stands for others where nobody says how long one is: those of a chunk, or 1."""
+    if not manifest.phases:
+        return 1
+    return max((chunk_sizes(manifest, name, options)[0] for name in manifest.chunks), default=1)
+
+
 def clip_frames(manifest: Manifest, frames: int | None) -> int:
     """How many frames a clip has, as `--frames` says; 1 for a family that does not need to know.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsr_trt.runtime.bundle.manifest import Manifest
 from vsr_trt.runtime.bundle.options import Options
@@ -14,14 +14,14 @@ from vsr_trt.runtime.schedule.parts import Part, parts, spans
 
 @dataclass(frozen=True)
 class StageShape:
-    """The runs of a stage for one window.
+    """The runs of a stage for one window, or for all windows of a clip that have the same sizes.
 
     Attributes:
         stage: its name.
         network: that it runs with the user's choices.
         runs: how often the network runs: once for the whole frame, or once for each tile.
         sizes: the network's symbolic sizes in each of them; n is 1.
-        steps: how often these runs are made: in each step of a loop, for each chunk of that length.
+        steps: how often these runs are made: in each step of a loop, for each chunk of that length, in each window.
     """
 
     stage: str
@@ -84,3 +84,38 @@ def frame_shapes(
                 tiles = grid.tiles if grid else 1
                 shapes.append(StageShape(stage.name, name, tiles, sizes, steps * lengths.count(frames)))
     return tuple(shapes)
+
+
+def clip_shapes(
+    manifest: Manifest, width: int, height: int, options: Options, frames: int
+) -> tuple[StageShape, ...]:
+    """What each stage runs on for a whole clip that goes through phases, in order.
+
+    A family without phases has them for one window, as `frame_shapes`: its clips are windows of one kind.
+
+    Args:
+        manifest, width, height, options: as for `frame_shapes`.
+        frames: of the clip.
+
+    Raises:
+        InputError: sizes or options that the bundle cannot serve.
+    """
+    if not manifest.phases:
+        return frame_shapes(manifest, width, height, options)
+    shapes = []
+    for part in parts(manifest, frames):
+        for length, windows in _windows(part, frames).items():
+            shapes += [
+                replace(shape, steps=shape.steps * windows)
+                for shape in frame_shapes(manifest, width, height, options, part.of(length))
+            ]
+    return tuple(shapes)
+
+
+def _windows(part: Part, frames: int) -> dict[int, int]:
+    """Frames of a window -> how many such windows a clip goes through."""
+    size, overlap = part.frames, part.window.overlap
+    if part.window.last == "full":
+        return {size: max(1, -(-(frames - overlap) // (size - overlap)))}
+    lengths = {size: frames // size, frames % size: 1}
+    return {length: windows for length, windows in lengths.items() if length and windows}

@@ -115,7 +115,9 @@ def compare(
 
     def run(plan: dict[str, Any], bundle: Path = golden_bundle, **more: Any) -> dict[str, Any]:
         monkeypatch.setenv("PLAN", json.dumps(plan))
-        order = ComparisonRequest(script, bundle, CLIP, 3, tuple(plan), Path("SD"), Path("CKPT"), **more)
+        order = ComparisonRequest(
+            script, bundle, CLIP, 3, tuple(plan), ("--sd", "SD", "--checkpoint", "CKPT"), **more
+        )
         return comparison.compare(order, listener)
 
     run.log = log  # type: ignore[attr-defined]

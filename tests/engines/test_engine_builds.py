@@ -257,6 +257,7 @@ def test_two_builds_are_compared(
     assert "has no engines" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_onnxruntime_graphs_enter_the_bundle(golden_bundle: Path, tmp_path: Path) -> None:
     bundle = copy_of(golden_bundle, tmp_path)
     done = run(bundle, "--backend", "onnxruntime", "--network", "unet", "--json", cache=tmp_path / "cache")

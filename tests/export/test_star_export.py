@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import captures
@@ -17,6 +18,7 @@ from helpers.once import shared
 from helpers.star import GOLDEN
 
 from vsr_trt.build import main
+from vsr_trt.engines.graphs.work import count
 from vsr_trt.export.bundle import build
 from vsr_trt.export.families.star import denoiser, family, features, pictures, steps, text
 from vsr_trt.export.families.star.denoiser import Denoiser
@@ -25,6 +27,7 @@ from vsr_trt.export.network import NetworkSpec, export
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.runtime.bundle.manifest import Bound
 from vsr_trt.runtime.bundle.reading import read_manifest
+from vsr_trt.runtime.bundle.symbols import evaluate
 from vsr_trt.runtime.restore.restorer import Restorer
 
 Arrays = dict[str, np.ndarray]
@@ -57,9 +60,27 @@ def random_denoiser(slices: int = 2, batched: bool = True) -> Denoiser:
 def test_a_small_network(make: object, tmp_path: Path) -> None:
     """What they compute is compared with torch by the exporter."""
     exported = export(make(), tmp_path, "fp32")  # type: ignore[operator]
-    # a canvas grows in steps, from a least one on: no polynomial of the frame's sides
-    assert (exported.record.work is None) == (exported.name in ("preprocess", "postprocess"))
+    assert exported.uncounted is None
     assert list(exported.record.graphs) == ["native"]
+
+
+@pytest.mark.parametrize("make", [pictures.preprocess_spec, pictures.postprocess_spec])
+@pytest.mark.parametrize(("height", "width"), [(30, 41), (36, 48), (37, 130)])
+def test_work_on_a_canvas_depends_on_its_sides_and_the_frames(
+    make: Callable[[tuple[int, int]], NetworkSpec], height: int, width: int, tmp_path: Path
+) -> None:
+    """A canvas grows in steps from a least one on, which is no polynomial of the frame's sides."""
+    least = (144, 192)
+    record = export(make(least), tmp_path, "fp32").record
+    high, wide = (
+        pictures.canvas_side(4 * side, own) for side, own in zip((height, width), least, strict=True)
+    )
+    sizes = {"f": 2, "lr_h": height, "lr_w": width, "h": high // 8, "w": wide // 8}
+    counted = count(onnx.load(tmp_path.parent / record.graphs["native"]), sizes)
+    assert record.work is not None
+    for field in ("multiply_adds", "activations", "integer_bytes"):
+        assert evaluate(getattr(record.work, field), sizes) == getattr(counted, field)
+    assert record.work.activations["f*h*w"] >= 3 * 64  # the canvas, written or read
 
 
 @pytest.mark.thorough

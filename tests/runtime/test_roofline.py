@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import clip_family
 from helpers.manifests import minimal_manifest
 from rich.console import Console
 
 from vsr_trt.kernels.gpu.targets import TARGETS
 from vsr_trt.runtime.bundle.manifest import Bound, Manifest, Network, Option, Stage, Tensor, Work
 from vsr_trt.runtime.bundle.options import Options
+from vsr_trt.runtime.bundle.symbols import evaluate
 from vsr_trt.runtime.errors import BundleError, InputError
 from vsr_trt.runtime.plan import roofline
 from vsr_trt.runtime.plan.roofline import NOTE, Machine
-from vsr_trt.runtime.schedule.shapes import StageShape, frame_shapes
+from vsr_trt.runtime.schedule.shapes import StageShape, clip_shapes, frame_shapes
 
 T, G = 1e12, 1e9
 MACHINE = Machine("toy", "Toy", 10 * T, 1 * T, 100 * G, "a data sheet")
@@ -170,6 +172,59 @@ def test_every_tile_reads_the_weights_and_does_its_own_work() -> None:
     assert unet.bytes == 8 * 2 * (10**9 + 50 + 10 * 96 * 96)
 
 
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Frame by frame, then 4 steps over the clip in chunks, then groups of 3; every network has work."""
+    found = clip_family.write(tmp_path_factory.mktemp("phased") / "bundle").manifest
+    work = Work({"f*h*w": 10.0}, 100, {"f*h*w": 1.0}, {})
+    frame = Work({"f*lr_h*lr_w": 10.0}, 100, {"f*lr_h*lr_w": 1.0}, {})
+    networks = {
+        name: dataclasses.replace(
+            net,
+            work=work
+            if "h" in net.bounds
+            else frame
+            if "lr_h" in net.bounds
+            else Work({"s": 1.0} if "s" in net.bounds else {}, 100, {}, {}),
+        )
+        for name, net in found.networks.items()
+    }
+    return dataclasses.replace(found, networks=networks)
+
+
+def test_a_clip_in_phases_counts_every_window_step_and_chunk(phased: Manifest) -> None:
+    shapes: dict[str, list[tuple[int, int]]] = {}
+    for shape in clip_shapes(phased, 128, 96, Options({"window": 4}), 11):
+        shapes.setdefault(shape.stage, []).append((shape.sizes.get("f", 0), shape.steps * shape.runs))
+    steps = 4
+    tiles = frame_shapes(phased, 128, 96, Options({"window": 4}))
+    assert shapes["encode"] == [(1, 11)]
+    assert shapes["decode"] == [(3, 3), (2, 1)]
+    assert shapes["update"] == [(11, steps)]
+    # 11 frames in chunks of 4 that share 2: [0,4) [2,6) [4,8) [6,11), the last one longer
+    per_tile = next(shape.runs for shape in tiles if shape.stage == "predict")
+    assert shapes["predict"] == [(4, 3 * steps * per_tile), (5, steps * per_tile)]
+
+
+def test_a_frame_of_a_clip_takes_its_share(phased: Manifest) -> None:
+    options = Options({"window": 4})
+    found = roofline.predict(phased, MACHINE, 128, 96, options, frames=11)
+    shapes = clip_shapes(phased, 128, 96, options, 11)
+    assert found.frames == 11
+    assert [stage.shape.stage for stage in found.stages] == [stage.name for stage in phased.stages]
+    for stage in found.stages:
+        own = [shape for shape in shapes if shape.stage == stage.shape.stage]
+        work = phased.networks[stage.shape.network].work
+        assert work is not None
+        all_of_it = sum(2 * s.steps * s.runs * evaluate(work.multiply_adds, s.sizes) for s in own)
+        assert stage.flop == pytest.approx(all_of_it / 11), stage.shape.stage
+    total = roofline.operations(phased, 128, 96, options, 11)
+    assert total == pytest.approx(sum(stage.flop for stage in found.stages))
+    # nobody says how long: as long as a chunk
+    assert roofline.predict(phased, MACHINE, 128, 96, options).frames == 4
+    assert roofline.as_json([found])["predictions"][0]["clip_frames"] == 11
+
+
 def test_precision_is_what_bundle_and_machine_have() -> None:
     def used(found: Manifest, machine: Machine, asked: Any = None) -> list[str]:
         return [s.precision for s in roofline.predict(found, machine, 512, 512, precision=asked).stages]
@@ -192,7 +247,7 @@ def test_precision_is_what_bundle_and_machine_have() -> None:
 def test_a_bundle_without_counts_names_the_command_that_mends_it() -> None:
     found = manifest()
     networks = {name: dataclasses.replace(net, work=None) for name, net in found.networks.items()}
-    with pytest.raises(BundleError, match=r"encoder, pre, unet takes.*vsr-build bundle --sd DIR"):
+    with pytest.raises(BundleError, match=r"encoder, pre, unet takes.*again with vsr-build bundle"):
         roofline.predict(dataclasses.replace(found, networks=networks), MACHINE, 512, 512)
     networks = found.networks | {"other": networks["other"]}  # a variant that is not chosen may lack it
     roofline.predict(dataclasses.replace(found, networks=networks), MACHINE, 512, 512)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,17 @@ SETTINGS = frozenset({"stage", "adapters", "top_k"})
 def recognises(names: Collection[str]) -> bool:
     """Whether these are names of a DLoRAL checkpoint: of its entries, or of the tensors in them."""
     return any(name == part or name.startswith(f"{part}.") for name in names for part in checkpoints.PARTS)
+
+
+def settings_of(manifest: Manifest) -> dict[str, Any]:
+    """The settings of the request that a bundle was made by."""
+    adapters = manifest.provenance.adapters if manifest.provenance is not None else {}
+    return {"adapters": adapters, "top_k": manifest.top_k}
+
+
+def place_of(name: str, parts: Mapping[str, Path]) -> Path:
+    """Where a file of the provenance lies."""
+    return parts["sd"] / name
 
 
 class BundleModel(family.DLoRAL):
@@ -66,6 +78,11 @@ class BundleModel(family.DLoRAL):
             notes.append(f"the prompt is {self._cut} tokens too long; its end was cut off")
         return notes
 
+    def sources(self) -> dict[str, Path]:
+        """Files of the Stable Diffusion directory, relative to it."""
+        folder = self._request.parts["sd"]
+        return {path.relative_to(folder).as_posix(): path for path in self.base.weight_files()}
+
     def kernels(self, target: str) -> list[gpu_kernel.Compiled]:
         """The attention, an FP32 island in every bundle, and the blending of tiles."""
         top_k, store = self._request.top_k is not None, self._request.kernel_store
@@ -99,10 +116,7 @@ class BundleModel(family.DLoRAL):
             provenance=Provenance(
                 checkpoint=source_of(request.checkpoint, request.checkpoint.name),
                 checkpoint_layout=self.checkpoint.layout,
-                base_model=tuple(
-                    source_of(path, path.relative_to(request.parts["sd"]).as_posix())
-                    for path in self.base.weight_files()
-                ),
+                base_model=tuple(source_of(path, name) for name, path in self.sources().items()),
                 stage=request.stage,
                 adapters=self.adapter_weights,
                 merged_sha256=self.merged_sha256,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,19 @@ PARTS = {
     "text-encoder": "OpenCLIP ViT-H-14 in transformers' layout",
 }
 SETTINGS = frozenset({"negative_prompt", "canvas"})
+
+
+def settings_of(manifest: Manifest) -> dict[str, Any]:
+    """The settings of the request that a bundle was made by."""
+    height, width = (side * manifest.scale for side in manifest.canvas.least)
+    return {"canvas": (height, width)}
+
+
+def place_of(name: str, parts: Mapping[str, Path]) -> Path:
+    """Where a file of the provenance lies."""
+    part, _, file = name.partition("/")
+    folder = {"vae": autoencoder.folder_of(parts["vae"]), "text_encoder": parts["text-encoder"]}[part]
+    return folder / file
 
 
 class BundleModel(family.STAR):
@@ -109,7 +123,7 @@ class BundleModel(family.STAR):
             provenance=Provenance(
                 checkpoint=source_of(request.checkpoint, request.checkpoint.name),
                 checkpoint_layout=self.checkpoint.layout,
-                base_model=tuple(source_of(path, name) for name, path in self.weight_files().items()),
+                base_model=tuple(source_of(path, name) for name, path in self.sources().items()),
                 stripped_prefixes={"checkpoint": self.checkpoint.prefix} if self.checkpoint.prefix else {},
                 tools=versions(),
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

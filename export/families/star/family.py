@@ -230,7 +230,7 @@ class STAR:
         self.checkpoint, self._vae, self._text = checkpoint, vae_folder, text_folder
         self._limit = precision.upper()
 
-    def weight_files(self) -> dict[str, Path]:
+    def sources(self) -> dict[str, Path]:
         """What is read besides the checkpoint, indices and shards among them, by folder and name."""
         files = {"vae": autoencoder.weight_files(self._vae), "text_encoder": text.weight_files(self._text)}
         return {f"{part}/{path.name}": path for part, paths in files.items() for path in paths}

@@ -26,7 +26,7 @@ def show(console: Console, predictions: Sequence[Prediction]) -> None:
         _title(console, f"{first.machine.name}, {first.width}x{first.height}")
         console.print(_stages(first))
         console.print(
-            f"[bold]{_ms(first.seconds)} ms, {_significant(first.fps)} frames a second[/] ({NOTE})\n",
+            f"[bold]{_ms(first.seconds)} ms, {_significant(first.fps)} frames a second[/] ({NOTE}{_clip(first)})\n",
             highlight=False,
         )
     if len(predictions) > 1:
@@ -35,6 +35,10 @@ def show(console: Console, predictions: Sequence[Prediction]) -> None:
     for machine in machines.values():
         console.print(_rates(machine), highlight=False, soft_wrap=True)
     console.print(f"[dim]{_LEGEND}", highlight=False)
+
+
+def _clip(prediction: Prediction) -> str:
+    return f"; a frame's share of {prediction.frames} that look at each other" if prediction.frames else ""
 
 
 def _title(console: Console, text: str) -> None:
@@ -94,7 +98,9 @@ def _runs(stage: StageTime) -> str:
     """How often, and height and width of what the network sees: latents, or the clip's pixels."""
     sizes = stage.shape.sizes
     pair = ("h", "w") if "h" in sizes else ("lr_h", "lr_w")
-    return f"{stage.shape.runs} of {'x'.join(str(sizes[name]) for name in pair if name in sizes)}"
+    runs = stage.shape.runs * stage.shape.steps
+    sides = "x".join(str(sizes[name]) for name in pair if name in sizes)
+    return f"{runs} of {sides}" if sides else str(runs)
 
 
 def _compared(measured: float | None, predicted: float) -> tuple[str, str]:

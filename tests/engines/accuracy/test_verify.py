@@ -95,7 +95,7 @@ def test_a_calibrated_bundle_passes_and_the_report_says_what_was_compared(
     assert tree(bundle) == before
     found = reported(bundle)
     assert found["passed"]
-    assert found["torch"] == "not compared: give --sd and --checkpoint"
+    assert found["torch"] == "not compared: give --checkpoint"  # a family of the tests: no folders
     assert found["engines"].startswith("not run")
     assert found["networks"]["prepare"] | {"differences": {}} == found["networks"]["prepare"]
     assert list(found["networks"]) == ["prepare", "encode", "refine", "finish"]
@@ -225,7 +225,7 @@ def test_what_has_nothing_to_be_compared_with_is_refused(
     assert "vsr-build calibrate" in " ".join(capsys.readouterr().err.split())
     dataclasses.replace(read_manifest(bundle), precision="fp16").write(bundle)
     assert run(bundle) == 4
-    assert "--sd DIR --checkpoint FILE" in " ".join(capsys.readouterr().err.split())
+    assert "made from: --checkpoint FILE" in " ".join(capsys.readouterr().err.split())
     assert not bundle.with_name("bundle-verify").exists()
 
 
@@ -402,15 +402,15 @@ def test_other_weights_than_the_bundles_are_refused(golden_bundle: Path, tmp_pat
     other = tmp_path / "model.pkl"
     other.write_bytes((GOLDEN / "model.pkl").read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"model\.pkl is not the file that the bundle was made from"):
-        torch_device.open_device(manifest, GOLDEN / "sd", other)
+        torch_device.open_networks(manifest, other, {"sd": GOLDEN / "sd"})
     with pytest.raises(CheckpointError, match="cannot be read"):
-        torch_device.open_device(manifest, GOLDEN / "sd", tmp_path / "none.pkl")
+        torch_device.open_networks(manifest, tmp_path / "none.pkl", {"sd": GOLDEN / "sd"})
     base = tmp_path / "sd"
     shutil.copytree(GOLDEN / "sd", base)
     vae = base / "vae" / "diffusion_pytorch_model.safetensors"
     vae.write_bytes(vae.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match="is not the file that the bundle was made from"):
-        torch_device.open_device(manifest, base, GOLDEN / "model.pkl")
+        torch_device.open_networks(manifest, GOLDEN / "model.pkl", {"sd": base})
 
 
 def test_a_clip_of_one_size_too_small_is_enlarged(bundle: Path) -> None:
