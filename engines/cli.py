@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from vsr_trt.engines.tensorrt.library import Backend
 from vsr_trt.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from vsr_trt.runtime.bundle.manifest import Manifest
 
 _BACKENDS: dict[str, Backend] = {
     "tensorrt-rtx": "tensorrt_rtx",
@@ -123,6 +126,14 @@ def _add_engines(commands: argparse._SubParsersAction) -> None:
         "more than the sizes have)",
     )
     add("--dynamic", action="store_true", help="one engine a network for all the sizes given")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of a family that takes clips at once: how many frames go through together, e.g. window=16; the engines "
+        "then serve no more, in less memory (default: the bundle's)",
+    )
     add("--precision", choices=("fp16", "fp32"), help="of the graphs to compile (default: fp16)")
     add(
         "--network",
@@ -246,7 +257,11 @@ def _engines(options: argparse.Namespace) -> int:
             layout=shapes.Layout(
                 Options.of(
                     bundle.manifest,
-                    Settings(tiles=choices.tiles(options), statistics=options.vae_statistics),
+                    Settings(
+                        tiles=choices.tiles(options),
+                        statistics=options.vae_statistics,
+                        choices=_frames_together(options.set, bundle.manifest),
+                    ),
                 ),
                 None if options.memory is None else parse_memory(options.memory),
                 options.batch,
@@ -312,6 +327,25 @@ def _check_numbers(options: argparse.Namespace) -> None:
             )
 
 
+def _frames_together(texts: Sequence[str], manifest: Manifest) -> dict[str, str]:
+    """What --set was given.
+
+    Raises:
+        InputError: no NAME=VALUE, or an option that engines do not depend on.
+    """
+    from vsr_trt.runtime.cli.choices import chosen
+
+    found = chosen(texts)
+    known = [chunks.frames for chunks in manifest.chunks.values() if isinstance(chunks.frames, str)]
+    for name in found:
+        if name not in known:
+            what = f"only {' and '.join(known)} does" if known else "nothing does"
+            raise InputError(
+                f"--set {name}: no engine of the family {manifest.family} depends on it ({what}); leave it out."
+            )
+    return found
+
+
 def _bytes(option: str, gigabytes: float) -> int:
     if not 0 <= gigabytes <= _MOST_GIGABYTES:
         raise InputError(f"{option} is {gigabytes}; expected a number of GB from 0 to {_MOST_GIGABYTES}.")
@@ -333,6 +367,7 @@ def _refuse_onnxruntime(options: argparse.Namespace, precision: str) -> None:
         "--precision": options.precision and options.precision != precision,
         "--batch": options.batch is not None,
         "--tile": options.tile,
+        "--set": options.set,
         "--operator": options.operator != "inside",
     }
     for name, value in given.items():

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from vsr_trt.recipes import SCRIPT, counts
+from vsr_trt.recipes import SCRIPT, counts, star_full_size
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError, VsrError
 from vsr_trt.runtime.machine import shell
@@ -273,6 +273,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     full.add_argument(
         "--out", type=output_folder, default=Path("full-size-out"), help="folder (default: full-size-out)"
     )
+    full.add_argument(
+        "--family",
+        choices=("dloral", "star"),
+        default="dloral",
+        help="star: exported, one evaluation compared with ONNX Runtime and torch, and compiled; 30 GB of disk, for "
+        "which there are no other options than --out and --keep (default: dloral)",
+    )
     full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
     full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     full.add_argument(
@@ -301,6 +308,15 @@ def run_full_size(options: argparse.Namespace) -> int:
             raise InputError(
                 f"--{name} is {value}; expected {none}2 to {_MOST_FRAMES}, for the first is warm-up."
             )
+    if options.family == "star":
+        return star_full_size.full_size(
+            SCRIPT,
+            options.out,
+            lambda folder, width, height: crop_clip(real_clip(), folder, 1, width, height),
+            options.keep,
+            _run,
+            Console(),
+        )
     return full_size(
         SCRIPT,
         options.out,

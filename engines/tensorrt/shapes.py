@@ -177,7 +177,16 @@ def _ranges(manifest: Manifest, stage: Stage, size: Size, layout: Layout) -> dic
             batch = (1, count, count)
         whole |= {"h": pieces[0].height, "w": pieces[0].width}
     frames = _frames(manifest, stage, layout.options)
-    return {name: (value, value, value) for name, value in whole.items()} | {"n": batch, "f": frames}
+    static = {name: (value, value, value) for name, value in whole.items()}
+    return static | _steps(manifest, stage, whole) | {"n": batch, "f": frames}
+
+
+def _steps(manifest: Manifest, stage: Stage, whole: Mapping[str, int]) -> dict[str, Range]:
+    """Rows of a table of steps, where their number is the user's: one engine for all, which are small."""
+    bound = manifest.networks[stage.network].bounds.get("s")
+    if bound is None or all(isinstance(loop.steps, int) for loop in manifest.loops.values()):
+        return {}
+    return {"s": (bound.min, whole["s"], bound.max)}
 
 
 def _frames(manifest: Manifest, stage: Stage, options: Options) -> Range:
@@ -224,8 +233,7 @@ def _check(name: str, bounds: Mapping[str, Bound], ranges: Mapping[str, Range]) 
             hint = {"n": "--batch", "h": "--size or --tile", "w": "--size or --tile"}.get(symbol, "--size")
             asked = f"{low}" if low == high else f"{low} to {high}"
             raise InputError(
-                f"{name} would be built for {symbol} = {asked}; it takes {bound.min} "
-                f"to {bound.max} in steps of {bound.multiple_of}. Change {hint}."
+                f"{name} would be built for {symbol} = {asked}; it takes {bound}. Change {hint}."
             )
 
 

@@ -50,6 +50,15 @@ class Bound:
         """Whether it is such a size."""
         return self.min <= size <= self.max and (size - self.offset) % self.multiple_of == 0
 
+    def __str__(self) -> str:
+        steps = "" if self.multiple_of == 1 else f" in steps of {self.multiple_of}"
+        first = (
+            ""
+            if not self.offset
+            else f", beginning with {self.min - (self.min - self.offset) % -self.multiple_of}"
+        )
+        return f"{self.min} to {self.max}{steps}{first}"
+
 
 @dataclass(frozen=True)
 class Work:

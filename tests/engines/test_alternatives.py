@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import processes
+from helpers import clip_family, processes
 from helpers.golden import GOLDEN
+from PIL import Image
 from rich.console import Console
 
 from vsr_trt import build
@@ -353,6 +354,89 @@ def test_time_tells_compiling_apart(capsys: Any, monkeypatch: pytest.MonkeyPatch
     assert (report["warmup_seconds"], report["compile_seconds"]) == (5.0, 4.0)
     assert report["versions"] == {"fake": "1"}
     assert printed.err.splitlines()[:2] == ["torch-compile: loading", "torch-compile: frame 1 of 4, warm-up"]
+
+
+@pytest.fixture
+def phased(tmp_path: Path) -> Path:
+    """A family that takes clips at once, and a clip of 5 frames next to it."""
+    bundle = clip_family.write(tmp_path / "bundle").path
+    (tmp_path / "clip").mkdir()
+    for index in range(5):
+        picture = np.random.default_rng(index).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "clip" / f"{index}.png")
+    return bundle
+
+
+@pytest.mark.parametrize("way", ["runtime", "onnxruntime"])
+def test_a_clip_is_restored_at_once_where_its_family_takes_it_so(phased: Path, way: str, capsys: Any) -> None:
+    clip = phased.parent / "clip"
+    options = ("--frames", 5, "--clips", 3, "--set", "steps=2", "--set", "solver=normal")
+    assert run("time", way, "--bundle", phased, "--clip", clip, *options) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert len(report["seconds"]) == 2
+    assert report["frames"] == 5
+    assert list(report["stages"]) == [stage.name for stage in clip_family.STAGES]
+    assert sum(report["stages"].values()) < 5 * min(report["seconds"])  # a frame's share of each
+    assert f"{way}: clip 1 of 3, warm-up" in printed.err
+
+
+def test_whole_clips_give_the_runtimes_frames(phased: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), dtype=np.uint8)
+    opened = Bundle.open(phased)
+    made = [
+        ways.WholeClips(phased, {"seed": "3"}, 1, networks, {}) for networks in (None, ways.Native(opened, 1))
+    ]
+    ours, plain = (way.run(frames)[0] for way in made)
+    for way in made:
+        way.close()
+    assert ours.shape == (4, 96, 128, 3)
+    assert np.abs(ours.astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("way", ["runtime", "onnxruntime"])
+def test_a_network_alone(phased: Path, way: str, capsys: Any) -> None:
+    assert (
+        run("time", way, "--bundle", phased, "--network", "predict", "--at", "f=3,h=16,w=24", "--clips", 4)
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["seconds"]) == 3
+    assert list(report["stages"]) == ["predict"]
+
+
+def test_a_network_is_compared(phased: Path, tmp_path: Path) -> None:
+    """Real processes."""
+    report = tmp_path / "report.json"
+    arguments = ("--network", "predict", "--at", "f=2,h=16,w=16", "--ways", "runtime,onnxruntime")
+    assert run("alternatives", phased, *arguments, "--json", report) == 0
+    found = json.loads(report.read_text())
+    assert found["settings"]["network"] == "predict"
+    assert set(found["ways"]) == {"runtime", "onnxruntime"}
+    assert found["bound"] is None, "this bundle counts no work"
+    assert "predict at f=2,h=16,w=16" in shown(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--network", "predict"), "needs --at SIZES"),
+        (("--network", "predict", "--at", "f=3"), "has the sizes f=1,h=8,w=8"),
+        (("--network", "predict", "--at", "f=3,h=1,w=8"), "--at h=1: predict takes 8 to 512"),
+        (("--network", "predict", "--at", "three"), "--at three: expected sizes"),
+        (("--network", "other", "--at", "f=3"), "--network other: the bundle has encode, sample"),
+        (("--set", "steps=0"), "give --clip INPUT, or --network NAME"),
+        (("--clip", "{clip}", "--set", "steps=0"), "steps"),
+        (("--clip", "{clip}", "--clips", "1"), "--clips is 1; expected 2 or more"),
+        (("--clip", "{clip}", "--network", "predict", "--at", "f=3"), "give --clip INPUT, or --network NAME"),
+    ],
+)
+def test_refusals_of_clips_and_networks(
+    phased: Path, arguments: tuple[str, ...], message: str, capsys: Any
+) -> None:
+    filled = [argument.format(clip=phased.parent / "clip") for argument in arguments]
+    assert run("alternatives", phased, "--ways", "runtime", *filled) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_plain_loop_gives_the_pipelines_picture(golden_bundle: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import clip_family
 
 from vsr_trt import build as build_script
 from vsr_trt.engines import cache as caches
@@ -125,3 +126,38 @@ def test_doctor_lists_a_bundles_engines(golden_bundle: Path, capsys: pytest.Capt
     assert "the bundle has no engines" in capsys.readouterr().out
     assert run("doctor", golden_bundle / "nothing") == 4
     assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_engines_for_fewer_frames_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = clip_family.write(tmp_path / "bundle").path
+    dry = (
+        "engines",
+        bundle,
+        "--size",
+        "128x96",
+        "--target",
+        "sm_89",
+        "--precision",
+        "fp32",
+        "--dry-run",
+        "--json",
+    )
+    cache = ("--cache-dir", tmp_path / "cache")
+
+    def frames(*more: object) -> list[int]:
+        assert run(*dry, *cache, *more) == 0
+        (item,) = [item for item in output(capsys) if item["parts"]["network"] == "predict"]
+        return [shape[2] for shape in item["parts"]["shapes"]["x"]]
+
+    assert frames() == [1, 3, 3]
+    assert frames("--set", "window=8") == [1, 8, 10]
+    for given, said in (
+        ("window=1", "window"),
+        ("seed=3", "no engine of the family clip depends on it"),
+        ("x", "NAME=VALUE"),
+    ):
+        assert run(*dry, *cache, "--set", given) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    options = ("--backend", "onnxruntime", "--set", "window=8")
+    assert run("engines", bundle, *options, *cache, "--dry-run") == 2
+    assert "--set has no meaning with --backend onnxruntime" in " ".join(capsys.readouterr().err.split())

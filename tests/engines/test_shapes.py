@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import clip_family
 from helpers.examples import examples
 from helpers.manifests import minimal_manifest
 from hypothesis import given, settings
@@ -193,6 +194,24 @@ def test_tiles_and_batches_outside_the_bounds_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         shapes.profiles(manifest, "unet", [Size(3840, 2160)], layout)
+
+
+def test_a_family_in_phases_gets_engines_for_clips_of_any_length_and_any_number_of_steps(
+    tmp_path: Path,
+) -> None:
+    manifest = clip_family.write(tmp_path / "bundle").manifest
+    size = shapes.parse_size("128x96", manifest)
+    options = Options({"window": 8})
+
+    def found(name: str) -> dict[str, shapes.Range]:
+        [(ranges, _)] = shapes.profiles(manifest, name, [size], Layout(options))
+        return {symbol: sizes for symbol, sizes in ranges.items() if symbol in ("f", "s")}
+
+    assert found("encode") == {"f": (1, 1, 1)}
+    assert found("features") == {"s": (1, 4, 100)}  # as many steps as the user likes
+    assert found("predict") == {"f": (1, 8, 10)}  # a chunk, or the longest that is taken whole
+    assert found("update") == {"f": (1, 32, 4096)}  # a whole clip
+    assert found("decode") == {"f": (1, 3, 3)}  # the last group may be shorter
 
 
 def test_names_say_what_an_engine_takes() -> None:

@@ -15,16 +15,14 @@ from helpers.chain import Chain
 from helpers.golden import GOLDEN as DLORAL_GOLDEN
 from helpers.golden import psnr, read_png
 from helpers.once import shared
-from helpers.star import GOLDEN
+from helpers.star import GOLDEN, build_bundle
 
 from vsr_trt.build import main
 from vsr_trt.engines.graphs.work import count
-from vsr_trt.export.bundle import build
 from vsr_trt.export.families.star import denoiser, family, features, pictures, steps, text
 from vsr_trt.export.families.star.denoiser import Denoiser
 from vsr_trt.export.families.star.sizes import Sizes
 from vsr_trt.export.network import NetworkSpec, export
-from vsr_trt.export.request import BundleRequest
 from vsr_trt.runtime.bundle.manifest import Bound
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.symbols import evaluate
@@ -101,20 +99,13 @@ def test_a_small_denoiser(tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def star_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden STAR model's bundle in FP32. Read it only."""
-    return shared(tmp_path_factory, "star-fp32", lambda out: _build(out, "fp32"))
+    return shared(tmp_path_factory, "star-fp32", lambda out: build_bundle(out, "fp32"))
 
 
 @pytest.fixture(scope="session")
 def star_bundle_fp16(tmp_path_factory: pytest.TempPathFactory, star_bundle: Path) -> Path:
     """The same in FP16; modules are captured once for both."""
-    return shared(tmp_path_factory, "star-fp16", lambda out: _build(out, "fp16"))
-
-
-def _build(out: Path, precision: str) -> None:
-    parts = {"vae": GOLDEN, "text-encoder": GOLDEN / "text_encoder"}
-    request = BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False, jobs=1)  # type: ignore[arg-type]
-    with captures.kept(out.parent / "star-captures"):
-        build(request)
+    return shared(tmp_path_factory, "star-fp16", lambda out: build_bundle(out, "fp16"))
 
 
 @pytest.fixture(scope="session")

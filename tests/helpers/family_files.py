@@ -41,6 +41,7 @@ def write_networks(
         for weight, shape in weights.get(name, {}).items():
             values = rng.uniform(least(name), 0.4, shape).astype(np.float32) / 4
             model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
+        model = onnx.shape_inference.infer_shapes(model)  # exporters write every tensor's type down
         onnx.save(model, folder / "onnx" / f"{name}.onnx")
         graph = {"native": f"onnx/{name}.onnx"}
         networks[name] = Network(*tensors[name], bounds(name), graph, 0, 0, "it is small")

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from helpers import captures
 from helpers.golden import DATA
 from torch import Tensor
 
+from vsr_trt.export.bundle import build
 from vsr_trt.export.families.stable_diffusion.text_encoder import TextEncoder
 from vsr_trt.export.families.star import autoencoder, features, sampler, steps, text, weights
 from vsr_trt.export.families.star.checkpoint import load
 from vsr_trt.export.families.star.denoiser import Denoiser
 from vsr_trt.export.families.star.pictures import Postprocess, Preprocess
+from vsr_trt.export.request import BundleRequest
 
 GOLDEN = DATA / "golden" / "case_s"
+
+
+def build_bundle(out: Path, precision: Literal["fp32", "fp16"]) -> None:
+    """The golden model's bundle; modules are captured once for both precisions."""
+    parts = {"vae": GOLDEN, "text-encoder": GOLDEN / "text_encoder"}
+    request = BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False, jobs=1)
+    with captures.kept(out.parent / "star-captures"):
+        build(request)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import native_host
+from helpers import native_host, star
+from helpers.golden import read_png
 from helpers.native_host import Host, Library, frames
+from helpers.once import shared
 
 from vsr_trt.runtime.restore.restorer import Restorer
 
@@ -108,6 +110,22 @@ def test_the_golden_model(
         compare(library, bundle, frames(2, *size))
     native_host.schedules(bundle, "544x544", tiles=TILES)
     compare(library, bundle, frames(2, 136, 136), tiles=TILES)
+
+
+@pytest.mark.thorough
+def test_the_golden_model_that_takes_clips_at_once(
+    library: Library, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """14 steps, noise in three places, chunks of a clip, groups of 3 and 2 at its end."""
+    made = shared(tmp_path_factory, "star-fp32", lambda out: star.build_bundle(out, "fp32"))
+    bundle = native_host.copied(made, tmp_path / "bundle")
+    clip = [read_png(path) for path in sorted((star.GOLDEN / "in").glob("*.png"))]
+    height, width = clip[0].shape[:2]
+    size = f"{4 * width}x{4 * height}"
+    native_host.schedules(bundle, size, frames=len(clip))
+    compare(library, bundle, clip)
+    native_host.schedules(bundle, size, frames=len(clip), set="window=2")
+    compare(library, bundle, clip, window="2", seed="5")
 
 
 @pytest.mark.parametrize("family", ["other", "clip", "tiny"])

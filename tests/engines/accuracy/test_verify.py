@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from helpers import clip_family
 from helpers.golden import GOLDEN, real_clip
 from helpers.tiny_bundle import hashes, read_json, tree, write_bundle, write_clip
 from PIL import Image
@@ -21,7 +22,7 @@ from vsr_trt import build
 from vsr_trt.engines.accuracy import gate, gpu_check, report
 from vsr_trt.engines.accuracy.calibrate import CalibrationRequest, calibrate
 from vsr_trt.engines.accuracy.metrics import Difference
-from vsr_trt.engines.accuracy.recording import read_clip
+from vsr_trt.engines.accuracy.recording import Recorder, read_clip, run_chain
 from vsr_trt.engines.accuracy.verify import NetworkReport, verify
 from vsr_trt.engines.graphs import half
 from vsr_trt.export import torch_device
@@ -30,6 +31,8 @@ from vsr_trt.runtime.bundle.manifest import Canvas, Engine, Profile
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.errors import CheckpointError, DeviceError
 from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.restore.restorer import Restorer
 
 
 @pytest.fixture
@@ -395,6 +398,43 @@ def test_the_golden_bundle_calibrated_and_verified_with_torch(
     chain = {entry["what"]: entry["psnr"][0] for entry in found["chain"]}
     assert chain["fp32 from torch"] > 55 > chain["fp16 from fp32"] > 35
     assert found["networks"]["cfr"]["always_fp32"]
+
+
+def test_a_family_in_phases_is_calibrated_and_verified_through_all_of_them(tmp_path: Path) -> None:
+    """Every step, chunk and group of a clip, as the runtime takes them."""
+    bundle = clip_family.write(tmp_path / "bundle")
+    halves = ("predict", "decode")
+    networks = {
+        name: dataclasses.replace(network, always_fp32=None) if name in halves else network
+        for name, network in bundle.manifest.networks.items()
+    }
+    dataclasses.replace(bundle.manifest, networks=networks).write(bundle.path)
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for index, level in enumerate((60, 120, 180, 90, 30)):
+        picture = np.random.default_rng(index).integers(level - 30, level + 30, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(clip / f"{index}.png")
+    assert build.main(["calibrate", str(bundle.path), "--clip", str(clip), "--frames", "5"]) == 0
+    folder = tmp_path / "report"
+    assert build.main(["verify", str(bundle.path), "--frames", "5", "--report", str(folder)]) == 0
+    found = json.loads((folder / "verify.json").read_text())
+    (chain,) = found["chain"]
+    assert chain["what"] == "fp16 from fp32"
+    assert len(chain["psnr"]) == 5
+    assert all(value > 40 for value in chain["psnr"])
+    assert 0 < found["networks"]["predict"]["differences"]["fp16 from fp32"]["max"] < 5e-2
+    opened = Bundle.open(bundle.path)
+    recorder = Recorder(CpuNetworks(opened))
+    steps: list[str] = []
+    results = run_chain(opened, recorder, read_clip(clip, 5).frames, steps.append)
+    with Restorer(bundle.path, backend="onnxruntime-cpu") as restorer:
+        expected = list(restorer.restore(read_clip(clip, 5).frames))
+    assert all(np.array_equal(one, other) for one, other in zip(results, expected, strict=True))
+    # 4 steps; 5 frames in chunks of 3 that share 1: [0,3) [2,5); each of two tiles
+    assert len(recorder.calls["predict"]) == 4 * 2 * 2
+    assert [len(recorder.calls[name]) for name in ("encode", "features", "update", "decode")] == [5, 1, 4, 2]
+    assert "frame 5 of 5" in steps
+    assert any(step.startswith("sample, 3 of ") for step in steps)
 
 
 def test_other_weights_than_the_bundles_are_refused(golden_bundle: Path, tmp_path: Path) -> None:
