@@ -30,7 +30,8 @@ _CANVAS = (
 _FRAME = (32, 36)  # width and height of a frame that fills it
 _EVALUATION = "f=4,h=66,w=64"  # 4 frames of 512x528
 _WAYS = "runtime,onnxruntime,torch"
-_SIZE, _TARGETS, _WINDOWS = "1280x720", ("sm_89", "sm_120"), (16, 32)
+# 90x160 latents, as 1280x720 has on the published canvas, which is never exceeded there
+_SIZE, _TARGETS, _WINDOWS = "1276x716", ("sm_89", "sm_120"), (16, 32)
 
 
 def full_size(

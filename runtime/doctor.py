@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from vsr_trt.runtime.plan import cost
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
+from vsr_trt.runtime.schedule.parts import usual_clip
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
@@ -65,7 +66,7 @@ class Diagnosis:
     bundle: dict[str, object] | None = None
     engines: list[EngineVerdict] = field(default_factory=list)
     vae: dict[str, Mapping[str, object]] = field(default_factory=dict)
-    cost: dict[str, object] = field(default_factory=dict)
+    costs: list[dict[str, object]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -91,39 +92,48 @@ def diagnose(bundle: Path | None, progress: Callable[[str], None] = lambda name:
             opened.check_hashes(progress)
             if found.backend == "onnxruntime-cpu":
                 progress("this processor's rate")
-                found.cost = _cost(opened.manifest, found.vae, "this bundle")
+                found.costs = _costs([("this bundle", opened.manifest)])
         except VsrError as error:
             found.problems.append(str(error))
     elif found.backend == "onnxruntime-cpu":
         progress("this processor's rate")
-        # of families with phases a frame has no cost of its own
-        manifest = next((known for known in cost.published() if not known.phases), None)
-        if manifest is not None:
-            whole = _vae(Bundle(Path(), manifest))
-            found.cost = _cost(manifest, whole, f"a bundle of {manifest.family}'s published weights")
+        found.costs = _costs(
+            (f"a bundle of {manifest.family}'s published weights", manifest) for manifest in cost.published()
+        )
     if found.backend.startswith("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
         found.problems.append("onnxruntime is not installed; install it with: pip install 'vsr-trt[cpu]'")
     return found
 
 
-def _cost(manifest: Manifest, vae: Mapping[str, Mapping[str, object]], of: str) -> dict[str, object]:
+def _costs(bundles: Iterable[tuple[str, Manifest]]) -> list[dict[str, object]]:
+    """What frames of the usual sizes take with each bundle; empty where the processor's rate is not known in time."""
     rate = cost.processor_rate()
-    if rate is None:
+    found: list[dict[str, object]] = []
+    for of, manifest in bundles if rate is not None else ():
+        assert rate is not None
+        try:
+            costs = cost.of(manifest, rate)
+        except BundleError:  # an old bundle, which does not say what its networks take
+            continue
+        sizes = {f"{width}x{height}": dataclasses.asdict(each) for (width, height), each in costs.items()}
+        memory = _memory(manifest)
+        found.append(
+            {
+                "of": of,
+                "how": cost.HOW,
+                "operations_per_second": rate,
+                "frames": usual_clip(manifest, Options()) if manifest.phases else None,
+                "sizes": {size: each | {"memory": memory.get(size)} for size, each in sizes.items()},
+            }
+        )
+    return found
+
+
+def _memory(manifest: Manifest) -> dict[str, object]:
+    """Size -> bytes, as estimated; empty for a family in phases: its largest network has no rule on the CPU."""
+    if manifest.phases:
         return {}
-    try:
-        costs = cost.of(manifest, rate)
-    except BundleError:  # an old bundle, which does not say what its networks take
-        return {}
-    sizes = {f"{width}x{height}": each for (width, height), each in costs.items()}
-    return {
-        "of": of,
-        "how": cost.HOW,
-        "operations_per_second": rate,
-        "sizes": {
-            size: dataclasses.asdict(each) | {"memory": vae[size]["estimated_memory"]}
-            for size, each in sizes.items()
-        },
-    }
+    return {size: form["estimated_memory"] for size, form in _vae(Bundle(Path(), manifest)).items()}
 
 
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:

@@ -231,27 +231,35 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
             told = "unknown" if need is None else f"{int(str(need)) / 1e9:.1f} GB"
             table.add_row(size, str(form["form"]), told, escape(str(form["why"])))
         console.print(table)
-    if found.cost:
-        _print_cost(console, found.cost)
+    _print_costs(console, found.costs)
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(printable(problem))}", highlight=False, soft_wrap=True)
     if not found.problems:
         console.print("[green]everything is in order[/]")
 
 
-def _print_cost(console: Console, cost: dict[str, Any]) -> None:
+def _print_costs(console: Console, costs: Sequence[dict[str, Any]]) -> None:
     """What a frame takes here, by size of the restored picture."""
+    for cost in costs:
+        console.print(_cost_table(cost))
+    for cost in costs[:1]:
+        console.print(
+            f"{cost['how']} ({cost['operations_per_second'] / 1e9:.0f} GFLOP/s); measure with: vsr bench",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _cost_table(cost: dict[str, Any]) -> Table:
     table = Table(title=f"what a frame takes here with {cost['of']}, estimated", title_justify="left")
     for column in ("size", "seconds", "memory", "TFLOP"):
         table.add_column(column, justify="left" if column == "size" else "right")
     for size, each in cost["sizes"].items():
         memory = "unknown" if each["memory"] is None else f"{each['memory'] / 1e9:.1f} GB"
         table.add_row(size, f"{each['seconds']:.3g}", memory, f"{each['operations'] / 1e12:.3g}")
-    console.print(table)
-    rate = cost["operations_per_second"] / 1e9
-    console.print(
-        f"{cost['how']} ({rate:.0f} GFLOP/s); measure with: vsr bench", highlight=False, soft_wrap=True
-    )
+    if cost["frames"]:
+        table.caption = f"a frame's share of a clip of {cost['frames']}"
+    return table
 
 
 def _facts(title: str) -> Table:

@@ -18,7 +18,8 @@ SIZES = ["512x512", "1280x720", "1920x1080"]
 
 def found(bundle: Path, capsys: pytest.CaptureFixture) -> dict:
     assert main(["doctor", "--bundle", str(bundle), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)["cost"]
+    [cost] = json.loads(capsys.readouterr().out)["costs"]
+    return cost
 
 
 def test_twice_the_rate_is_half_the_time(
@@ -56,14 +57,16 @@ def test_a_gpu_is_not_guessed(
     golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "choose_backend", lambda name, bundle=None: ("tensorrt", "a test says so"))
-    assert found(golden_bundle, capsys) == {}
+    assert main(["doctor", "--bundle", str(golden_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["costs"] == []
 
 
 def test_without_a_rate_there_is_no_estimate(
     golden_bundle: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "processor_rate", lambda: None)
-    assert found(golden_bundle, capsys) == {}
+    assert main(["doctor", "--bundle", str(golden_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["costs"] == []
 
 
 def test_without_a_bundle_it_is_that_of_the_published_weights(
@@ -71,7 +74,12 @@ def test_without_a_bundle_it_is_that_of_the_published_weights(
 ) -> None:
     monkeypatch.setattr(cost, "processor_rate", lambda: 1e11)
     assert main(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["cost"]
+    told, clips = json.loads(capsys.readouterr().out)["costs"]
+    assert clips["of"] == "a bundle of star's published weights"
+    assert clips["frames"] == 32
+    # 28 evaluations of 129 TMAC for 32 frames, less what both passes share, and the VAE's 7.6 TMAC
+    assert clips["sizes"]["1280x720"]["operations"] == pytest.approx(226e12, rel=1e-2)
+    assert clips["sizes"]["512x512"] == clips["sizes"]["1280x720"], "the canvas is never smaller"
     assert told["of"] == "a bundle of dloral's published weights"
     assert list(told["sizes"]) == SIZES
     for each in told["sizes"].values():

@@ -9,7 +9,8 @@ So it is computed in this form: nothing is multiplied, and in FP16 no g v underf
 1 + exp(-z), which may become infinite: the normalised token is 0 then, as it should be.
 
 Memory: what is wide here are the feed-forward layers, of 12 times the channels. They are computed in slices, each of
-some of the tokens. Self-attention over a picture is sliced by queries, whose keys and values are whole.
+some of the positions. Attention over a picture and to the text is not sliced: compilers fuse it and keep no scores, and
+TensorRT-RTX 1.7.1 crashes where several attentions share keys of more than one head.
 """
 
 from __future__ import annotations
@@ -180,12 +181,8 @@ class SpatialTransformer(nn.Module):
         block = self.transformer_blocks[0]
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         normal = block.norm1(tokens, block.local1(tokens, height, width))
-        key, value = block.attn1.to_k(normal), block.attn1.to_v(normal)
-
-        def attend(part: Tensor, queries: Tensor) -> Tensor:
-            return part + block.attn1(block.attn1.to_q(queries), key, value)
-
-        return in_slices(attend, (tokens, normal), 1, self.slices)
+        attention = block.attn1
+        return tokens + attention(*(layer(normal) for layer in (attention.to_q, attention.to_k, attention.to_v)))
 
     def with_text(self, x: Tensor, tokens: Tensor, batch: Batch, key: Tensor, value: Tensor) -> Tensor:
         """The rest: x (b*f,c,h,w), tokens (b*f,h*w,c) -> (B*f,c,h,w)."""
@@ -193,19 +190,16 @@ class SpatialTransformer(nn.Module):
         passes, _, channels = key.shape
         _, _, height, width = x.shape
         clips, frames = batch
-        by_pass = tokens.reshape(clips, frames, height * width, channels)
+        flat = tokens.reshape(clips, frames * height * width, channels)
+        query = block.attn2.to_q(block.norm2(flat))
+        if clips != passes:  # both passes ask the same: here they part
+            query = query.expand(passes, -1, -1)
+        read = (flat + block.attn2(query, key, value)).reshape(passes, frames, height * width, channels)
 
-        def read(part: Tensor) -> Tensor:
-            length = part.shape[2]
-            flat = part.reshape(clips, frames * length, channels)
-            query = block.attn2.to_q(block.norm2(flat))
-            if clips != passes:  # both passes ask the same: here they part
-                query = query.expand(passes, -1, -1)
-            flat = flat + block.attn2(query, key, value)
-            flat = flat + block.ff(block.norm3(flat))
-            return self.proj_out(flat).reshape(passes, frames, length, channels)
+        def widen(part: Tensor) -> Tensor:
+            return self.proj_out(part + block.ff(block.norm3(part)))
 
-        update = in_slices(read, (by_pass,), 2, self.slices).transpose(2, 3)
+        update = in_slices(widen, (read,), 2, self.slices).transpose(2, 3)
         both = x.reshape(clips, frames, channels, height * width) + update
         return both.reshape(passes * frames, channels, height, width)
 
