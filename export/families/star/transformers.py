@@ -182,7 +182,9 @@ class SpatialTransformer(nn.Module):
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         normal = block.norm1(tokens, block.local1(tokens, height, width))
         attention = block.attn1
-        return tokens + attention(*(layer(normal) for layer in (attention.to_q, attention.to_k, attention.to_v)))
+        return tokens + attention(
+            *(layer(normal) for layer in (attention.to_q, attention.to_k, attention.to_v))
+        )
 
     def with_text(self, x: Tensor, tokens: Tensor, batch: Batch, key: Tensor, value: Tensor) -> Tensor:
         """The rest: x (b*f,c,h,w), tokens (b*f,h*w,c) -> (B*f,c,h,w)."""
