@@ -47,6 +47,7 @@ wheel-test: setup
 full-size: setup
 	$(BIN)/python -m pytest -m full_size
 	$(BIN)/vsr-build full-size
+	$(BIN)/vsr-build full-size --family star --out full-size-out/star
 
 gpu-acceptance: setup
 	extra=$$($(BIN)/vsr-build gpu-acceptance --extra) && \

@@ -13,7 +13,7 @@ added to the UNet's skips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,16 +132,17 @@ class Encoder(nn.Module):
         x = residual(first, given.shift(), given.shared)
         return Shared(first, x, spatial.without_text(x))
 
-    def after_text(self, shared: Shared, given: Inputs) -> tuple[list[Tensor], Tensor]:
-        """The skips, block 0 first, which is still one for both passes; and the middle block's result."""
+    def after_text(self, shared: Shared, given: Inputs) -> Iterator[Tensor]:
+        """The skips, block 0 first, which is still one for both passes; then the middle block's result."""
+        yield shared.first
         _, spatial, temporal = self.input_blocks[1]
         x = spatial.with_text(shared.x, shared.tokens, given.shared, *given.text())
         x = temporal(x, given.batch)
-        skips = [shared.first, x]
+        yield x
         for block in self.input_blocks[2:]:
             x = block(x) if isinstance(block, Downsample) else _run(block, x, given)
-            skips.append(x)
-        return skips, _run(self.middle_block, x, given)
+            yield x
+        yield _run(self.middle_block, x, given)
 
 
 class ControlNet(Encoder):
@@ -163,11 +164,11 @@ class ControlNet(Encoder):
         seen = self.before_text(frames_first(xt), self.input_hint_block(frames_first(hint)), given)
         return tuple(self.controls(seen, given))
 
-    def controls(self, shared: Shared, given: Inputs) -> list[Tensor]:
+    def controls(self, shared: Shared, given: Inputs) -> Iterator[Tensor]:
         """What the text reaches: the skips' controls, block 0 first, then the middle's."""
-        skips, middle = self.after_text(shared, given)
-        controls = [layer(skip) for layer, skip in zip(self.zero_convs, skips, strict=True)]
-        return [*controls, self.middle_block_out(middle)]
+        layers = (*self.zero_convs, self.middle_block_out)
+        for layer, skip in zip(layers, self.after_text(shared, given), strict=True):
+            yield layer(skip)
 
 
 class UNet(Encoder):
@@ -183,11 +184,14 @@ class UNet(Encoder):
         given = self.unpack(time, text, xt.shape[2])
         return self.predict(self.before_text(frames_first(xt), None, given), controls, given)
 
-    def predict(self, shared: Shared, controls: Sequence[Tensor], given: Inputs) -> Tensor:
-        """What the text reaches, with the ControlNet's results -> v (B,4,f,h,w)."""
-        skips, x = self.after_text(shared, given)
-        x = x + controls[-1]
-        joined = [skip + control for skip, control in zip(skips, controls[:-1], strict=True)]
+    def predict(self, shared: Shared, controls: Iterable[Tensor], given: Inputs) -> Tensor:
+        """What the text reaches, with the ControlNet's results -> v (B,4,f,h,w).
+
+        Where the controls are made as they are asked for, both encoders go down side by side, and of a skip and its
+        control only the sum is kept.
+        """
+        pairs = zip(self.after_text(shared, given), controls, strict=True)
+        *joined, x = [skip + control for skip, control in pairs]
         joined[0] = _repeated(joined[0], given.passes)
         for block in self.output_blocks:
             x = _run(block, torch.cat([x, joined.pop()], dim=1), given)
