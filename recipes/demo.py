@@ -18,9 +18,9 @@ from typing import Any
 import av
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from vsr_trt.recipes import SCRIPT, counts, star_full_size
+from vsr_trt.recipes import full_size as full_size_parts
 from vsr_trt.runtime.cli.values import output_folder
 from vsr_trt.runtime.errors import InputError, VsrError
 from vsr_trt.runtime.machine import shell
@@ -124,12 +124,9 @@ def full_size(
     out.mkdir(parents=True, exist_ok=True)
     doctor = _run(["-m", "vsr_trt.runtime", "doctor", "--json"], capture=True)
     try:
-        console.rule("1. random weights of full size, in the published layouts")
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("writing", total=1.0)
-            model = write_model(
-                weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
-            )
+        model = full_size_parts.write_weights(
+            console, lambda progress: write_model(weights, progress=progress, overwrite=True)
+        )
         crop_clip(real_clip(), clip, frames, _SIDE, _SIDE)
         console.rule("2. vsr-build bundle")
         sources = ["--sd", model.sd, "--checkpoint", model.checkpoint]
@@ -176,10 +173,7 @@ def full_size(
     _print_full_size(report, console)
     console.print(f"report: {escape(str(out / 'report.json'))}")
     if stale:
-        console.print(
-            "[bold red]error:[/] vsr doctor estimates by other networks than these; write theirs down from a bundle "
-            "that was kept (--keep), as recipes/counts.py says"
-        )
+        full_size_parts.say_stale(console)
     return int(stale)
 
 
@@ -187,8 +181,7 @@ def _full_size_engines(
     build_script: Path, bundle: Path, clip: Path, cache: Path, precision: str, console: Console
 ) -> Any:
     """Every network compiled by TensorRT-RTX, which needs no GPU; None where it is not installed."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        console.print("TensorRT-RTX is not installed: no engines are compiled (pip install 'vsr-trt[rtx]')")
+    if not full_size_parts.has_compiler(console):
         return None
     if precision == "fp32":
         console.rule("4. vsr-build calibrate")
@@ -206,14 +199,7 @@ def _print_full_size(report: dict[str, Any], console: Console) -> None:
         f"{report['machine']}"
     )
     if report["engines"]:
-        reports = [engine["report"] for engine in report["engines"]["engines"]]
-        weights = sum(found["weights"] for found in reports)
-        scratch = max(found["activations"] for found in reports)
-        console.print(
-            f"{len(reports)} engines for {_TARGET}, {_SIZE}, FP16: {report['engines']['seconds']:.0f} s, "
-            f"{max(found['peak_memory'] for found in reports) / 1e9:.1f} GB of memory for the largest build; on a GPU "
-            f"{weights / 1e9:.2f} GB of weights and {scratch / 1e9:.2f} GB of activations (as the builder reports it)"
-        )
+        console.print(full_size_parts.engines_line(report["engines"], f"{_TARGET}, {_SIZE}"))
 
 
 def _machine(doctor: dict[str, Any]) -> str:

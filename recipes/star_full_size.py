@@ -7,7 +7,6 @@ what is run is one evaluation of the denoiser, which a clip takes 14 times and i
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from vsr_trt.recipes import counts
+from vsr_trt.recipes import full_size as full_size_parts
 from vsr_trt.runtime.machine.files import write_whole
 
 Run = Callable[..., Any]
@@ -61,12 +60,9 @@ def full_size(
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"machine": run(["-m", "vsr_trt.runtime", "doctor", "--json"], capture=True)}
     try:
-        console.rule("1. random weights of full size, in the published layouts")
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("writing", total=1.0)
-            model = write_model(
-                weights, progress=lambda file, share: progress.update(task, completed=share), overwrite=True
-            )
+        model = full_size_parts.write_weights(
+            console, lambda progress: write_model(weights, progress=progress, overwrite=True)
+        )
         clip(frames, *_FRAME)
         parts = ["--vae", model.vae, "--text-encoder", model.text_encoder, "--checkpoint", model.checkpoint]
         console.rule("2. vsr-build bundle")
@@ -85,10 +81,7 @@ def full_size(
     _show(report, console)
     console.print(f"report: {escape(str(out / 'report.json'))}")
     if stale:
-        console.print(
-            "[bold red]error:[/] vsr doctor estimates by other networks than these; write theirs down from a bundle "
-            "that was kept (--keep), as recipes/counts.py says"
-        )
+        full_size_parts.say_stale(console)
     return int(stale)
 
 
@@ -96,26 +89,15 @@ def _engines(
     build_script: Path, bundle: Path, frames: Path, cache: Path, run: Run, console: Console
 ) -> list[dict[str, Any]]:
     """Every network compiled by TensorRT-RTX, which needs no GPU, for each target and number of frames."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        console.print("TensorRT-RTX is not installed: no engines are compiled (pip install 'vsr-trt[rtx]')")
+    if not full_size_parts.has_compiler(console):
         return []
     console.rule("4. vsr-build calibrate")
     run([build_script, "calibrate", bundle, "--clip", frames, "--frames", 1, "--overwrite"])
     found = []
     for target, window in _cases():
         console.rule(f"5. vsr-build engines, {target}, {window} frames together")
-        options = [
-            "--target",
-            target,
-            "--size",
-            _SIZE,
-            "--set",
-            f"window={window}",
-            "--cache-dir",
-            cache,
-            "--json",
-        ]
-        made = run([build_script, "engines", bundle, *options], capture=True)
+        what = ["--target", target, "--size", _SIZE, "--set", f"window={window}"]
+        made = run([build_script, "engines", bundle, *what, "--cache-dir", cache, "--json"], capture=True)
         found.append({"target": target, "window": window, **made})
         with contextlib.suppress(OSError):  # gigabytes each
             shutil.rmtree(cache)
@@ -136,13 +118,5 @@ def _show(report: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     for made in report["engines"]:
-        reports = [engine["report"] for engine in made["engines"]]
-        weights = sum(found["weights"] for found in reports)
-        scratch = max(found["activations"] for found in reports)
-        console.print(
-            f"{len(reports)} engines for {made['target']}, {_SIZE}, {made['window']} frames together, FP16: "
-            f"{made['seconds']:.0f} s, {max(found['peak_memory'] for found in reports) / 1e9:.1f} GB of memory for the "
-            f"largest build; on a GPU {weights / 1e9:.2f} GB of weights and {scratch / 1e9:.2f} GB of activations (as "
-            "the builder reports it)",
-            highlight=False,
-        )
+        what = f"{made['target']}, {_SIZE}, {made['window']} frames together"
+        console.print(full_size_parts.engines_line(made, what), highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,9 +192,10 @@ def _opening(options: argparse.Namespace, clips: int | None) -> Open:
 def _open_whole_clips(options: argparse.Namespace) -> Way:
     from vsr_trt.recipes.alternatives import ways
 
-    networks, versions = _networks(options)
-    given = None if options.way == RUNTIME else networks
-    return ways.WholeClips(options.bundle, chosen(options.set), options.threads, given, versions)
+    networks = None if options.way == RUNTIME else _networks(options)
+    return ways.WholeClips(
+        options.bundle, chosen(options.set), options.threads, networks, _versions(options.way)
+    )
 
 
 def _open_network(options: argparse.Namespace) -> Way:
@@ -201,33 +203,37 @@ def _open_network(options: argparse.Namespace) -> Way:
     from vsr_trt.recipes.alternatives.comparison import read_sizes
     from vsr_trt.runtime.bundle.directory import Bundle
 
-    networks, versions = _networks(options)
-    opened, sizes = Bundle.open(options.bundle), read_sizes(options.at)
-    return ways.OneNetwork(opened, options.network, sizes, networks, options.threads, versions)
+    networks, sizes = _networks(options), read_sizes(options.at)
+    bundle, versions = Bundle.open(options.bundle), _versions(options.way)
+    return ways.OneNetwork(bundle, options.network, sizes, networks, options.threads, versions)
 
 
-def _networks(options: argparse.Namespace) -> tuple[Networks, dict[str, str]]:
-    """What runs a bundle's networks in a way, and the versions of that."""
+def _versions(way: str) -> dict[str, str]:
+    """Of the library that runs networks in a way."""
+    library = importlib.import_module("torch" if way in IN_TORCH else "onnxruntime")
+    return {library.__name__: library.__version__}
+
+
+def _networks(options: argparse.Namespace) -> Networks:
+    """What runs a bundle's networks in a way."""
     from vsr_trt.recipes.alternatives import ways
     from vsr_trt.runtime.bundle.directory import Bundle
     from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 
     bundle = Bundle.open(options.bundle)
     if options.way not in IN_TORCH:
-        import onnxruntime
-
         made = CpuNetworks if options.way == RUNTIME else ways.Native
-        return made(bundle, options.threads), {"onnxruntime": onnxruntime.__version__}
+        return made(bundle, options.threads)
     import torch
 
-    from vsr_trt.export.torch_device import TorchNetworks, reopen
+    from vsr_trt.export.families.registry import reopen
+    from vsr_trt.export.torch_device import TorchNetworks
 
     _need(options, *(flag[2:] for flag in flags_of(bundle.manifest.family)))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = reopen(bundle.manifest, options.checkpoint, given_parts(options))
-    networks = TorchNetworks(bundle.manifest, model, compiled=options.way == COMPILED)
-    return networks, {"torch": torch.__version__}
+    return TorchNetworks(bundle.manifest, model, compiled=options.way == COMPILED)
 
 
 def _open_torch(options: argparse.Namespace, height: int, width: int) -> Way:
