@@ -30,6 +30,7 @@ _MOST_FRAMES = 1000  # of a demonstration
 _CLIP = "bikes.mp4"  # 640x272, 25 frames a second, no sound; full-size networks restore parts of it
 _DEGRADED = "carphone_distorted.mp4"  # 176x144, 30 frames a second, compressed until it shows; no sound
 _FRAMES = 24  # of the demonstration
+_FULL_FRAMES, _TORCH_FRAMES = 5, 4  # of the full-size run, and of its comparison with torch
 _SIDE = 128  # of the pictures that full-size networks restore
 _TARGET, _SIZE = "sm_89", "1920x1080"  # of the engines that are compiled at full size
 
@@ -266,12 +267,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="star: exported, one evaluation compared with ONNX Runtime and torch, and compiled; 30 GB of disk, for "
         "which there are no other options than --out and --keep (default: dloral)",
     )
-    full.add_argument("--frames", type=int, default=5, help="frames to restore (default: 5)")
+    full.add_argument("--frames", type=int, default=_FULL_FRAMES, help="frames to restore (default: 5)")
     full.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     full.add_argument(
         "--torch-frames",
         type=int,
-        default=4,
+        default=_TORCH_FRAMES,
         help="frames of the comparison with torch and ONNX Runtime; 0 for none in torch (default: 4)",
     )
     full.add_argument("--keep", action="store_true", help="keep weights and bundle (15 GB) afterwards")
@@ -295,6 +296,10 @@ def run_full_size(options: argparse.Namespace) -> int:
                 f"--{name} is {value}; expected {none}2 to {_MOST_FRAMES}, for the first is warm-up."
             )
     if options.family == "star":
+        if (options.frames, options.torch_frames, options.precision) != (_FULL_FRAMES, _TORCH_FRAMES, "fp32"):
+            raise InputError(
+                "--family star has no other options than --out and --keep; leave the others out."
+            )
         return star_full_size.full_size(
             SCRIPT,
             options.out,

@@ -158,6 +158,7 @@ def time_way(options: argparse.Namespace) -> int:
         console.print(f"{options.way}: {text}", highlight=False, soft_wrap=True)
 
     if options.network is not None:
+        _refuse_set(options)
         _need(options, "bundle", "at")
         opening = functools.partial(_open_network, options)
         report = ways.measure_network(options.way, opening, options.clips, say)
@@ -166,7 +167,7 @@ def time_way(options: argparse.Namespace) -> int:
         manifest = None if options.bundle is None else read_manifest(options.bundle)
         clips = options.clips if manifest is not None and manifest.phases else None
         if clips is None:
-            _refuse_one_frame(options.frames)
+            _refuse_for_frames(options)
         with open_source(options.clip, frames=options.frames) as source:
             if clips is None:
                 ways.refuse_short(source, options.clip)
@@ -320,9 +321,18 @@ def _check_numbers(options: argparse.Namespace) -> None:
     check_threads(options.threads)
 
 
-def _refuse_one_frame(frames: int) -> None:
-    if frames < LEAST:
-        raise InputError(f"--frames is {frames}; expected {LEAST} or more, for the first is warm-up.")
+def _refuse_for_frames(options: argparse.Namespace) -> None:
+    """Refuses what a family that takes frames one by one has no use for."""
+    _refuse_set(options)
+    if options.clips != LEAST:
+        raise InputError("--clips is for families that take clips at once, and for --network; leave it out.")
+    if options.frames < LEAST:
+        raise InputError(f"--frames is {options.frames}; expected {LEAST} or more, for the first is warm-up.")
+
+
+def _refuse_set(options: argparse.Namespace) -> None:
+    if options.set:
+        raise InputError("--set is for clips of families that take them at once; leave it out.")
 
 
 def _need(options: argparse.Namespace, *names: str) -> None:
@@ -339,7 +349,9 @@ def _refuse_early(options: argparse.Namespace, order: ComparisonRequest, manifes
     from vsr_trt.runtime.media import open_source
 
     if order.clip is not None and not manifest.phases:
-        _refuse_one_frame(order.frames)
+        _refuse_for_frames(options)
+    if order.network is not None:
+        _refuse_set(options)
     in_torch = [way for way in order.ways if way in IN_TORCH]
     parts = given_parts(options)
     wanted = flags_of(manifest.family)

@@ -271,6 +271,9 @@ def run(*arguments: object) -> int:
         (("time", "torch", *WEIGHTS, "--clip", "{small}"), 2, "at least 128x128"),
         (("time", "torch", *WEIGHTS, "--clip", "{one}"), 2, "fewer than 2 frames"),
         (("alternatives", "{bundle}"), 2, "torch and torch-compile need --sd and --checkpoint"),
+        (("alternatives", "{bundle}", "--ways", "runtime", "--set", "color=none"), 2, "--set is for clips of families"),
+        (("time", "runtime", "--bundle", "{bundle}", "--clips", 3), 2, "--clips is for families"),
+        (("full-size", "--family", "star", "--frames", 3), 2, "no other options than --out and --keep"),
         (("alternatives", "{bundle}", "--ways", "runtime,jax"), 2, "no way 'jax'"),
         (("alternatives", "{bundle}", "--ways", ""), 2, "no way ''"),
         (("alternatives", "{tmp}", "--ways", "runtime"), 4, "is not a bundle"),
@@ -301,7 +304,8 @@ def test_refusals(
         "one": tmp_path / "one",
     }
     filled = [str(argument).format(**names) for argument in arguments]
-    assert run(*filled, *([] if "--clip" in filled else ["--clip", CLIP])) == code
+    clip = [] if "--clip" in filled or filled[0] == "full-size" else ["--clip", CLIP]
+    assert run(*filled, *clip) == code
     printed = capsys.readouterr()
     assert message in " ".join(printed.err.split())
     assert taken.read_text() == "precious"
@@ -425,6 +429,7 @@ def test_a_network_is_compared(phased: Path, tmp_path: Path) -> None:
         (("--network", "predict", "--at", "f=3,h=1,w=8"), "--at h=1: predict takes 8 to 512"),
         (("--network", "predict", "--at", "three"), "--at three: expected sizes"),
         (("--network", "other", "--at", "f=3"), "--network other: the bundle has encode, sample"),
+        (("--network", "predict", "--at", "f=3,h=8,w=8", "--set", "steps=2"), "--set is for clips"),
         (("--set", "steps=0"), "give --clip INPUT, or --network NAME"),
         (("--clip", "{clip}", "--set", "steps=0"), "steps"),
         (("--clip", "{clip}", "--clips", "1"), "--clips is 1; expected 2 or more"),
