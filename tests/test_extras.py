@@ -38,7 +38,7 @@ def test_tensorrt_is_one_that_takes_our_graphs() -> None:
 
 
 def test_all_sides_have_an_extra() -> None:
-    assert set(EXTRAS) == {*RUN, "build", "dev"}
+    assert set(EXTRAS) == {*RUN, "build", "demo", "dev"}
     assert "onnxruntime" not in EXTRAS["ort-gpu"], "both share an import name"
 
 

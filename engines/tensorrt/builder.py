@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from vsr_trt.engines.graphs.strips import cut_into_strips
 from vsr_trt.engines.tensorrt.library import CompilerLibrary
 from vsr_trt.engines.tensorrt.log import BuildLog, make_logger
 from vsr_trt.runtime.bundle.manifest import COMPATIBLE, STRIP, Profile
@@ -147,6 +144,10 @@ def compile_network(
 
 def _parse(parser: Any, order: BuildOrder) -> bool:
     if order.strips > 1:
+        import onnx_ir as ir  # it takes two seconds, which only this needs
+
+        from vsr_trt.engines.graphs.strips import cut_into_strips
+
         model = ir.load(order.graph)
         cut_into_strips(model, order.strips, ordered=True)
         return parser.parse(ir.to_proto(model).SerializeToString(), str(order.graph))

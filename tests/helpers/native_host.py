@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from helpers.processes import ROOT
 
 SOURCE = ROOT / "runtime" / "native"
 BUILD = ROOT / "build" / "native"
+OPENVINO = "onnxruntime-openvino==1.24.1"
 OK, NONE = 0, 1
 ARGUMENT, MISSING, DAMAGED, TOO_NEW, SIZE, MEMORY, DEVICE, FRAME, BUSY = range(-1, -10, -1)
 
@@ -25,6 +27,24 @@ ARGUMENT, MISSING, DAMAGED, TOO_NEW, SIZE, MEMORY, DEVICE, FRAME, BUSY = range(-
 def onnxruntime_library() -> Path:
     """The library inside of ONNX Runtime's wheel."""
     [found] = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    return found
+
+
+def openvino_library() -> Path:
+    """The library inside of ONNX Runtime's wheel with OpenVINO's provider.
+
+    That wheel and the usual one are one package to Python, so it is put into a folder of its own.
+    """
+    folder = BUILD / "onnxruntime-openvino"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            command += ["--no-compile", "--no-deps", "--upgrade", "--target", str(folder), OPENVINO]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                _missing(f"{OPENVINO} cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            (folder / "done").touch()
+    [found] = (folder / "onnxruntime" / "capi").glob("libonnxruntime.so.*")
     return found
 
 

@@ -46,9 +46,10 @@ typedef struct vsr_error vsr_error;
 
 /* An option, UTF-8 text. `threads`: of the CPU for each network, 1 to 1024; as many as there are cores for this process
    where nobody says. `provider`: ONNX Runtime's name of it, without ExecutionProvider: CPU (the default), CUDA,
-   TensorRT, OpenVINO, NvTensorRTRTX. `provider.KEY`: an option of that provider. `plugin`: library that brings the
-   provider. `onnxruntime`: library to load, a path. Any other is an option of the bundle's family, such as `color` or
-   `seed`; a value that is not the default needs a schedule that was written for it where it decides about steps. */
+   TensorRT, OpenVINO, NvTensorRTRTX. `provider.KEY`: an option of that provider. `session.KEY`: an entry of the session's
+   configuration, such as session.disable_cpu_ep_fallback. `plugin`: library that brings the provider. `onnxruntime`:
+   library to load, a path. Any other is an option of the bundle's family, such as `color` or `seed`; a value that is not
+   the default needs a schedule that was written for it where it decides about steps. */
 typedef struct vsr_option {
   const char* key;
   const char* value;

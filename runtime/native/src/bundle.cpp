@@ -132,7 +132,8 @@ void Bundle::choose(const std::string& option, const std::string& text) {
     for (const auto& item : values_) known += (known.empty() ? "" : ", ") + item.first;
     throw Failure(VSR_ARGUMENT, "this bundle has no option '" + option + "'; it has " +
                                     (known.empty() ? "none" : known) +
-                                    ", and the library has threads, provider, plugin and onnxruntime.");
+                                    ", and the library has threads, provider, provider.KEY, session.KEY, plugin, "
+                                    "onnxruntime.");
   }
   const Node node = manifest()["options"][option.c_str()];
   const std::string type = node["type"].text();

@@ -37,6 +37,8 @@ Model::Model(const std::string& directory, const std::vector<std::pair<std::stri
       settings_.provider = value;
     } else if (key.rfind("provider.", 0) == 0) {
       settings_.provider_options[key.substr(9)] = value;
+    } else if (key.rfind("session.", 0) == 0) {
+      settings_.session_options[key] = value;
     } else if (key == "plugin") {
       settings_.plugin = value;
     } else if (key == "onnxruntime") {

@@ -173,6 +173,9 @@ Session::Session(std::shared_ptr<Runtime> runtime, const Settings& settings, con
   set(api.AddSessionConfigEntry(raw, "session.intra_op.allow_spinning", "0"));
   set(api.AddSessionConfigEntry(raw, "session.use_env_allocators", "1"));
   set(api.AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
+  for (const auto& [key, value] : settings.session_options) {
+    set(api.AddSessionConfigEntry(raw, key.c_str(), value.c_str()));
+  }
   if (!settings.plugin.empty()) {
     add_plugin(*runtime_, raw, settings);
   } else if (settings.provider != "CPU") {

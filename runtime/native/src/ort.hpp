@@ -18,7 +18,7 @@ namespace vsr {
 struct Settings {
   int threads = 0;
   std::string provider = "CPU";
-  std::map<std::string, std::string> provider_options;
+  std::map<std::string, std::string> provider_options, session_options;
   std::string plugin;   // library that brings the provider; empty where it is built in
   std::string library;  // of ONNX Runtime; empty to look for it
 };

@@ -2,7 +2,7 @@
 //
 //   vsr_mutate BUNDLE WIDTH HEIGHT COUNT SEED      BUNDLE is a copy that may be changed
 //
-// With Clang, -fsanitize=fuzzer and -DVSR_FUZZER the same is a fuzzer, whose input takes the place of a file's text.
+// With -DVSR_FUZZER it is a program for Clang's libFuzzer, whose input takes the place of a file's text.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
