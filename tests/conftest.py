@@ -21,6 +21,9 @@ from vsr_trt.recipes.kernel_store import open_store
 
 __all__ = ["pytest_terminal_summary"]  # pytest looks for hooks here
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many processes as cores: threads of each would wait for those of the others
+
 # No test is about how long something takes.
 settings.register_profile("default", deadline=None, max_examples=examples(100))
 settings.load_profile("default")

@@ -126,7 +126,7 @@ def exact(model: onnx.ModelProto) -> onnx.ModelProto:
     return ir.to_proto(found)
 
 
-@pytest.mark.parametrize("strips", [2, 4, 16])
+@pytest.mark.parametrize("strips", [2, 4, pytest.param(16, marks=pytest.mark.thorough)])
 def test_any_number_of_strips(strips: int) -> None:
     model = decoder(1)
     other, _ = in_strips(model, strips, lowered=True)

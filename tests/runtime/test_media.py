@@ -905,7 +905,9 @@ def write_photo(path: Path, orientation: int, size: tuple[int, int] = SIZE) -> N
 @pytest.mark.parametrize(
     ("suffix", "orientation"),
     matrix(
-        PHOTOS, range(10), fast=lambda suffix, turned: suffix == "jpg" or turned == 6
+        PHOTOS,
+        range(10),
+        fast=lambda suffix, turned: suffix == "jpg" or turned == 6,
     ),  # 0 and 9 mean nothing
 )
 def test_photos_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import clip_family
 from helpers.fake_gpu import FakeDriver, FakeTensorRT, blend
+from helpers.matrix import matrix
 from helpers.media_clips import Clip, decoded, times
 
 from vsr_trt.build import main as build_main
@@ -136,8 +137,10 @@ def assert_alike(one: Any, other: Any) -> None:
     assert difference.mean() < 1e-3
 
 
-@pytest.mark.parametrize("slots", [1, 2])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 11])
+@pytest.mark.parametrize(
+    ("slots", "count"),
+    matrix([1, 2], [1, 2, 3, 4, 5, 6, 7, 8, 11], fast=lambda slots, count: slots == 1 + count % 2),
+)
 def test_any_number_of_frames_comes_out_as_by_hand(bundle: Bundle, count: int, slots: int) -> None:
     frames = clip(SMALL, count)
     with Restorer(bundle.path, slots=slots, threads=1) as restorer:
@@ -372,8 +375,10 @@ def test_hostile_orders_give_the_same_bytes(
         np.testing.assert_array_equal(list(restorer.restore(frames)), expected)
 
 
-@pytest.mark.parametrize("slots", [1, 2])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize(
+    ("slots", "size"),
+    matrix([1, 2], [SMALL, LARGE], fast=lambda slots, size: (slots == 2) == (size == LARGE)),
+)
 def test_the_cuda_device_gives_the_same_bytes(
     tmp_path: Path, size: tuple[int, int], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
