@@ -25,6 +25,11 @@ class Batch(NamedTuple):
     frames: int
 
 
+def by_pass(x: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """(b*f,c,h,w) -> b of (f,c,h,w)."""
+    return x.reshape(*batch, *x.shape[1:]).unbind(0)
+
+
 def by_channel(x: Tensor, batch: Batch) -> Tensor:
     """(b*f,c,h,w) -> (b,c,f,h*w)."""
     _, channels, height, width = x.shape

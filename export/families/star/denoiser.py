@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vsr_trt.export.families.star.blocks import Batch, Convolution, Downsample, ResidualBlock, Upsample
+from vsr_trt.export.families.star.blocks import (
+    Batch,
+    Convolution,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    by_pass,
+)
 from vsr_trt.export.families.star.shapes import CHUNK, LATENTS, bounds
 from vsr_trt.export.families.star.sizes import TOKENS, Block, Sizes
 from vsr_trt.export.families.star.transformers import SpatialTransformer, TemporalTransformer
@@ -177,6 +184,7 @@ class UNet(Encoder):
     def __init__(self, sizes: Sizes, slices: int = 1) -> None:
         super().__init__(sizes, slices, control=False)
         self.output_blocks = nn.ModuleList(_layers(sizes, block, slices) for block in sizes.decoder())
+        self.top = sum(block.level == 0 for block in sizes.decoder())
         self.out = Convolution(2, sizes.dim, sizes.latent, (3, 3))
 
     def forward(self, xt: Tensor, time: Tensor, text: Tensor, *controls: Tensor) -> Tensor:
@@ -188,15 +196,26 @@ class UNet(Encoder):
         """What the text reaches, with the ControlNet's results -> v (B,4,f,h,w).
 
         Where the controls are made as they are asked for, both encoders go down side by side, and of a skip and its
-        control only the sum is kept.
+        control only the sum is kept. The decoder's first level, where memory is at its peak, takes one pass after the
+        other.
         """
         pairs = zip(self.after_text(shared, given), controls, strict=True)
-        *joined, x = [skip + control for skip, control in pairs]
-        joined[0] = _repeated(joined[0], given.passes)
-        for block in self.output_blocks:
-            x = _run(block, torch.cat([x, joined.pop()], dim=1), given)
-        v = self.out(x)
+        first, *joined, x = [skip + control for skip, control in pairs]
+        upper, lower = joined[: self.top - 1], joined[self.top - 1 :]
+        x = self._rise(self.output_blocks[: -self.top], x, lower, given)
+        parts = zip(*(by_pass(tensor, given.batch) for tensor in (x, *upper)), strict=True)
+        found = [
+            self.out(self._rise(self.output_blocks[-self.top :], part, [first, *skips], given.of_pass(index)))
+            for index, (part, *skips) in enumerate(parts)
+        ]
+        v = torch.cat(found)
         return v.reshape(*given.batch, *v.shape[1:]).transpose(1, 2)
+
+    def _rise(self, blocks: Iterable[nn.ModuleList], x: Tensor, skips: list[Tensor], given: Inputs) -> Tensor:
+        """The decoder's blocks, each with the last of the skips that are left."""
+        for block, skip in zip(blocks, reversed(skips), strict=True):
+            x = _run(block, torch.cat([x, skip], dim=1), given)
+        return x
 
 
 class Denoiser(nn.Module):
@@ -242,11 +261,6 @@ class Denoiser(nn.Module):
 def frames_first(x: Tensor) -> Tensor:
     """(1,c,f,h,w) -> (f,c,h,w)."""
     return x[0].transpose(0, 1)
-
-
-def _repeated(x: Tensor, passes: int) -> Tensor:
-    """(f,c,h,w) -> (passes*f,c,h,w)."""
-    return x if passes == 1 else torch.cat([x] * passes)
 
 
 def _point(channels: int) -> nn.Sequential:

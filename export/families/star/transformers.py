@@ -9,8 +9,10 @@ So it is computed in this form: nothing is multiplied, and in FP16 no g v underf
 1 + exp(-z), which may become infinite: the normalised token is 0 then, as it should be.
 
 Memory: what is wide here are the feed-forward layers, of 12 times the channels. They are computed in slices, each of
-some of the positions. Attention over a picture and to the text is not sliced: compilers fuse it and keep no scores, and
-TensorRT-RTX 1.7.1 crashes where several attentions share keys of more than one head.
+some of the positions; and where there are slices, at the upper levels, a spatial transformer takes one pass of the
+guidance after the other, but for the first one, which both passes enter as one. Attention over a picture and to the
+text has no slices within a pass: compilers fuse it and keep no scores, and TensorRT-RTX 1.7.1 crashes where several
+attentions of more than one head share keys, or queries.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsr_trt.export.families.star.blocks import Batch, by_channel
+from vsr_trt.export.families.star.blocks import Batch, by_channel, by_pass
 from vsr_trt.export.families.star.sizes import GROUPS
 
 
@@ -43,6 +45,11 @@ def in_slices(work: Callable[..., Tensor], tensors: tuple[Tensor, ...], dim: int
     else:
         parts = [torch.tensor_split(tensor, slices, dim) for tensor in tensors]
     return torch.cat([work(*part) for part in zip(*parts, strict=True)], dim)
+
+
+def _slices_of(slices: int, batch: Batch) -> int:
+    """How many slices a part of both passes is computed in: a pass alone in half as many."""
+    return max(1, slices * batch.clips // 2)
 
 
 class GatedNorm(nn.LayerNorm):
@@ -173,7 +180,13 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch, key: Tensor, value: Tensor) -> Tensor:
         """See the class."""
-        return self.with_text(x, self.without_text(x), batch, key, value)
+        if self.slices == 1 or batch.clips == 1:
+            return self.with_text(x, self.without_text(x), batch, key, value)
+        alone, texts = Batch(1, batch.frames), zip(key.split(1), value.split(1), strict=True)
+        parts = zip(by_pass(x, batch), texts, strict=True)
+        return torch.cat(
+            [self.with_text(part, self.without_text(part), alone, *text) for part, text in parts]
+        )
 
     def without_text(self, x: Tensor) -> Tensor:
         """The part that no text reaches: x (n,c,h,w) -> tokens (n,h*w,c)."""
@@ -201,7 +214,8 @@ class SpatialTransformer(nn.Module):
         def widen(part: Tensor) -> Tensor:
             return self.proj_out(part + block.ff(block.norm3(part)))
 
-        update = in_slices(widen, (read,), 2, self.slices).transpose(2, 3)
+        slices = _slices_of(self.slices, Batch(passes, frames))
+        update = in_slices(widen, (read,), 2, slices).transpose(2, 3)
         both = x.reshape(clips, frames, channels, height * width) + update
         return both.reshape(passes * frames, channels, height, width)
 
@@ -244,5 +258,5 @@ class TemporalTransformer(nn.Module):
             tokens = self.proj_out(self.transformer_blocks[0](tokens))
             return tokens.reshape(part.shape)
 
-        update = in_slices(attend, (positions,), 1, self.slices)
+        update = in_slices(attend, (positions,), 1, _slices_of(self.slices, batch))
         return x + update.permute(0, 2, 3, 1).reshape(x.shape)
