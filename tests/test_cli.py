@@ -184,7 +184,7 @@ def restoring(clip: Path, bundle: Path, output: Path) -> Iterator[subprocess.Pop
         yield process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_an_interrupted_run_leaves_nothing(
     golden_bundle: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -19,6 +19,7 @@ import av
 import numpy as np
 import pytest
 from helpers import planned_bundle, processes
+from helpers.matrix import matrix
 from PIL import Image
 
 from vsr_trt.runtime.machine import shell
@@ -267,6 +268,11 @@ def test_a_folder_of_somebody_else_is_no_home(monkeypatch: pytest.MonkeyPatch, t
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 129}
 signals = pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+PLACES = [  # commands, and what they are importing when the signal comes
+    *((RUNTIME, module) for module in ("vsr_trt.runtime.cli.main", "numpy", "vsr_trt.runtime.restore.job")),
+    *((BUILD, module) for module in ("argparse", "numpy")),
+    *((KERNELS, module) for module in ("argparse", "rich.console")),
+]
 AT_IMPORT = """
 import os, sys
 class Finder:
@@ -284,22 +290,15 @@ def signalled(number: int, module: str, folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder), "AT": module, "NUMBER": str(int(number))}
 
 
-@signals
 @pytest.mark.parametrize(
-    ("command", "module"),
-    [
-        *(
-            (RUNTIME, module)
-            for module in ("vsr_trt.runtime.cli.main", "numpy", "vsr_trt.runtime.restore.job")
-        ),
-        *((BUILD, module) for module in ("argparse", "numpy")),
-        *((KERNELS, module) for module in ("argparse", "rich.console")),
-    ],
-    ids=lambda part: part if isinstance(part, str) else Path(part[-1]).name,
+    ("place", "number"),
+    matrix(PLACES, CODES, fast=lambda place, number: list(CODES)[PLACES.index(place) % len(CODES)] == number),
+    ids=lambda part: part.name if isinstance(part, signal.Signals) else f"{Path(part[0][-1]).name}-{part[1]}",
 )
 def test_signals_are_understood_from_the_first_import_on(
-    command: tuple, module: str, number: signal.Signals, tmp_path: Path
+    place: tuple[tuple, str], number: signal.Signals, tmp_path: Path
 ) -> None:
+    command, module = place
     done = run([*command, "doctor"], env=signalled(number, module, tmp_path))
     assert done.returncode == CODES[number], done
     assert done.stderr == "interrupted; nothing half-written was left behind.\n"

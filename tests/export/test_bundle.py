@@ -384,6 +384,7 @@ def test_another_process_exports_the_same(tmp_path: Path) -> None:
         assert set(exported.phases) >= {"reference", "trace", "write", "check"}
 
 
+@pytest.mark.thorough
 def test_another_process_that_fails_or_dies_is_a_sentence(tmp_path: Path) -> None:
     request = BundleRequest(GOLDEN / "nothing.pkl", tmp_path / "out", {"sd": GOLDEN / "sd"})
     with (

@@ -63,7 +63,10 @@ def test_a_small_network(make: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [pictures.preprocess_spec, pictures.postprocess_spec])
-@pytest.mark.parametrize(("height", "width"), [(30, 41), (36, 48), (37, 130)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(30, 41), *(pytest.param(*size, marks=pytest.mark.thorough) for size in ((36, 48), (37, 130)))],
+)
 def test_work_on_a_canvas_depends_on_its_sides_and_the_frames(
     make: Callable[[tuple[int, int]], NetworkSpec], height: int, width: int, tmp_path: Path
 ) -> None:

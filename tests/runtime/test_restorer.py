@@ -55,6 +55,7 @@ def test_a_clip_cut_anywhere_with_one_frame_of_overlap_gives_the_same_bytes(
     assert all(np.array_equal(a, b) for a, b in zip(head + tail, whole[: cut + 1], strict=True))
 
 
+@pytest.mark.thorough
 def test_two_runs_give_the_same_bytes(golden_bundle: Path, clip: list[np.ndarray], whole: list) -> None:
     with Restorer(golden_bundle) as another:
         assert all(np.array_equal(a, b) for a, b in zip(another.restore(clip[:2]), whole[:2], strict=True))

@@ -93,6 +93,7 @@ def test_engines_that_left_a_part_to_a_kernel_are_gone(tmp_path: Path, version: 
     assert found.schema_version == SCHEMA_VERSION
 
 
+@pytest.mark.thorough
 def test_an_old_bundle_restores_the_same_bytes(golden_bundle: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(golden_bundle, old)

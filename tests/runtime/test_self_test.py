@@ -49,6 +49,7 @@ def test_another_picture_is_noticed(temporary: Path, monkeypatch: pytest.MonkeyP
     assert "levels off, expected 0.5 at most" in last.found
 
 
+@pytest.mark.thorough
 def test_frames_in_another_order_are_noticed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = clip.read
     monkeypatch.setattr(clip, "read", lambda path: read(path)[::-1] if path.suffix == ".mp4" else read(path))
