@@ -136,12 +136,12 @@ class CpuNetworks:
     def _open(self, path: Path, engine: Engine | None) -> Any:
         options = session_options(self._library, self._threads, optimise=engine is None)
         scratch.share(self._library, options)
-        mend = self._bundle.way_out
+        fix = self._bundle.way_out
         if engine:
-            mend += (
+            fix += (
                 f" Make it again with: vsr-build engines {self._bundle.path} --backend onnxruntime --force"
             )
-        return open_session(self._library, path, options, ["CPUExecutionProvider"], mend)
+        return open_session(self._library, path, options, ["CPUExecutionProvider"], fix)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a network; returns its outputs by name.
@@ -199,7 +199,7 @@ def session_options(library: Any, threads: int, *, optimise: bool = True) -> Any
     return options
 
 
-def open_session(library: Any, path: Path, options: Any, providers: list[Any] | None, mend: str = "") -> Any:
+def open_session(library: Any, path: Path, options: Any, providers: list[Any] | None, fix: str = "") -> Any:
     """Loads a graph.
 
     Args:
@@ -219,7 +219,7 @@ def open_session(library: Any, path: Path, options: Any, providers: list[Any] | 
         if _is_memory(error):
             raise DeviceError(f"there is not enough memory to load {path.name}.") from error
         raise DeviceError(
-            f"ONNX Runtime {library.__version__} cannot load {path}: {_first_line(error).rstrip('.')}.{mend}"
+            f"ONNX Runtime {library.__version__} cannot load {path}: {_first_line(error).rstrip('.')}.{fix}"
         ) from error
 
 
