@@ -138,9 +138,7 @@ class CpuNetworks:
         scratch.share(self._library, options)
         fix = self._bundle.way_out
         if engine:
-            fix += (
-                f" Make it again with: vsr-build engines {self._bundle.path} --backend onnxruntime --force"
-            )
+            fix += f" Make it again with: vsr-build engines {self._bundle.path} --backend onnxruntime --force"
         return open_session(self._library, path, options, ["CPUExecutionProvider"], fix)
 
     def run(self, network: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
