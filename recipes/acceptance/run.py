@@ -27,7 +27,7 @@ from vsr_trt.recipes import SCRIPT
 from vsr_trt.recipes.acceptance import page
 from vsr_trt.recipes.acceptance.steps import Task
 from vsr_trt.runtime.errors import OutputError
-from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine import children
 from vsr_trt.runtime.machine.files import write_whole
 
 REPORT, PAGE = "gpu-acceptance.json", "gpu-acceptance.html"
@@ -235,20 +235,21 @@ def run_program(program: Sequence[str], limit: float) -> tuple[int, str, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # a group of its own: what it started is ended with it, and hears of a terminal's Ctrl-C from nobody else
     group = {"process_group": 0} if os.name == "posix" else {}
-    process: subprocess.Popen[str] | None = None
     kept: tuple[list[str], list[str]] = ([], [])
-    try:
-        with shell.shield():  # an interrupt in the middle of it would leave a process that nobody knows
-            process = subprocess.Popen(
-                program,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",  # a driver's words may be of any encoding
-                env=environment,
-                **group,  # type: ignore[call-overload]
-            )
+    with (
+        contextlib.suppress(subprocess.TimeoutExpired),
+        children.ended_on_failure(
+            program,
+            _end,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",  # a driver's words may be of any encoding
+            env=environment,
+            **group,
+        ) as process,
+    ):
         followers = [
             threading.Thread(target=_follow, args=(stream, lines, lines is kept[1]), daemon=True)
             for stream, lines in zip((process.stdout, process.stderr), kept, strict=True)
@@ -256,13 +257,6 @@ def run_program(program: Sequence[str], limit: float) -> tuple[int, str, str]:
         for follower in followers:
             follower.start()
         process.wait(limit)
-    except subprocess.TimeoutExpired:
-        assert process is not None, "it is what was waited for"
-        _end(process)
-    except BaseException:
-        if process is not None:
-            _end(process)
-        raise
     for follower in followers:
         follower.join(_GRACE)  # not for ever: what the program left behind may hold its output open
     printed, said = ("".join(list(lines)) for lines in kept)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from vsr_trt.runtime.errors import DeviceError
-from vsr_trt.runtime.machine import shell
+from vsr_trt.runtime.machine import children
 
 
 @dataclass(frozen=True)
@@ -65,34 +65,34 @@ def run(command: Sequence[str], variables: Mapping[str, str], hear: Callable[[st
         # Its temporary files go with the folder, even where it is killed in the midst of writing them.
         environment = {**os.environ, "TMPDIR": folder, **variables}
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as output:
-            process: subprocess.Popen[str] | None = None
-            listener: threading.Thread | None = None
-            last: list[str] = []
-            try:
-                # A session of its own, so that it can be killed with all that it started. A terminal's Ctrl-C does not
-                # reach it then: that is this process's business, and waits until there is something to kill.
-                with shell.shield():
-                    process = subprocess.Popen(
-                        list(command),
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        encoding="utf-8",
-                        errors="replace",
-                        env=environment,
-                        start_new_session=True,
+            with contextlib.ExitStack() as stack:
+                try:
+                    # A session of its own, so that it can be killed with all that it started. A terminal's Ctrl-C does
+                    # not reach it then: that is this process's business.
+                    process = stack.enter_context(
+                        children.ended_on_failure(
+                            list(command),
+                            _kill,
+                            stdin=subprocess.DEVNULL,
+                            stdout=output,
+                            stderr=subprocess.PIPE,
+                            text=True,
+                            encoding="utf-8",
+                            errors="replace",
+                            env=environment,
+                            start_new_session=True,
+                        )
                     )
+                except OSError as error:
+                    raise DeviceError(f"{command[0]} cannot be started: {error.strerror}.") from error
                 assert process.stderr is not None
+                last: list[str] = []
                 listener = threading.Thread(target=_listen, args=(process.stderr, hear, last), daemon=True)
                 listener.start()
-                process.wait()
-            except OSError as error:
-                raise DeviceError(f"{command[0]} cannot be started: {error.strerror}.") from error
-            finally:
-                if process is not None:
+                try:
+                    process.wait()
+                finally:
                     _kill(process)
-                if listener is not None:
                     listener.join()
             output.seek(0)
             return Ended(process.returncode, output.read(), "".join(last))

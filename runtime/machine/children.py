@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing.resource_tracker
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from vsr_trt.runtime.machine import shell
 
@@ -42,3 +44,30 @@ def without_interrupts() -> Iterator[None]:
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ended_on_failure(
+    command: Sequence[str], end: Callable[[subprocess.Popen[str]], None], **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended where the block fails, or is interrupted.
+
+    An interrupt waits while the process is being started: in the middle of that it would leave one that nobody knows.
+
+    Args:
+        command: program and arguments.
+        end: ends it.
+        options: subprocess.Popen's, for text.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    process: subprocess.Popen[str] | None = None
+    try:
+        with shell.shield():
+            process = subprocess.Popen(command, **options)
+        yield process
+    except BaseException:
+        if process is not None:
+            end(process)
+        raise
