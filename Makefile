@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-for-the-demo
+INSTALL = $(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --editable
 
 .PHONY: setup demo test thorough native wheel-test lint full-size gpu-acceptance clean
 
@@ -11,14 +13,12 @@ setup: $(READY)
 
 # Modules are compiled when they are imported first: most of the packages' never are, and all take longer than the rest
 $(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --editable ".[build,cpu,dev]"
+	$(INSTALL) ".[build,cpu,dev]"
 	@touch $(READY) $(DEMO_READY)
 
 # The demo waits only for what it needs: a third of an installation are tools and compilers that the tests need
 $(DEMO_READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --editable ".[build,cpu,demo]"
+	$(INSTALL) ".[build,cpu,demo]"
 	@touch $(DEMO_READY)
 
 demo: $(DEMO_READY)

@@ -47,9 +47,9 @@ def in_slices(work: Callable[..., Tensor], tensors: tuple[Tensor, ...], dim: int
     return torch.cat([work(*part) for part in zip(*parts, strict=True)], dim)
 
 
-def _slices_of(slices: int, batch: Batch) -> int:
-    """How many slices a part of both passes is computed in: a pass alone in half as many."""
-    return max(1, slices * batch.clips // 2)
+def _slices_of(slices: int, passes: int) -> int:
+    """How many of the slices that both passes are computed in are for some of them: a pass alone has half."""
+    return max(1, slices * passes // 2)
 
 
 class GatedNorm(nn.LayerNorm):
@@ -214,8 +214,7 @@ class SpatialTransformer(nn.Module):
         def widen(part: Tensor) -> Tensor:
             return self.proj_out(part + block.ff(block.norm3(part)))
 
-        slices = _slices_of(self.slices, Batch(passes, frames))
-        update = in_slices(widen, (read,), 2, slices).transpose(2, 3)
+        update = in_slices(widen, (read,), 2, _slices_of(self.slices, passes)).transpose(2, 3)
         both = x.reshape(clips, frames, channels, height * width) + update
         return both.reshape(passes * frames, channels, height, width)
 
@@ -258,5 +257,5 @@ class TemporalTransformer(nn.Module):
             tokens = self.proj_out(self.transformer_blocks[0](tokens))
             return tokens.reshape(part.shape)
 
-        update = in_slices(attend, (positions,), 1, _slices_of(self.slices, batch))
+        update = in_slices(attend, (positions,), 1, _slices_of(self.slices, batch.clips))
         return x + update.permute(0, 2, 3, 1).reshape(x.shape)
