@@ -173,6 +173,7 @@ def _describe(bundle: Bundle) -> dict[str, object]:
         "top_k": manifest.top_k,
         "kernels": list(manifest.kernels),
         "prompt": manifest.prompt.text if manifest.prompt else None,
+        "negative_prompt": manifest.prompt.negative if manifest.prompt else None,
         "tilings": {name: dataclasses.asdict(tiling) for name, tiling in manifest.tilings.items()},
         "options": {name: dataclasses.asdict(option) for name, option in manifest.options.items()},
         "window": dataclasses.asdict(manifest.window),

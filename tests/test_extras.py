@@ -24,7 +24,7 @@ IMPORTED = {
     "cuda-python": "cuda.bindings.driver",
     "nvidia-ml-py": "pynvml",
 }
-RUN = ("cpu", "gpu", "rtx", "ort-gpu", "pycuda")
+RUN = ("cpu", "gpu", "rtx", "ort-gpu", "prompt", "pycuda")
 
 
 def test_tensorrt_is_one_that_takes_our_graphs() -> None:
@@ -42,9 +42,7 @@ def test_all_sides_have_an_extra() -> None:
     assert "onnxruntime" not in EXTRAS["ort-gpu"], "both share an import name"
 
 
-@pytest.mark.parametrize(
-    "package", sorted({p for name in ("cpu", "gpu", "rtx", "ort-gpu", "pycuda") for p in EXTRAS[name]})
-)
+@pytest.mark.parametrize("package", sorted({p for name in RUN for p in EXTRAS[name]}))
 def test_what_is_installed_can_be_imported(package: str) -> None:
     try:
         importlib.metadata.version(package)

@@ -26,6 +26,7 @@ def check(manifest: Manifest) -> None:
         *([manifest.calibration.file] if manifest.calibration else []),
         *(path for kernel in kernels for path in (*kernel.launch, *kernel.constants.values())),
         *([manifest.prompt.file] if manifest.prompt else []),
+        *([manifest.prompt.tokenizer.file] if manifest.prompt and manifest.prompt.tokenizer else []),
         *_files(manifest),
     ]
     for path in [*manifest.files, *referenced]:
@@ -41,6 +42,7 @@ def check(manifest: Manifest) -> None:
     for engine in manifest.engines:
         if engine.network not in manifest.networks:
             raise MisfitError(f"the engine {engine.file} is of {engine.network!r}, which is no network")
+    _check_tokenizer(manifest)
     _check_numbers(manifest)
     _check_options(manifest)
     if len({stage.name for stage in manifest.stages}) != len(manifest.stages):
@@ -88,6 +90,23 @@ def _check_buffers(manifest: Manifest) -> None:
                     f"the buffer {name!r} is {known.dtype} {list(known.shape)} for {of}, and {tensor.dtype} "
                     f"{list(tensor.shape)} for {stage.network}"
                 )
+
+
+def _check_tokenizer(manifest: Manifest) -> None:
+    """Whether what embeds other prompts takes tokens of a fixed number, and gives what the bundle's own file is."""
+    if manifest.prompt is None or manifest.prompt.tokenizer is None:
+        return
+    name = manifest.prompt.tokenizer.network
+    network = manifest.networks.get(name)
+    if network is None:
+        raise MisfitError(f"the prompt's network is {name!r}, which is no network")
+    kinds = [tensor.dtype for tensor in (*network.inputs, *network.outputs)]
+    if kinds != ["int64", "float32"]:
+        raise MisfitError(f"the prompt's network {name} has tensors of {kinds}; expected int64 to float32")
+    if not any(
+        given.source == "file" and given.name == manifest.prompt.file for given in manifest.inputs.values()
+    ):
+        raise MisfitError(f"the prompt's file {manifest.prompt.file} is no input")
 
 
 def _check_numbers(manifest: Manifest) -> None:

@@ -400,11 +400,36 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Tokenizer:
+    """What makes embeddings of other prompts than the bundle's.
+
+    Attributes:
+        file: the tokenizer, as the package `tokenizers` saves it; it cuts and fills up to as many tokens as the network
+            takes.
+        network: token ids -> embedding.
+        behind: text that is put behind a prompt, with nothing between; not behind a negative one.
+    """
+
+    file: str
+    network: str
+    behind: str = ""
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """The text that conditions the restoration, and its embedding (77, C) as .npy."""
+    """The text that conditions the restoration.
+
+    Attributes:
+        text: as it was given.
+        file: its embedding (77,C) as .npy; with a negative prompt (2,77,C), that one's last.
+        negative: text that the restoration is led away from, None in a family without.
+        tokenizer: for other prompts; None where the bundle cannot embed any.
+    """
 
     text: str
     file: str
+    negative: str | None = None
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)

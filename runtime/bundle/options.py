@@ -64,6 +64,8 @@ class Settings:
             run at the same time, and results come later and take more memory.
         engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
         check: compare every file's SHA-256 with the manifest before use.
+        prompt: text that conditions the restoration, in place of the bundle's; see `runtime.restore.prompts`.
+        negative_prompt: text that it is led away from, likewise.
     """
 
     backend: str = "auto"
@@ -76,6 +78,8 @@ class Settings:
     slots: int = 1
     engine_cache: str | Path | None = None
     check: bool = False
+    prompt: str | None = None
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)

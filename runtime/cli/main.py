@@ -127,6 +127,12 @@ def _add_restore(commands: argparse._SubParsersAction, manifest: Manifest | None
         help="recorded noise, in place of what the bundle's family draws by its seed",
     )
     add(
+        "--prompt",
+        metavar="TEXT",
+        help="text that conditions the restoration, in place of the bundle's (vsr doctor --bundle shows that)",
+    )
+    add("--negative-prompt", metavar="TEXT", help="text that it is led away from, in place of the bundle's")
+    add(
         "--segment",
         metavar="N[,M]",
         help="of a bundle that takes whole clips through its steps: N frames at once, of which M are the next "
@@ -215,6 +221,8 @@ def _restore(options: argparse.Namespace) -> int:
         slots=options.slots,
         engine_cache=options.engine_cache,
         check=options.check,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
         **choices.settings(options),
     )
     job = Job(**values, settings=settings)

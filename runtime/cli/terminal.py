@@ -292,7 +292,17 @@ def print_verdicts(console: Console, engines: Sequence[EngineVerdict]) -> None:
 
 def _print_bundle(console: Console, bundle: dict[str, Any]) -> None:
     table = _facts("bundle")
-    for name in ("path", "family", "schema_version", "precision", "scale", "top_k", "prompt", "bytes"):
+    for name in (
+        "path",
+        "family",
+        "schema_version",
+        "precision",
+        "scale",
+        "top_k",
+        "prompt",
+        "negative_prompt",
+        "bytes",
+    ):
         if bundle[name] is not None:
             table.add_row(name, escape(printable(str(bundle[name]))))
     for name, tiling in bundle["tilings"].items():

@@ -205,6 +205,7 @@ def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo, count: int) -> N
 def _early_notes(job: Job, restorer: Restorer, source: media.Source, sink: media.Sink) -> Iterator[str]:
     """What is worth knowing before the work, not only after it."""
     info = source.info
+    yield from restorer.notes
     if job.fps is not None and (info.time_base is not None or not isinstance(sink, VideoSink)):
         why = (
             "the output is pictures"

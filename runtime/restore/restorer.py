@@ -30,6 +30,7 @@ from vsr_trt.runtime.devices.runner import Runner
 from vsr_trt.runtime.devices.timeline import Observer, Span
 from vsr_trt.runtime.errors import DeviceError, FrameError, InputError
 from vsr_trt.runtime.media import worked
+from vsr_trt.runtime.restore import prompts
 from vsr_trt.runtime.restore.noise import Drawn, Noise, Recorded, Wanted, purposes, seeds
 from vsr_trt.runtime.restore.progress import Meter, PhaseProgress
 from vsr_trt.runtime.schedule.build import build
@@ -73,6 +74,8 @@ class Restorer:
         InputError: an option out of range.
         DeviceError: the backend is not installed, or cannot load the networks.
 
+    `notes` are sentences about what it was given, for people: a prompt that is too long.
+
     One Restorer serves one clip at a time: a call that comes while another thread is inside one is
     refused with a DeviceError. Any number of Restorers may live next to each other.
     """
@@ -103,6 +106,8 @@ class Restorer:
         self.slots = settings.slots
         self._options = Options.of(self.manifest, settings)
         self._noise = _noise(self.manifest, self._options, noise)
+        prompted = prompts.embed(opened, settings)
+        self.notes = prompted.notes
         self._wanted: tuple[
             Wanted, ...
         ] = ()  # noise that comes in with each frame of the part that is under way
@@ -141,7 +146,7 @@ class Restorer:
             )
         )
         try:
-            self._files = opened.constants(self._options)
+            self._files = opened.constants(self._options) | prompted.constants
         except BaseException:
             self._device.close()
             raise

@@ -91,6 +91,17 @@ def test_a_long_prompt_is_cut_and_ends(star: Star, golden_star: Arrays) -> None:
     assert torch.isfinite(star.embed("a good video " * 30)).all()
 
 
+@pytest.mark.parametrize(
+    ("words", "ids"),
+    [("!", [256]), ("a ! b", [320, 256, 321]), ("a!", [320, 256]), ("a! !b", [320, 256, 256, 321]), ("", [])],
+)
+def test_an_exclamation_mark_is_a_word(words: str, ids: list[int]) -> None:
+    """OpenCLIP fills up with what is spelt like it; transformers would take it for that wherever it stands."""
+    begin, end = 952, 953
+    found = text.tokenize(GOLDEN / "text_encoder", words)[0].tolist()
+    assert found == [begin, *ids, end] + [0] * (75 - len(ids))
+
+
 def test_canvas_and_hint(star: Star, frames: Tensor, golden_star: Arrays) -> None:
     image, reference = star.preprocess(frames)
     assert float((image[0] - golden_star["canvas_frame_0"]).abs().max()) < 1e-6

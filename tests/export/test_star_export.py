@@ -19,13 +19,17 @@ from helpers.star import GOLDEN, build_bundle
 
 from vsr_trt.build import main
 from vsr_trt.engines.graphs.work import count
+from vsr_trt.export.families.stable_diffusion import text_encoder
 from vsr_trt.export.families.star import denoiser, family, features, pictures, steps, text
 from vsr_trt.export.families.star.denoiser import Denoiser
 from vsr_trt.export.families.star.sizes import Sizes
 from vsr_trt.export.network import NetworkSpec, export
+from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Bound
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.symbols import evaluate
+from vsr_trt.runtime.restore.prompts import embed
 from vsr_trt.runtime.restore.restorer import Restorer
 
 Arrays = dict[str, np.ndarray]
@@ -188,9 +192,21 @@ def test_the_chain(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> Non
 @pytest.mark.thorough
 def test_the_runtime(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> None:
     noise = {name: array for name, array in recorded.items() if name.startswith("noise_")}
-    with Restorer(star_bundle, noise=noise) as restorer:
+    prompts = {"prompt": text.PROMPT, "negative_prompt": text.NEGATIVE}  # embedded anew: the same
+    with Restorer(star_bundle, noise=noise, **prompts) as restorer:
         results = list(restorer.restore(iter(clip)))
     published(np.stack(results))
+
+
+@pytest.mark.thorough
+def test_prompts_of_a_run(star_bundle: Path) -> None:
+    given = Settings(prompt="wow! a cat", negative_prompt="grey")
+    found = embed(Bundle.open(star_bundle), given).constants["prompts"]
+    encoder = text_encoder.TextEncoder(text.open_text_encoder(GOLDEN / "text_encoder")).eval()
+    texts = ("wow! a cat" + text.POSITIVE, "grey")
+    with torch.no_grad():
+        theirs = [encoder(text.tokenize(GOLDEN / "text_encoder", each)[0]).numpy() for each in texts]
+    assert difference(found, np.stack(theirs)) < 1e-5
 
 
 @pytest.mark.thorough
@@ -212,6 +228,7 @@ def test_the_manifest(star_bundle: Path) -> None:
     assert set(manifest.networks) == set(family.STAR.network_names)
     assert manifest.prompt is not None
     assert manifest.prompt.text == text.PROMPT
+    assert manifest.prompt.negative == text.NEGATIVE
     assert manifest.networks["denoiser"].bounds["h"] == Bound(10, 1026, 8, 2)
     assert {f"steps/normal-{count}.npy" for count in range(1, 101)} <= set(manifest.files)
     provenance = manifest.provenance

@@ -78,7 +78,7 @@ def small() -> dict[str, Any]:
             "prompt": {"source": "file", "name": "prompt.npy", "seed": None},
         },
         "output": "result",
-        "prompt": {"text": "a", "file": "prompt.npy"},
+        "prompt": {"text": "a", "file": "prompt.npy", "negative": None, "tokenizer": None},
         "kernels": [],
         "engines": [
             {

@@ -12,13 +12,14 @@ import numpy as np
 
 from vsr_trt.export.families.dloral import cfr, family, lora
 from vsr_trt.export.families.dloral import checkpoint as checkpoints
-from vsr_trt.export.families.prompt import embed
+from vsr_trt.export.families.prompt import TOKENIZER, embed
 from vsr_trt.export.families.stable_diffusion.base_model import BaseModel
 from vsr_trt.export.provenance import source_of, versions
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu import build as gpu_kernel
 from vsr_trt.kernels.gpu import launch as launches
-from vsr_trt.runtime.bundle.manifest import Kernel, Manifest, Network, Prompt, Provenance
+from vsr_trt.runtime.bundle.manifest import Kernel, Manifest, Network, Prompt, Provenance, Tokenizer
+from vsr_trt.runtime.bundle.tokens import cut_note, encode
 
 DEFAULT_PROMPT = "a sharp, detailed, high-resolution photo,"
 PARTS = {"sd": "Stable Diffusion 2.1"}
@@ -55,7 +56,8 @@ class BundleModel(family.DLoRAL):
         super().__init__(base, checkpoint, weights, request.top_k, phase, request.precision)
         self._request = request
         self._prompt = DEFAULT_PROMPT if request.prompt is None else request.prompt
-        self._tokens, self._cut = base.tokenize(self._prompt)
+        self._tokenizer = base.tokenizer()
+        self._tokens, self._cut = encode(self._tokenizer, self._prompt)
 
     @staticmethod
     def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
@@ -75,7 +77,7 @@ class BundleModel(family.DLoRAL):
             for part, prefix in self.prefixes().items()
         ]
         if self._cut:
-            notes.append(f"the prompt is {self._cut} tokens too long; its end was cut off")
+            notes.append(cut_note("prompt", self._cut))
         return notes
 
     def sources(self) -> dict[str, Path]:
@@ -93,7 +95,8 @@ class BundleModel(family.DLoRAL):
         """Embeds the prompt with the bundle's own text encoder, and writes the attention's constants."""
         request = self._request
         text_encoder = folder / networks["text_encoder"].graphs["native"]
-        np.save(folder / "prompt.npy", embed(text_encoder, self._tokens.numpy()))
+        np.save(folder / "prompt.npy", embed(text_encoder, self._tokens))
+        self._tokenizer.save(str(folder / TOKENIZER), pretty=False)
         if kernels:
             kernel = _attention(self.checkpoint, request.top_k, kernels, folder)
             networks = networks | {"cfr": dataclasses.replace(networks["cfr"], kernel=kernel)}
@@ -110,7 +113,7 @@ class BundleModel(family.DLoRAL):
             options=family.OPTIONS,
             inputs=family.INPUTS,
             output="result",
-            prompt=Prompt(self._prompt, "prompt.npy"),
+            prompt=Prompt(self._prompt, "prompt.npy", tokenizer=Tokenizer(TOKENIZER, "text_encoder")),
             files={},
             kernels=kernels,
             provenance=Provenance(

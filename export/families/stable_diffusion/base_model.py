@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 from vsr_trt.export import pretrained, shards
+from vsr_trt.export.families.prompt import open_tokenizer
+from vsr_trt.export.families.stable_diffusion.text_encoder import TOKENS
 from vsr_trt.export.tensors import common_prefix, named_in_refusals
+from vsr_trt.runtime.bundle.tokens import encode
 from vsr_trt.runtime.errors import CheckpointError
 
 INPUT_CHANNELS = 8  # of DLoRAL's widened conv_in: the warped and the fused latent
@@ -164,33 +167,36 @@ class BaseModel:
     def _building(self, part: str) -> contextlib.AbstractContextManager[None]:
         return pretrained.building(self.path / part / "config.json")
 
+    def tokenizer(self) -> Any:
+        """The directory's tokenizer as a bundle stores it; it fills texts up as the directory says.
+
+        Raises:
+            CheckpointError: it is damaged, or another model's.
+        """
+        folder = self.path / "tokenizer"
+        try:
+            tokenizer = open_tokenizer(folder, TOKENS, _pad(folder))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain Exception on damaged files
+            raise CheckpointError(f"{folder} cannot be read: {error}.") from error
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        known = self.config("text_encoder").get("vocab_size")
+        if isinstance(known, int) and largest >= known:
+            raise CheckpointError(
+                f"{folder} is not the text encoder's: it has a token {largest}, and text_encoder/config.json a "
+                f"vocabulary of {known}. Copy the whole model directory."
+            )
+        return tokenizer
+
     def tokenize(self, text: str) -> tuple[Tensor, int]:
         """Token ids (77,) int64 of a prompt, padded as the directory's tokenizer says.
 
         Returns:
             The ids, and how many tokens were cut off at the end because the prompt is too long.
         """
-        from transformers import CLIPTokenizer
-
-        folder = self.path / "tokenizer"
-        try:
-            with pretrained.quiet():
-                tokenizer = CLIPTokenizer.from_pretrained(
-                    folder, local_files_only=True, pad_token=_pad(folder)
-                )
-                whole = tokenizer(text).input_ids
-                ids = tokenizer(text, max_length=77, padding="max_length", truncation=True).input_ids
-        except CheckpointError:
-            raise
-        except Exception as error:  # the tokenizers library raises plain Exception on damaged files
-            raise CheckpointError(f"{folder} cannot be read: {error}.") from error
-        known = self.config("text_encoder").get("vocab_size")
-        if isinstance(known, int) and max(ids) >= known:
-            raise CheckpointError(
-                f"{folder} is not the text encoder's: it has a token {max(ids)}, and text_encoder/config.json a "
-                f"vocabulary of {known}. Copy the whole model directory."
-            )
-        return torch.tensor(ids, dtype=torch.int64), max(0, len(whole) - 77)
+        ids, cut = encode(self.tokenizer(), text)
+        return torch.from_numpy(ids), cut
 
     def _in_fp32(self, part: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Names without a wrapper's prefix, and tensors in FP32, which come off the disk one at a time.

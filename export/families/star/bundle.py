@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from vsr_trt.export.families.prompt import embed
+from vsr_trt.export.families.prompt import TOKENIZER, embed
 from vsr_trt.export.families.star import autoencoder, family, text
 from vsr_trt.export.families.star import checkpoint as checkpoints
 from vsr_trt.export.provenance import source_of, versions
 from vsr_trt.export.request import BundleRequest
 from vsr_trt.kernels.gpu.build import Compiled
-from vsr_trt.runtime.bundle.manifest import Manifest, Network, Prompt, Provenance
+from vsr_trt.runtime.bundle.manifest import Manifest, Network, Prompt, Provenance, Tokenizer
+from vsr_trt.runtime.bundle.tokens import cut_note, encode
 from vsr_trt.runtime.errors import InputError
 
 recognises = checkpoints.recognises
@@ -48,8 +49,10 @@ class BundleModel(family.STAR):
         super().__init__(checkpoint, vae, text_encoder, request.precision)
         self._request = request
         self._prompt = text.PROMPT if request.prompt is None else request.prompt
-        negative = text.NEGATIVE if request.negative_prompt is None else request.negative_prompt
-        self._tokens = [text.tokenize(text_encoder, each) for each in (text.caption(self._prompt), negative)]
+        self._negative = text.NEGATIVE if request.negative_prompt is None else request.negative_prompt
+        self._tokenizer = text.open_tokenizer(text_encoder)
+        texts = (text.caption(self._prompt), self._negative)
+        self._tokens = [encode(self._tokenizer, each) for each in texts]
 
     @staticmethod
     def open(request: BundleRequest, phase: Callable[[str], None]) -> BundleModel:
@@ -86,7 +89,7 @@ class BundleModel(family.STAR):
             )
         for name, (_, cut) in zip(("prompt", "negative prompt"), self._tokens, strict=True):
             if cut:
-                notes.append(f"the {name} is {cut} tokens too long; its end was cut off")
+                notes.append(cut_note(name, cut))
         return notes
 
     def kernels(self, target: str) -> list[Compiled]:
@@ -96,9 +99,8 @@ class BundleModel(family.STAR):
     def manifest(self, folder: Path, networks: dict[str, Network], kernels: tuple[str, ...]) -> Manifest:
         """Embeds both texts with the bundle's own text encoder, and writes the sampler's tables."""
         text_encoder = folder / networks["text_encoder"].graphs["native"]
-        np.save(
-            folder / "prompts.npy", np.stack([embed(text_encoder, ids.numpy()) for ids, _ in self._tokens])
-        )
+        np.save(folder / "prompts.npy", np.stack([embed(text_encoder, ids) for ids, _ in self._tokens]))
+        self._tokenizer.save(str(folder / TOKENIZER), pretty=False)
         (folder / "steps").mkdir()
         for name, table in family.tables().items():
             np.save(folder / name, table)
@@ -117,7 +119,12 @@ class BundleModel(family.STAR):
             options=family.OPTIONS,
             inputs=family.INPUTS,
             output="result",
-            prompt=Prompt(self._prompt, "prompts.npy"),
+            prompt=Prompt(
+                self._prompt,
+                "prompts.npy",
+                self._negative,
+                Tokenizer(TOKENIZER, "text_encoder", text.POSITIVE),
+            ),
             files={},
             kernels=kernels,
             provenance=Provenance(

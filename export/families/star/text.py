@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from vsr_trt.export import pretrained, shards
+from vsr_trt.export.families import prompt
 from vsr_trt.export.families.star.sizes import TOKENS
 from vsr_trt.export.tensors import common_prefix
+from vsr_trt.runtime.bundle.tokens import encode
 from vsr_trt.runtime.errors import CheckpointError
 
 PROMPT = "a good video"
@@ -35,36 +37,35 @@ _CONSTANT = "embeddings.position_ids"
 _WANTED = "expected OpenCLIP ViT-H-14 in transformers' layout (laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"
 
 
-def caption(prompt: str) -> str:
-    """The text that a clip is restored with."""
-    return prompt + POSITIVE
+def caption(wish: str) -> str:
+    """The text that a clip is restored with, of what was asked for."""
+    return wish + POSITIVE
 
 
-def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
-    """Token ids (77,) int64 of a text: begin, tokens, end, zeros.
-
-    Returns:
-        The ids, and how many tokens were cut off at the end because the text is too long.
+def open_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer as a bundle stores it: begin, tokens, end, zeros, 77 in all.
 
     Raises:
         CheckpointError: the folder is of another model, has no tokenizer, or a damaged one.
     """
-    from transformers import CLIPTokenizer
-
     known = _checked_config(folder).get("vocab_size", 49408)
     try:
-        with pretrained.quiet():
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=_PAD)
-            whole = tokenizer(text).input_ids
-            ids = tokenizer(text, max_length=TOKENS, padding="max_length", truncation=True).input_ids
+        tokenizer = prompt.open_tokenizer(folder, TOKENS, _PAD, pad_is_a_word=True)
     except Exception as error:  # the tokenizers library raises plain Exception on damaged files
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}.") from error
-    if tokenizer.pad_token_id != 0 or max(ids) >= known:
+    pad, largest = tokenizer.token_to_id(_PAD), max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if pad != 0 or largest >= known:
         raise CheckpointError(
-            f"the tokenizer in {folder} is not the text encoder's: its '{_PAD}' is token {tokenizer.pad_token_id}, "
-            f"expected 0, and it has a token {max(ids)} with a vocabulary of {known}. Copy the whole folder."
+            f"the tokenizer in {folder} is not the text encoder's: its '{_PAD}' is token {pad}, expected 0, and it has "
+            f"a token {largest} with a vocabulary of {known}. Copy the whole folder."
         )
-    return torch.tensor(ids, dtype=torch.int64), max(0, len(whole) - TOKENS)
+    return tokenizer
+
+
+def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
+    """Token ids (77,) int64 of a text, and how many tokens were cut off at its end because it is too long."""
+    ids, cut = encode(open_tokenizer(folder), text)
+    return torch.from_numpy(ids), cut
 
 
 def weight_files(folder: Path) -> list[Path]:
