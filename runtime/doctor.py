@@ -36,6 +36,7 @@ _OTHER = (
     "tensorrt-rtx-cu13",
     "tensorrt-rtx-cu12",
     "cuda-python",
+    "tokenizers",
     "pycuda",
     "torch",
 )
