@@ -12,7 +12,7 @@ from helpers.star import GOLDEN, Noise, Run, Star, chunks
 from torch import Tensor
 
 from vsr_trt.export.families.star import sampler, steps, text, weights
-from vsr_trt.export.families.star.denoiser import ControlNet, UNet
+from vsr_trt.export.families.star.denoiser import ControlNet, Denoiser, UNet, spec
 from vsr_trt.export.families.star.pictures import canvas_side, corner
 from vsr_trt.export.families.star.sizes import Sizes
 from vsr_trt.export.families.star.transformers import GatedNorm
@@ -180,6 +180,28 @@ def test_slices_and_passes_apart_change_nothing(
     inputs["xt"], inputs["hint"] = inputs["xt"][:, :, :2], inputs["hint"][:, :, :2]
     for ours, its in zip(star.denoiser(**inputs), other(**inputs), strict=True):
         assert difference(its, ours) < 1e-5
+
+
+def test_encoders_go_down_side_by_side() -> None:
+    """Neither network's block begins before the other's one is done: so no compiler keeps an encoder's results."""
+    small = Sizes(
+        dim=32, multipliers=(1, 2), residuals=1, attends=(True, False), context=32, head=16, heads=1
+    )
+    torch.manual_seed(0)
+    model = Denoiser(small)
+    begun: list[Tensor] = []
+    layers = [network.input_blocks[2] for network in (model.unet, model.control)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, given: begun.append(given[0]))
+    given = spec(model).dummy_inputs({"f": 2, "h": 18, "w": 16}, torch.Generator().manual_seed(0))
+    with torch.enable_grad():
+        model(**given)
+        for x in begun:
+            for network in (model.unet, model.control):
+                last = network.input_blocks[1][2].proj_out.weight
+                (found,) = torch.autograd.grad(x.sum(), last, retain_graph=True, allow_unused=True)
+                assert found is not None
+    assert len(begun) == 2
 
 
 @pytest.mark.thorough

@@ -13,8 +13,9 @@ added to the UNet's skips.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -142,14 +143,26 @@ class Encoder(nn.Module):
     def after_text(self, shared: Shared, given: Inputs) -> Iterator[Tensor]:
         """The skips, block 0 first, which is still one for both passes; then the middle block's result."""
         yield shared.first
-        _, spatial, temporal = self.input_blocks[1]
-        x = spatial.with_text(shared.x, shared.tokens, given.shared, *given.text())
-        x = temporal(x, given.batch)
-        yield x
-        for block in self.input_blocks[2:]:
-            x = block(x) if isinstance(block, Downsample) else _run(block, x, given)
+        x = shared.x
+        for stage in self.stages(shared, given):
+            x = stage(x)
             yield x
-        yield _run(self.middle_block, x, given)
+
+    def stages(self, shared: Shared, given: Inputs) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What reads the text: blocks 1 to 11 and the middle one, each a function of what the one before gives.
+
+        The first reads `shared.x`. They have to be run in this order.
+        """
+        _, spatial, temporal = self.input_blocks[1]
+
+        def meet_text(x: Tensor) -> Tensor:
+            x = spatial.with_text(x, shared.tokens, given.shared, *given.text())
+            return temporal(x, given.batch)
+
+        yield meet_text
+        for block in self.input_blocks[2:]:
+            yield block if isinstance(block, Downsample) else partial(_run, block, given=given)
+        yield partial(_run, self.middle_block, given=given)
 
 
 class ControlNet(Encoder):
@@ -190,18 +203,16 @@ class UNet(Encoder):
     def forward(self, xt: Tensor, time: Tensor, text: Tensor, *controls: Tensor) -> Tensor:
         """See the class."""
         given = self.unpack(time, text, xt.shape[2])
-        return self.predict(self.before_text(frames_first(xt), None, given), controls, given)
+        own = self.after_text(self.before_text(frames_first(xt), None, given), given)
+        return self.predict([skip + control for skip, control in zip(own, controls, strict=True)], given)
 
-    def predict(self, shared: Shared, controls: Iterable[Tensor], given: Inputs) -> Tensor:
-        """What the text reaches, with the ControlNet's results -> v (B,4,f,h,w).
+    def predict(self, joined: Iterable[Tensor], given: Inputs) -> Tensor:
+        """The second half, of skips and the middle with the ControlNet's results added -> v (B,4,f,h,w).
 
-        Where the controls are made as they are asked for, both encoders go down side by side, and of a skip and its
-        control only the sum is kept. The decoder's first level, where memory is at its peak, takes one pass after the
-        other.
+        The decoder's first level, where memory is at its peak, takes one pass after the other.
         """
-        pairs = zip(self.after_text(shared, given), controls, strict=True)
-        first, *joined, x = [skip + control for skip, control in pairs]
-        upper, lower = joined[: self.top - 1], joined[self.top - 1 :]
+        first, *skips, x = joined
+        upper, lower = skips[: self.top - 1], skips[self.top - 1 :]
         x = self._rise(self.output_blocks[: -self.top], x, lower, given)
         parts = zip(*(by_pass(tensor, given.batch) for tensor in (x, *upper)), strict=True)
         found = [
@@ -249,13 +260,32 @@ class Denoiser(nn.Module):
         seen = self.control.before_text(x, convolved, control)
         begun = self.unet.before_text(x, None, unet)
         if self.batched:
-            positive, negative = self.unet.predict(begun, self.control.controls(seen, control), unet).chunk(2)
+            positive, negative = self.unet.predict(self._descend(seen, begun, control, unet), unet).chunk(2)
             return positive, negative
         passes = [(control.of_pass(index), unet.of_pass(index)) for index in (0, 1)]
-        positive, negative = (
-            self.unet.predict(begun, self.control.controls(seen, own), other) for own, other in passes
-        )
+        positive, negative = (self.unet.predict(self._descend(seen, begun, *own), own[1]) for own in passes)
         return positive, negative
+
+    def _descend(self, seen: Shared, begun: Shared, control: Inputs, unet: Inputs) -> Iterator[Tensor]:
+        """Both encoders side by side: the sum of a skip and its control, block 0 first, then the middle's.
+
+        Neither goes on before the sum is made. Left alone, a compiler runs one encoder to its end first, and keeps all
+        that it gives until the other one comes to it.
+        """
+        layers = iter((*self.control.zero_convs, self.control.middle_block_out))
+        yield begun.first + next(layers)(seen.first)
+        x, y = begun.x, seen.x
+        stages = zip(self.unet.stages(begun, unet), self.control.stages(seen, control), layers, strict=True)
+        for own, other, layer in stages:
+            x, y = own(x), other(y)
+            joined = x + layer(y)
+            yield joined
+            x, y = after(x, joined), after(y, joined)
+
+
+def after(x: Tensor, other: Tensor) -> Tensor:
+    """x, for what shall not be computed before `other`: a graph has no other way to say so."""
+    return x + 0 * other[:1, :1, :1, :1]
 
 
 def frames_first(x: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ def _slices_of(slices: int, passes: int) -> int:
     return max(1, slices * passes // 2)
 
 
+def _wide_slices(slices: int) -> int:
+    """How many slices of each slice a feed-forward layer, the widest of all, takes."""
+    return 1 if slices == 1 else 2
+
+
 class GatedNorm(nn.LayerNorm):
     """tokens (...,c), logits (...,1) of their gates -> the normalisation of gated tokens, (...,c)."""
 
@@ -214,7 +219,8 @@ class SpatialTransformer(nn.Module):
         def widen(part: Tensor) -> Tensor:
             return self.proj_out(part + block.ff(block.norm3(part)))
 
-        update = in_slices(widen, (read,), 2, _slices_of(self.slices, passes)).transpose(2, 3)
+        slices = _slices_of(self.slices, passes) * _wide_slices(self.slices)
+        update = in_slices(widen, (read,), 2, slices).transpose(2, 3)
         both = x.reshape(clips, frames, channels, height * width) + update
         return both.reshape(passes * frames, channels, height, width)
 
@@ -222,8 +228,9 @@ class SpatialTransformer(nn.Module):
 class _TemporalBlock(nn.Module):
     """The layers of a temporal transformer's one block; both attentions are over frames."""
 
-    def __init__(self, channels: int, head: int) -> None:
+    def __init__(self, channels: int, head: int, slices: int) -> None:
         super().__init__()
+        self.slices = slices
         self.local1, self.local2 = Gate(), Gate()
         self.norm1, self.norm2, self.norm3 = GatedNorm(channels), GatedNorm(channels), nn.LayerNorm(channels)
         self.attn1, self.attn2 = Attention(channels, head), Attention(channels, head)
@@ -233,7 +240,11 @@ class _TemporalBlock(nn.Module):
         """(n,f,c) -> (n,f,c)."""
         tokens = tokens + self.attn1.over(self.norm1(tokens, self.local1(tokens)))
         tokens = tokens + self.attn2.over(self.norm2(tokens, self.local2(tokens)))
-        return tokens + self.ff(self.norm3(tokens))
+
+        def widen(part: Tensor) -> Tensor:
+            return part + self.ff(self.norm3(part))
+
+        return in_slices(widen, (tokens,), 0, self.slices)
 
 
 class TemporalTransformer(nn.Module):
@@ -243,7 +254,7 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner)
-        self.transformer_blocks = nn.ModuleList([_TemporalBlock(inner, head)])
+        self.transformer_blocks = nn.ModuleList([_TemporalBlock(inner, head, _wide_slices(slices))])
         self.proj_out = nn.Linear(inner, channels)
         self.slices = slices
 
