@@ -6,10 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from helpers.small_bundle import NETWORK, make, picture
+from onnx.parser import parse_model
 
-from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.onnxruntime import scratch
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks, session_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the process's memory is read from /proc")
 
@@ -72,3 +76,25 @@ def test_closing_gives_everything_back(device: CpuNetworks) -> None:
     assert resident() - before > PLANE
     device.close()
     assert resident() - before < PLANE / 2
+
+
+def test_memory_is_not_kept_for_a_later_tensor_of_the_same_shape() -> None:
+    """Widths 12 to 15, each twice: what is there at once is 15 wide, and not the sum of all widths."""
+    widths = [*range(12, 16)] * 2
+    lines = [
+        f"t{k} = Concat<axis = 1>({', '.join([f'x{k}'] * width)}) m{k} = ReduceMax(t{k}, a) x{k + 1} = Add(x{k}, m{k})"
+        for k, width in enumerate(widths)
+    ]
+    graph = "\n".join(["a = Constant<value = int64[1] {1}>()", *lines])
+    head = '<ir_version: 10, opset_import: ["" : 23]>'
+    model = parse_model(f"{head} g (float[1,1,h,w] x0) => (float[1,1,h,w] x{len(widths)}) {{ {graph} }}")
+    options = session_options(onnxruntime, 1)
+    scratch.share(onnxruntime, options)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    picture = np.ones((1, 1, 1024, 1024), np.float32)
+    before = resident()
+    session.run(None, {"x0": picture})
+    assert resident() - before < 30 * picture.nbytes
+    scratch.give_back(onnxruntime)
