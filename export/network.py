@@ -78,6 +78,8 @@ class NetworkSpec:
             in levels. None for the precision's own.
         functions: ONNX local functions that the graph calls.
         in_strips: whether it may be computed in strips of rows: a network on pictures that normalises over them.
+        scratch: bytes that a run on the CPU works in, as was measured at full size; empty where nobody did, or where
+            the lowering for the CPU tells.
     """
 
     name: str
@@ -92,6 +94,7 @@ class NetworkSpec:
     tolerance: float | None = None
     functions: tuple[onnx.FunctionProto, ...] = field(default=())
     in_strips: bool = False
+    scratch: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def export(
     phases("count")
     work, uncounted = _work(native, spec)
     graphs = {"native": native}
-    scratch: dict[str, Polynomial] = {}
+    scratch: dict[str, Polynomial] = {"cpu": dict(spec.scratch)} if spec.scratch else {}
     if cpu:
         phases("lower")
         for lowered in lower(native, spec.in_strips):

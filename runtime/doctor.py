@@ -24,7 +24,7 @@ from vsr_trt.runtime.plan import cost
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
-from vsr_trt.runtime.schedule.parts import usual_clip
+from vsr_trt.runtime.schedule.parts import parts, usual_clip
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
@@ -131,20 +131,31 @@ def _costs(bundles: Iterable[tuple[str, Manifest]]) -> list[dict[str, object]]:
 
 
 def _memory(manifest: Manifest) -> dict[str, object]:
-    """Size -> bytes, as estimated; empty for a family in phases: its largest network has no rule on the CPU."""
-    if manifest.phases:
-        return {}
+    """Size -> bytes, as estimated."""
     return {size: form["estimated_memory"] for size, form in _vae(Bundle(Path(), manifest)).items()}
 
 
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
+    """How frames of the usual sizes go through, and what memory they take; of a family in phases, a usual clip."""
     available, found = Available.of(None), {}
     for width, height in _USUAL:
-        form = forms.choose_form(
-            bundle, *FrameShape.of_result(bundle.manifest, width, height).given, Options(), available
-        )
+        given = FrameShape.of_result(bundle.manifest, width, height).given
+        form = forms.choose_form(bundle, *given, Options(), available)
+        if bundle.manifest.phases:
+            form = dataclasses.replace(form, memory=_of_a_clip(bundle, *given))
         found[f"{width}x{height}"] = forms.as_json(form)
     return found
+
+
+def _of_a_clip(bundle: Bundle, height: int, width: int) -> int | None:
+    """Bytes that the hungriest phase of a usual clip takes; None where that is not known of all of them."""
+    options = Options()
+    needs = [
+        forms.estimate(bundle, height, width, options, 1, in_strips=False, part=part)
+        for part in parts(bundle.manifest, usual_clip(bundle.manifest, options))
+    ]
+    known = [need for need in needs if need is not None]
+    return max(known) if len(known) == len(needs) else None
 
 
 def judge_engines(bundle: Bundle) -> list[EngineVerdict]:

@@ -360,6 +360,7 @@ def command():
         backend, slots, form = "none", 1, None
         def __init__(self, bundle, *_, **options):
             self.manifest = read_manifest(bundle)
+            self.notes = ()
             at("load")
         def __enter__(self): return self
         def __exit__(self, *_): at("exit")

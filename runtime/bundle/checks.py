@@ -93,16 +93,20 @@ def _check_buffers(manifest: Manifest) -> None:
 
 
 def _check_tokenizer(manifest: Manifest) -> None:
-    """Whether what embeds other prompts takes tokens of a fixed number, and gives what the bundle's own file is."""
+    """Whether what embeds other prompts takes a fixed number of tokens and gives an embedding, which somebody reads."""
     if manifest.prompt is None or manifest.prompt.tokenizer is None:
         return
     name = manifest.prompt.tokenizer.network
     network = manifest.networks.get(name)
     if network is None:
         raise MisfitError(f"the prompt's network is {name!r}, which is no network")
-    kinds = [tensor.dtype for tensor in (*network.inputs, *network.outputs)]
-    if kinds != ["int64", "float32"]:
-        raise MisfitError(f"the prompt's network {name} has tensors of {kinds}; expected int64 to float32")
+    tensors = [(tensor.dtype, tensor.shape) for side in (network.inputs, network.outputs) for tensor in side]
+    if (
+        (len(network.inputs), len(network.outputs)) != (1, 1)
+        or [(dtype, len(shape)) for dtype, shape in tensors] != [("int64", 1), ("float32", 2)]
+        or not all(isinstance(size, int) for _, shape in tensors for size in shape)
+    ):
+        raise MisfitError(f"the prompt's network {name} has {tensors}; expected int64 (n) to float32 (n,c)")
     if not any(
         given.source == "file" and given.name == manifest.prompt.file for given in manifest.inputs.values()
     ):

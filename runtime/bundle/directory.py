@@ -89,6 +89,8 @@ class Bundle:
                 file = options.file(self.manifest, given)
                 try:
                     constants[name] = np.load(self.file(file), allow_pickle=False)
+                    if not isinstance(constants[name], np.ndarray):
+                        raise ValueError("expected one array, not an archive of them")
                 except (ValueError, OSError, EOFError) as error:
                     raise BundleError(f"{self.path}: {file} cannot be read: {error}. {_REBUILD}") from error
         return constants

@@ -64,7 +64,8 @@ class Settings:
             run at the same time, and results come later and take more memory.
         engine_cache: where GPU backends keep what they compile; None for the user's cache folder.
         check: compare every file's SHA-256 with the manifest before use.
-        prompt: text that conditions the restoration, in place of the bundle's; see `runtime.restore.prompts`.
+        prompt: text that conditions the restoration, in place of the bundle's; see `runtime.restore.prompts`. It makes
+            no difference to a plan.
         negative_prompt: text that it is led away from, likewise.
     """
 

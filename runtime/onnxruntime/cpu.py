@@ -192,9 +192,6 @@ def session_options(library: Any, threads: int, *, optimise: bool = True) -> Any
     options.enable_cpu_mem_arena = False  # not one of its own
     # A plan would take what a run needs as one block, larger than the most that it needs at once (by 0.1 to 0.3 GB)
     options.enable_mem_pattern = False
-    # Nor is a tensor's memory kept for a later one of the same shape: where a graph repeats its shapes, as hundreds of
-    # slices do, everything would be kept until the last of them. The arena gives it to whoever comes next.
-    options.enable_mem_reuse = False
     # Networks run one after another; an idle one's threads must not spin against the next one's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -71,5 +71,8 @@ def give_back(library: Any) -> None:
 
 def _use(options: Any) -> None:
     options.enable_cpu_mem_arena = True
+    # No tensor's memory is kept for a later one of the same shape: where a graph repeats its shapes, as hundreds of
+    # slices do, all would be kept until the last of them. The arena gives it to whoever comes next.
+    options.enable_mem_reuse = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")

@@ -9,6 +9,7 @@ import numpy as np
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Manifest, Prompt, Tokenizer
 from vsr_trt.runtime.bundle.options import Settings
+from vsr_trt.runtime.bundle.symbols import Shape
 from vsr_trt.runtime.bundle.tokens import cut_note, encode, read_tokenizer
 from vsr_trt.runtime.errors import BundleError, DeviceError, InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
@@ -39,34 +40,63 @@ def embed(bundle: Bundle, settings: Settings) -> Embedded:
         settings: `prompt` and `negative_prompt`, None each for the bundle's own.
 
     Raises:
-        InputError: a prompt for a family or a bundle that takes none.
-        DeviceError: ONNX Runtime or the package tokenizers is missing.
-        BundleError: the tokenizer is damaged, or not the text encoder's.
+        InputError: a prompt for a family or a bundle that takes none, or one that is no text.
+        DeviceError: ONNX Runtime or the package tokenizers is missing, or memory.
+        BundleError: the tokenizer is damaged, or not the text encoder's; so is the bundle's own embedding.
     """
     given = {_PROMPT: settings.prompt, _NEGATIVE: settings.negative_prompt}
     wanted = {name: text for name, text in given.items() if text is not None}
     if not wanted:
         return Embedded()
+    for name, text in wanted.items():
+        _check_text(name, text)
     record, maker = _prompt(bundle.manifest, wanted)
-    encoded = read_tokenizer(bundle.file(maker.file))
+    network = bundle.manifest.networks[maker.network]
+    (length,) = network.inputs[0].shape
+    assert isinstance(length, int)
+    tokenizer = read_tokenizer(bundle.file(maker.file), length)
     networks = _networks(bundle, settings)
-    names = [name for name, given in bundle.manifest.inputs.items() if given.name == record.file]
-    found = {name: array.copy() for name, array in bundle.constants().items() if name in names}
-    notes = []
+    found, notes = _own(bundle, record, network.outputs[0].shape), []
     try:
         for name, text in wanted.items():
-            ids, cut = encode(encoded, text + (maker.behind if name == _PROMPT else ""))
+            behind = maker.behind if name == _PROMPT else ""
+            ids, cut = encode(tokenizer, text + behind)
             row = _run(bundle, networks, maker, ids)
             for array in found.values():
                 place = array if record.negative is None else array[list(given).index(name)]
-                if row.shape != place.shape:
-                    raise _misfit(bundle, maker, f"its embedding is {row.shape}, expected {place.shape}")
                 place[...] = row
             if cut:
-                notes.append(f"{cut_note(name, cut).capitalize()}.")
+                what = f"{name}, with what this family puts behind it," if behind else name
+                notes.append(f"{cut_note(what, cut).capitalize()}.")
     finally:
         networks.close()
     return Embedded(found, tuple(notes))
+
+
+def _check_text(name: str, text: object) -> None:
+    """Refuses what is no text: another type, or bytes of the command line that are no UTF-8."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+            return
+    except UnicodeEncodeError:
+        pass
+    raise InputError(f"the {name} is {text!r}; expected a text in UTF-8.")
+
+
+def _own(bundle: Bundle, record: Prompt, shape: Shape) -> dict[str, np.ndarray]:
+    """The bundle's own embeddings, by the buffer that they fill, to be changed."""
+    expected = shape if record.negative is None else (2, *shape)
+    found = {}
+    for name, array in bundle.constants().items():
+        if bundle.manifest.inputs[name].name == record.file:
+            if array.shape != expected or array.dtype != np.float32:
+                raise BundleError(
+                    f"{bundle.path}: {record.file} is {array.dtype} {array.shape}, expected float32 {expected}. Copy "
+                    "the bundle again, or build it again with vsr-build bundle."
+                )
+            found[name] = array.copy()
+    return found
 
 
 def _prompt(manifest: Manifest, wanted: dict[str, str]) -> tuple[Prompt, Tokenizer]:
@@ -75,13 +105,13 @@ def _prompt(manifest: Manifest, wanted: dict[str, str]) -> tuple[Prompt, Tokeniz
     options = " and ".join(f"--{name.replace(' ', '-')}" for name in wanted)
     if record is None:
         raise InputError(f"this bundle's family takes no prompt; leave {options} out.")
-    if _NEGATIVE in wanted and record.negative is None:
-        raise InputError("this bundle's family takes no negative prompt; leave --negative-prompt out.")
     if record.tokenizer is None:
         raise InputError(
-            f"this bundle has no tokenizer, so it cannot take {options}: it was built by an earlier version. Build it "
-            f"again, which adds one, or with that prompt: vsr-build bundle {options.split(' and ')[0]} TEXT ..."
+            f"this bundle cannot take {options}: it has no tokenizer, because an earlier version built it. Build it "
+            "again with vsr-build bundle."
         )
+    if _NEGATIVE in wanted and record.negative is None:
+        raise InputError("this bundle's family takes no negative prompt; leave --negative-prompt out.")
     return record, record.tokenizer
 
 
@@ -95,18 +125,13 @@ def _networks(bundle: Bundle, settings: Settings) -> CpuNetworks:
 def _run(bundle: Bundle, networks: CpuNetworks, maker: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """Token ids -> embedding."""
     network = bundle.manifest.networks[maker.network]
-    (tokens,), (result,) = network.inputs, network.outputs
-    if ids.shape != tokens.shape:
-        raise _misfit(bundle, maker, f"it gives {ids.shape} tokens, expected {tokens.shape}")
     networks.load(maker.network)
     try:
-        return networks.run(maker.network, {tokens.name: ids})[result.name]
+        return networks.run(maker.network, {network.inputs[0].name: ids})[network.outputs[0].name]
     except DeviceError as error:
-        raise _misfit(bundle, maker, str(error)) from error
-
-
-def _misfit(bundle: Bundle, maker: Tokenizer, why: str) -> BundleError:
-    return BundleError(
-        f"{bundle.path}: {maker.file} and the network {maker.network} do not go together: {why.rstrip('.')}. "
-        "Copy the bundle again, or build it again with vsr-build bundle."
-    )
+        if "out of data bounds" not in str(error):
+            raise
+        raise BundleError(
+            f"{bundle.path}: {maker.file} has tokens that the network {maker.network} does not know: {error} Copy the "
+            "bundle again, or build it again with vsr-build bundle."
+        ) from error

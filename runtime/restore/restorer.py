@@ -71,8 +71,8 @@ class Restorer:
 
     Raises:
         BundleError: no bundle, or one that lost or changed a file, or of another schema version.
-        InputError: an option out of range.
-        DeviceError: the backend is not installed, or cannot load the networks.
+        InputError: an option out of range, or a prompt that the bundle cannot take.
+        DeviceError: the backend is not installed, or cannot load the networks; a prompt needs a package more.
 
     `notes` are sentences about what it was given, for people: a prompt that is too long.
 
@@ -106,8 +106,6 @@ class Restorer:
         self.slots = settings.slots
         self._options = Options.of(self.manifest, settings)
         self._noise = _noise(self.manifest, self._options, noise)
-        prompted = prompts.embed(opened, settings)
-        self.notes = prompted.notes
         self._wanted: tuple[
             Wanted, ...
         ] = ()  # noise that comes in with each frame of the part that is under way
@@ -132,6 +130,8 @@ class Restorer:
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
+        prompted = prompts.embed(opened, settings)  # before the networks, which then take its memory
+        self.notes = prompted.notes
         self._form: Form | None = None
         self._device: Device | None = (
             backends.device_of(networks, self.manifest, self._options)

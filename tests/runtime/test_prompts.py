@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -15,12 +16,13 @@ from helpers import tiny_bundle
 from helpers.golden import PROMPT
 
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import FileEntry, Manifest, Tokenizer
+from vsr_trt.runtime.bundle.manifest import Bound, FileEntry, Manifest, Tensor, Tokenizer
 from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.tokens import encode, read_tokenizer
 from vsr_trt.runtime.cli.main import main
 from vsr_trt.runtime.errors import BundleError, DeviceError, InputError
+from vsr_trt.runtime.restore import prompts
 from vsr_trt.runtime.restore.prompts import embed
 from vsr_trt.runtime.restore.restorer import Restorer
 
@@ -76,7 +78,7 @@ def test_tokens_are_those_of_transformers(golden_bundle: Path, golden: Path, tex
     from transformers import CLIPTokenizer
 
     theirs = CLIPTokenizer.from_pretrained(golden / "sd" / "tokenizer")
-    ids, cut = encode(read_tokenizer(golden_bundle / "tokenizer.json"), text)
+    ids, cut = encode(read_tokenizer(golden_bundle / "tokenizer.json", 77), text)
     assert ids.tolist() == theirs(text, max_length=77, padding="max_length", truncation=True).input_ids
     assert cut == max(0, len(theirs(text).input_ids) - 77)
 
@@ -137,13 +139,25 @@ def test_a_prompt_that_is_too_long_is_cut_and_said(
 
 def test_a_family_without_prompts_says_so(tmp_path: Path) -> None:
     bundle = tiny_bundle.write_bundle(tmp_path / "bundle")
-    with pytest.raises(
-        InputError, match=r"has no tokenizer, so it cannot take --prompt: .* vsr-build bundle"
-    ):
-        Restorer(bundle, prompt="tree")
     change(bundle, lambda m: replace(m, prompt=None))
     with pytest.raises(InputError, match="takes no prompt; leave --prompt and --negative-prompt out"):
         Restorer(bundle, prompt="tree", negative_prompt="cat")
+
+
+@pytest.mark.parametrize("given", [{"prompt": "tree"}, {"negative_prompt": "cat"}])
+def test_a_bundle_of_before_says_that_it_has_no_tokenizer(tmp_path: Path, given: dict[str, str]) -> None:
+    bundle = tiny_bundle.write_bundle(tmp_path / "bundle")
+    option = f"--{next(iter(given)).replace('_', '-')}"
+    with pytest.raises(
+        InputError, match=f"cannot take {option}: it has no tokenizer, because an earlier version"
+    ):
+        Restorer(bundle, **given)
+
+
+@pytest.mark.parametrize("prompt", [3, b"tree", "caf\udce9"])
+def test_what_is_no_text_is_refused(golden_bundle: Path, prompt: object) -> None:
+    with pytest.raises(InputError, match=r"the prompt is .*; expected a text in UTF-8"):
+        Restorer(golden_bundle, prompt=prompt)
 
 
 def test_a_negative_prompt_for_a_family_without_one_is_refused(
@@ -177,24 +191,120 @@ def test_without_onnx_runtime_it_says_what_embeds(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"model": {"type": "BPE"}}', b"\xff" * 100])
 def test_a_damaged_tokenizer_is_refused(bundle: Path, content: bytes) -> None:
     rewrite(bundle, "tokenizer.json", content)
-    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used"):
         Restorer(bundle, prompt="tree")
+
+
+def altered(bundle: Path, by: Callable[[dict], object]) -> None:
+    data = json.loads((bundle / "tokenizer.json").read_text())
+    by(data)
+    rewrite(bundle, "tokenizer.json", json.dumps(data).encode())
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        lambda data: data["padding"].update(strategy={"Fixed": 10**13}),
+        lambda data: data["truncation"].update(max_length=50),
+        lambda data: data["truncation"].update(max_length=10**13),
+        lambda data: data["truncation"].update(stride=100),
+        lambda data: data["truncation"].update(strategy="OnlySecond"),
+        lambda data: data.update(truncation=None),
+    ],
+)
+def test_how_many_tokens_there_are_is_the_networks_business(
+    bundle: Path, by: Callable[[dict], object]
+) -> None:
+    before = embedded(bundle, "tree " * 100)
+    altered(bundle, by)
+    np.testing.assert_array_equal(embedded(bundle, "tree " * 100), before)
 
 
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (lambda data: data.update(padding=None), r"it gives \(3,\) tokens, expected \(77,\)"),
-        (lambda data: data["padding"].update(pad_id=10**6), "out of data bounds"),
-        (lambda data: data["padding"].update(pad_id=2**32 - 1), "out of data bounds"),
+        (lambda data: data.update(padding=None), "cannot be used: it does not tell what fills texts up"),
+        (
+            lambda data: data["padding"].update(pad_id=10**6),
+            "has tokens that the network text_encoder does not know",
+        ),
+        (lambda data: data["padding"].update(pad_id=2**32 - 1), "does not know"),
+        (
+            lambda data: data.update(model={"type": "WordLevel", "vocab": {}, "unk_token": "?"}),
+            "cannot be used: .*UNK",
+        ),
     ],
 )
-def test_another_models_tokenizer_is_refused(bundle: Path, by: Callable[[dict], None], message: str) -> None:
-    data = json.loads((bundle / "tokenizer.json").read_text())
-    by(data)
-    rewrite(bundle, "tokenizer.json", json.dumps(data).encode())
+def test_another_models_tokenizer_is_refused(
+    bundle: Path, by: Callable[[dict], object], message: str
+) -> None:
+    altered(bundle, by)
     with pytest.raises(BundleError, match=message):
         Restorer(bundle, prompt="tree")
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_bundle(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise DeviceError("text_encoder ran out of memory.")
+
+    monkeypatch.setattr(prompts.CpuNetworks, "run", run)
+    with pytest.raises(DeviceError, match="ran out of memory"):
+        Restorer(golden_bundle, prompt="tree")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((77, 31), np.float32),
+        np.zeros((1, 77, 32), np.float32),
+        np.zeros((77, 32), np.int64),
+        np.zeros((), np.float32),
+        np.full((77, 32), "a"),
+    ],
+)
+def test_an_embedding_of_another_shape_is_refused(bundle: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    rewrite(bundle, "prompt.npy", content.getvalue())
+    with pytest.raises(BundleError, match=r"prompt\.npy is .*, expected float32 \(77, 32\)"):
+        Restorer(bundle, prompt="tree")
+
+
+def test_an_archive_in_an_embeddings_place_is_refused(bundle: Path) -> None:
+    content = io.BytesIO()
+    np.savez(content, prompt=np.zeros((77, 32), np.float32))
+    rewrite(bundle, "prompt.npy", content.getvalue())
+    with pytest.raises(BundleError, match=r"prompt\.npy cannot be read: expected one array"):
+        Restorer(bundle)
+
+
+def network(bundle: Path, **changes: object) -> None:
+    change(
+        bundle,
+        lambda m: replace(
+            m, networks=m.networks | {"text_encoder": replace(m.networks["text_encoder"], **changes)}
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ((Tensor("a", "int64", (77,)), Tensor("b", "float32", (77, 32))), ()),
+        ((), (Tensor("a", "int64", (77,)), Tensor("b", "float32", (77, 32)))),
+        ((Tensor("a", "int64", ("n",)),), (Tensor("b", "float32", (77, 32)),)),
+        ((Tensor("a", "int64", (77, 1)),), (Tensor("b", "float32", (77, 32)),)),
+        ((Tensor("a", "int64", (77,)),), (Tensor("b", "float32", ("n", 32)),)),
+    ],
+)
+def test_a_network_that_embeds_no_tokens_is_refused(
+    bundle: Path, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
+) -> None:
+    network(bundle, inputs=inputs, outputs=outputs, bounds={"n": Bound(1, 100)})
+    with pytest.raises(BundleError, match=r"expected int64 \(n\) to float32 \(n,c\)"):
+        read_manifest(bundle)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +313,7 @@ def test_another_models_tokenizer_is_refused(bundle: Path, by: Callable[[dict], 
         (Tokenizer("../tokenizer.json", "text_encoder"), "leaves the bundle"),
         (Tokenizer("missing.json", "text_encoder"), "not among the files"),
         (Tokenizer("tokenizer.json", "nobody"), "the prompt's network is 'nobody', which is no network"),
-        (Tokenizer("tokenizer.json", "unet"), "expected int64 to float32"),
+        (Tokenizer("tokenizer.json", "unet"), r"expected int64 \(n\) to float32 \(n,c\)"),
     ],
 )
 def test_a_manifest_that_refers_to_nothing_is_refused(

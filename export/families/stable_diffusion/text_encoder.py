@@ -1,4 +1,4 @@
-"""text_encoder: token ids -> prompt embedding. Run once, when the bundle is built."""
+"""text_encoder: token ids -> prompt embedding. Run once for each prompt, on the CPU."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def spec(model: Any) -> NetworkSpec:
         dummy_inputs=dummy_inputs,
         traced={},
         checked=({},),
-        always_fp32="it runs once, when the bundle is built",
+        always_fp32="it runs once for a prompt",
     )
