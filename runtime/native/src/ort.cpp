@@ -166,8 +166,8 @@ Session::Session(std::shared_ptr<Runtime> runtime, const Settings& settings, con
   runtime_->check(api.CreateSessionOptions(&raw), VSR_DEVICE, "ONNX Runtime");
   const std::unique_ptr<OrtSessionOptions, decltype(api.ReleaseSessionOptions)> options(raw, api.ReleaseSessionOptions);
   const auto set = [&](OrtStatus* status) { runtime_->check(status, VSR_DEVICE, graph.string()); };
-  // As in runtime/onnxruntime/cpu.py and scratch.py, but that a tensor's memory may be kept for a later one of its shape:
-  // ONNX Runtime has a switch for that in Python alone.
+  // As in runtime/onnxruntime/cpu.py and scratch.py, but that a tensor's memory may be kept for a later one of its
+  // shape: ONNX Runtime has a switch for that in Python alone.
   set(api.SetIntraOpNumThreads(raw, settings.threads));
   set(api.SetSessionLogSeverityLevel(raw, 3));
   set(api.DisableMemPattern(raw));
