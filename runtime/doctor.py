@@ -24,7 +24,7 @@ from vsr_trt.runtime.plan import cost
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
-from vsr_trt.runtime.schedule.parts import parts, usual_clip
+from vsr_trt.runtime.schedule.parts import usual_clip
 
 _NEEDED = ("vsr-trt", "numpy", "av", "rich", "onnxruntime")
 _USUAL = ((512, 512), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
@@ -137,25 +137,16 @@ def _memory(manifest: Manifest) -> dict[str, object]:
 
 def _vae(bundle: Bundle) -> dict[str, Mapping[str, object]]:
     """How frames of the usual sizes go through, and what memory they take; of a family in phases, a usual clip."""
-    available, found = Available.of(None), {}
+    manifest, options, available, found = bundle.manifest, Options(), Available.of(None), {}
     for width, height in _USUAL:
-        given = FrameShape.of_result(bundle.manifest, width, height).given
-        form = forms.choose_form(bundle, *given, Options(), available)
-        if bundle.manifest.phases:
-            form = dataclasses.replace(form, memory=_of_a_clip(bundle, *given))
+        given = FrameShape.of_result(manifest, width, height).given
+        form = forms.choose_form(bundle, *given, options, available)
+        if manifest.phases:
+            frames = usual_clip(manifest, options)
+            clip = forms.estimate(bundle, *given, options, 1, in_strips=False, frames=frames)
+            form = dataclasses.replace(form, memory=clip)
         found[f"{width}x{height}"] = forms.as_json(form)
     return found
-
-
-def _of_a_clip(bundle: Bundle, height: int, width: int) -> int | None:
-    """Bytes that the hungriest phase of a usual clip takes; None where that is not known of all of them."""
-    options = Options()
-    needs = [
-        forms.estimate(bundle, height, width, options, 1, in_strips=False, part=part)
-        for part in parts(bundle.manifest, usual_clip(bundle.manifest, options))
-    ]
-    known = [need for need in needs if need is not None]
-    return max(known) if len(known) == len(needs) else None
 
 
 def judge_engines(bundle: Bundle) -> list[EngineVerdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +31,7 @@ class Embedded:
     notes: tuple[str, ...] = ()
 
 
-def embed(bundle: Bundle, settings: Settings) -> Embedded:
+def embed(bundle: Bundle, settings: Settings, constants: Mapping[str, np.ndarray]) -> Embedded:
     """Embeds the prompts that the settings have.
 
     The text encoder runs on the CPU, whatever runs the other networks, and is closed again.
@@ -38,6 +39,7 @@ def embed(bundle: Bundle, settings: Settings) -> Embedded:
     Args:
         bundle: whose texts those are not.
         settings: `prompt` and `negative_prompt`, None each for the bundle's own.
+        constants: the bundle's own, by buffer.
 
     Raises:
         InputError: a prompt for a family or a bundle that takes none, or one that is no text.
@@ -56,7 +58,7 @@ def embed(bundle: Bundle, settings: Settings) -> Embedded:
     assert isinstance(length, int)
     tokenizer = read_tokenizer(bundle.file(maker.file), length)
     networks = _networks(bundle, settings)
-    found, notes = _own(bundle, record, network.outputs[0].shape), []
+    found, notes = _own(bundle, constants, record, network.outputs[0].shape), []
     try:
         for name, text in wanted.items():
             behind = maker.behind if name == _PROMPT else ""
@@ -84,11 +86,13 @@ def _check_text(name: str, text: object) -> None:
     raise InputError(f"the {name} is {text!r}; expected a text in UTF-8.")
 
 
-def _own(bundle: Bundle, record: Prompt, shape: Shape) -> dict[str, np.ndarray]:
+def _own(
+    bundle: Bundle, constants: Mapping[str, np.ndarray], record: Prompt, shape: Shape
+) -> dict[str, np.ndarray]:
     """The bundle's own embeddings, by the buffer that they fill, to be changed."""
     expected = shape if record.negative is None else (2, *shape)
     found = {}
-    for name, array in bundle.constants().items():
+    for name, array in constants.items():
         if bundle.manifest.inputs[name].name == record.file:
             if array.shape != expected or array.dtype != np.float32:
                 raise BundleError(

@@ -130,7 +130,11 @@ class Restorer:
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
-        prompted = prompts.embed(opened, settings)  # before the networks, which then take its memory
+        self._files = opened.constants(self._options)
+        prompted = prompts.embed(
+            opened, settings, self._files
+        )  # before the networks, which then take its memory
+        self._files |= prompted.constants
         self.notes = prompted.notes
         self._form: Form | None = None
         self._device: Device | None = (
@@ -145,11 +149,6 @@ class Restorer:
                 device_results=device_results,
             )
         )
-        try:
-            self._files = opened.constants(self._options) | prompted.constants
-        except BaseException:
-            self._device.close()
-            raise
         self._loading = time.perf_counter() - started
 
     def restore(self, frames: Iterable[Frame]) -> Iterator[Frame]:

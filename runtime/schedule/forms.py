@@ -156,19 +156,31 @@ def estimate(
     *,
     in_strips: bool,
     part: Part | None = None,
+    frames: int = 1,
 ) -> int | None:
     """Bytes that a process takes at most to restore frames (height, width, 3) on the CPU.
 
     Weights, the schedule's buffers, what the hungriest network on pictures works in, and a fixed sum for the rest;
     `vsr-build vae-forms` prints it next to what was measured. None for a bundle that does not tell.
+
+    Args:
+        bundle: whose networks and files those are.
+        height, width: of a frame.
+        options: what was chosen.
+        slots: windows in flight.
+        in_strips: whether pictures go through the VAE in strips.
+        part: of the family's phases; None for the hungriest.
+        frames: of the clip, where no part is given.
     """
     manifest = bundle.manifest
     needs = [
         _estimate(bundle, height, width, options, slots, found, in_strips)
-        for found in (parts(manifest) if part is None else (part,))
+        for found in (parts(manifest, frames) if part is None else (part,))
     ]
     known = [need for need in needs if need is not None]
-    return OWN + weights(manifest, options.networks(manifest)) + max(known) if known else None
+    if len(known) < len(needs):
+        return None
+    return OWN + weights(manifest, options.networks(manifest)) + max(known)
 
 
 def _estimate(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.golden import psnr, read_png
-from helpers.star import GOLDEN, Noise, Run, Star, chunks
+from helpers.star import GOLDEN, Noise, Run, Star, chunks, tokenize
 from torch import Tensor
 
 from vsr_trt.export.families.star import sampler, steps, text, weights
@@ -75,7 +75,7 @@ def first_step(star: Star, golden: Arrays) -> Arrays:
 def test_texts(star: Star, golden_star: Arrays) -> None:
     folder = GOLDEN / "text_encoder"
     for name, words in (("positive", text.caption("a good video")), ("negative", text.NEGATIVE)):
-        ids, cut = text.tokenize(folder, words)
+        ids, cut = tokenize(folder, words)
         assert torch.equal(ids, golden_star[f"tokens_{name}"])
         assert cut == 0
     ours = star.embed("a good video")
@@ -84,7 +84,7 @@ def test_texts(star: Star, golden_star: Arrays) -> None:
 
 
 def test_a_long_prompt_is_cut_and_ends(star: Star, golden_star: Arrays) -> None:
-    ids, cut = text.tokenize(GOLDEN / "text_encoder", text.caption("a good video " * 30))
+    ids, cut = tokenize(GOLDEN / "text_encoder", text.caption("a good video " * 30))
     assert ids.shape == (77,)
     assert ids[-1] == golden_star["tokens_positive"].max()  # the end's
     assert cut > 60
@@ -98,7 +98,7 @@ def test_a_long_prompt_is_cut_and_ends(star: Star, golden_star: Arrays) -> None:
 def test_an_exclamation_mark_is_a_word(words: str, ids: list[int]) -> None:
     """OpenCLIP fills up with what is spelt like it; transformers would take it for that wherever it stands."""
     begin, end = 952, 953
-    found = text.tokenize(GOLDEN / "text_encoder", words)[0].tolist()
+    found = tokenize(GOLDEN / "text_encoder", words)[0].tolist()
     assert found == [begin, *ids, end] + [0] * (75 - len(ids))
 
 

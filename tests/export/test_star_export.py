@@ -15,7 +15,7 @@ from helpers.chain import Chain
 from helpers.golden import GOLDEN as DLORAL_GOLDEN
 from helpers.golden import psnr, read_png
 from helpers.once import shared
-from helpers.star import GOLDEN, build_bundle
+from helpers.star import GOLDEN, build_bundle, tokenize
 
 from vsr_trt.build import main
 from vsr_trt.engines.graphs.work import count
@@ -201,11 +201,12 @@ def test_the_runtime(star_bundle: Path, clip: np.ndarray, recorded: Arrays) -> N
 @pytest.mark.thorough
 def test_prompts_of_a_run(star_bundle: Path) -> None:
     given = Settings(prompt="wow! a cat", negative_prompt="grey")
-    found = embed(Bundle.open(star_bundle), given).constants["prompts"]
+    opened = Bundle.open(star_bundle)
+    found = embed(opened, given, opened.constants()).constants["prompts"]
     encoder = text_encoder.TextEncoder(text.open_text_encoder(GOLDEN / "text_encoder")).eval()
     texts = ("wow! a cat" + text.POSITIVE, "grey")
     with torch.no_grad():
-        theirs = [encoder(text.tokenize(GOLDEN / "text_encoder", each)[0]).numpy() for each in texts]
+        theirs = [encoder(tokenize(GOLDEN / "text_encoder", each)[0]).numpy() for each in texts]
     assert difference(found, np.stack(theirs)) < 1e-5
 
 

@@ -19,6 +19,7 @@ from vsr_trt.export.families.star.checkpoint import load
 from vsr_trt.export.families.star.denoiser import Denoiser
 from vsr_trt.export.families.star.pictures import Postprocess, Preprocess
 from vsr_trt.export.request import BundleRequest
+from vsr_trt.runtime.bundle.tokens import encode
 
 GOLDEN = DATA / "golden" / "case_s"
 
@@ -29,6 +30,12 @@ def build_bundle(out: Path, precision: Literal["fp32", "fp16"]) -> None:
     request = BundleRequest(GOLDEN / "model.pt", out, parts, precision=precision, kernels=False, jobs=1)
     with captures.kept(out.parent / "star-captures"):
         build(request)
+
+
+def tokenize(folder: Path, words: str) -> tuple[Tensor, int]:
+    """A text's ids (77,) int64 by a folder's tokenizer, and how many tokens were cut off at its end."""
+    ids, cut = encode(text.open_tokenizer(folder), words)
+    return torch.from_numpy(ids), cut
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Star:
         """Both texts' embeddings, (2,77,c)."""
         encoder = TextEncoder(text.open_text_encoder(self.folder / "text_encoder"))
         texts = (text.caption(prompt), text.NEGATIVE)
-        return torch.stack([encoder(text.tokenize(self.folder / "text_encoder", each)[0]) for each in texts])
+        return torch.stack([encoder(tokenize(self.folder / "text_encoder", each)[0]) for each in texts])
 
     def encode(self, frames: Tensor, noise: Tensor) -> Tensor:
         """frames u8 (f,h,w,3) -> hint latents (1,4,f,h,w)."""

@@ -54,15 +54,15 @@ def change(bundle: Path, by: Callable[[Manifest], Manifest]) -> None:
 
 
 def embedded(bundle: Path, prompt: str | None = None, negative: str | None = None) -> np.ndarray:
-    (array,) = embed(
-        Bundle.open(bundle), Settings(prompt=prompt, negative_prompt=negative)
-    ).constants.values()
+    opened = Bundle.open(bundle)
+    settings = Settings(prompt=prompt, negative_prompt=negative)
+    (array,) = embed(opened, settings, opened.constants()).constants.values()
     return array
 
 
 def test_without_a_prompt_nothing_is_loaded(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert embed(Bundle.open(golden_bundle), Settings()).constants == {}
+    assert embed(Bundle.open(golden_bundle), Settings(), {}).constants == {}
 
 
 def test_the_bundles_own_prompt_gives_its_own_embedding(
@@ -185,7 +185,7 @@ def test_without_onnx_runtime_it_says_what_embeds(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DeviceError, match=r"are embedded on the CPU, but ONNX Runtime is not installed"):
-        embed(Bundle.open(golden_bundle), Settings(prompt="tree"))
+        embed(Bundle.open(golden_bundle), Settings(prompt="tree"), {})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"model": {"type": "BPE"}}', b"\xff" * 100])

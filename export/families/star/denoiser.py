@@ -182,13 +182,13 @@ class ControlNet(Encoder):
         """See the class."""
         given = self.unpack(time, text, xt.shape[2])
         seen = self.before_text(frames_first(xt), self.input_hint_block(frames_first(hint)), given)
-        return tuple(self.controls(seen, given))
+        results = self.after_text(seen, given)
+        return tuple(layer(result) for layer, result in zip(self.outputs, results, strict=True))
 
-    def controls(self, shared: Shared, given: Inputs) -> Iterator[Tensor]:
-        """What the text reaches: the skips' controls, block 0 first, then the middle's."""
-        layers = (*self.zero_convs, self.middle_block_out)
-        for layer, skip in zip(layers, self.after_text(shared, given), strict=True):
-            yield layer(skip)
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """What makes a control of each result, block 0's first, the middle's last."""
+        return (*self.zero_convs, self.middle_block_out)
 
 
 class UNet(Encoder):
@@ -272,7 +272,7 @@ class Denoiser(nn.Module):
         Neither goes on before the sum is made. Left alone, a compiler runs one encoder to its end first, and keeps all
         that it gives until the other one comes to it.
         """
-        layers = iter((*self.control.zero_convs, self.control.middle_block_out))
+        layers = iter(self.control.outputs)
         yield begun.first + next(layers)(seen.first)
         x, y = begun.x, seen.x
         stages = zip(self.unet.stages(begun, unet), self.control.stages(seen, control), layers, strict=True)

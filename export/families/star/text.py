@@ -9,14 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vsr_trt.export import pretrained, shards
 from vsr_trt.export.families import prompt
 from vsr_trt.export.families.star.sizes import TOKENS
 from vsr_trt.export.tensors import common_prefix
-from vsr_trt.runtime.bundle.tokens import encode
 from vsr_trt.runtime.errors import CheckpointError
 
 PROMPT = "a good video"
@@ -60,12 +56,6 @@ def open_tokenizer(folder: Path) -> Any:
             f"a token {largest} with a vocabulary of {known}. Copy the whole folder."
         )
     return tokenizer
-
-
-def tokenize(folder: Path, text: str) -> tuple[Tensor, int]:
-    """Token ids (77,) int64 of a text, and how many tokens were cut off at its end because it is too long."""
-    ids, cut = encode(open_tokenizer(folder), text)
-    return torch.from_numpy(ids), cut
 
 
 def weight_files(folder: Path) -> list[Path]:
