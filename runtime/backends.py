@@ -16,7 +16,7 @@ from vsr_trt.runtime.errors import EngineError, InputError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.onnxruntime.gpu import ProviderNetworks
-from vsr_trt.runtime.onnxruntime.providers import PROVIDERS
+from vsr_trt.runtime.onnxruntime.providers import PROVIDERS, check_installed
 from vsr_trt.runtime.schedule import forms
 from vsr_trt.runtime.schedule.forms import Available, Form
 from vsr_trt.runtime.schedule.parts import Part
@@ -54,6 +54,27 @@ def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str
     return CpuNetworks.name, f"the bundle has no engines that run on {here}"
 
 
+def check_backend(backend: str, bundle: Bundle, settings: Settings) -> None:
+    """Refuses what can be told to fail at once, before anything is read or loaded.
+
+    Args:
+        backend: one of `BACKENDS`, but `auto`.
+        bundle: whose networks it is to run.
+        settings: the user's.
+
+    Raises:
+        InputError: a cache for a backend that compiles nothing.
+        DeviceError: the backend is not installed, or there is no GPU.
+        EngineError: the bundle has no engine that runs here.
+    """
+    if backend in ENGINES:
+        start.engines_here(bundle, backend)
+    elif backend in PROVIDERS:
+        check_installed(backend)
+    elif settings.engine_cache is not None:
+        raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
+
+
 def open_device(
     backend: str,
     bundle: Bundle,
@@ -63,7 +84,7 @@ def open_device(
     stream: int | None = None,
     device_results: bool = False,
 ) -> Device:
-    """The device of a backend.
+    """The device of a backend that `check_backend` lets pass.
 
     Args:
         backend: one of `BACKENDS`, but `auto`.
@@ -73,7 +94,6 @@ def open_device(
         stream, device_results: see `runtime.cuda.device.CudaDevice`.
 
     Raises:
-        InputError: a cache for a backend that compiles nothing.
         DeviceError: the backend is not installed, or cannot load the networks.
         EngineError: the bundle has no engine that runs here.
     """
@@ -90,8 +110,6 @@ def open_device(
     networks: CpuNetworks | ProviderNetworks
     if backend in PROVIDERS:
         networks = ProviderNetworks(bundle, backend, settings.threads, cache)
-    elif cache is not None:
-        raise InputError(f"the backend {backend} compiles nothing; leave --engine-cache out.")
     else:
         networks = CpuNetworks(bundle, settings.threads)
     seconds: dict[str, float] = {}

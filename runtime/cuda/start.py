@@ -46,14 +46,9 @@ def open_device(
         DeviceError: no GPU, no driver, a library is not installed.
         EngineError: the bundle has no engine that runs here; it says why each one does not.
     """
+    gpu, engines = engines_here(bundle, backend)
     trt = library(backend)
     driver = Driver(bindings())
-    gpu = detect()
-    if gpu is None:
-        raise DeviceError(
-            f"the backend {backend} needs an NVIDIA GPU: {why_none()}. onnxruntime-cpu runs without one."
-        )
-    engines = usable(bundle, backend, gpu)
 
     def pick(height: int, width: int, options: Options, part: Part | None) -> EngineChoice:
         scale = bundle.manifest.scale
@@ -74,6 +69,26 @@ def open_device(
         stream=stream,
         device_results=device_results,
     )
+
+
+def engines_here(bundle: Bundle, backend: str) -> tuple[Gpu, list[Engine]]:
+    """This machine's GPU, and a bundle's engines that run on it.
+
+    Args:
+        bundle: that holds them.
+        backend: one of `BACKENDS`.
+
+    Raises:
+        DeviceError: the library is not installed, or there is no GPU.
+        EngineError: there are none; it says why each one does not.
+    """
+    library(backend)
+    gpu = detect()
+    if gpu is None:
+        raise DeviceError(
+            f"the backend {backend} needs an NVIDIA GPU: {why_none()}. onnxruntime-cpu runs without one."
+        )
+    return gpu, usable(bundle, backend, gpu)
 
 
 def usable(

@@ -20,6 +20,7 @@ from vsr_trt.runtime.onnxruntime.providers import (
     PROVIDERS,
     TENSORRT,
     cache_folder,
+    check_installed,
     prepare,
     provider_options,
     versions,
@@ -57,21 +58,14 @@ class ProviderNetworks:
     ) -> None:
         self.name = backend
         self._provider = PROVIDERS[backend]
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise DeviceError(
-                f"ONNX Runtime is not installed, which the backend {backend} needs. Install it with: "
-                f"pip install 'vsr-trt[cpu]' && {self._provider.install}"
-            ) from error
-        self._library = onnxruntime
+        self._library = check_installed(backend)
         self._bundle = bundle
         self._threads = thread_count(threads)
         self._cache = (cache or cache_folder()).absolute()
-        self._devices = prepare(onnxruntime, backend)
+        self._devices = prepare(self._library, backend)
         self._graphs: dict[str, str] = {}
         self._sessions: dict[str, _Loaded] = {}
-        self._calls = Calls(onnxruntime)
+        self._calls = Calls(self._library)
 
     def load(self, network: str) -> None:
         """Picks a network's graph; it is compiled for the first shape that it is run on."""

@@ -145,22 +145,42 @@ def is_available(library: Any, backend: str) -> bool:
     return provider.name in library.get_available_providers()
 
 
-def prepare(library: Any, backend: str) -> list[Any]:
-    """Makes a provider ready for use.
+def check_installed(backend: str) -> Any:
+    """ONNX Runtime, which has a backend's provider.
 
-    Returns:
-        ONNX Runtime's devices that sessions are made for; empty where sessions take the provider's name.
+    Args:
+        backend: a key of `PROVIDERS`.
 
     Raises:
-        DeviceError: it is not installed, or finds no driver or no GPU.
+        DeviceError: one of both is not installed.
     """
     provider = PROVIDERS[backend]
+    try:
+        import onnxruntime as library
+    except ImportError as error:
+        raise DeviceError(
+            f"ONNX Runtime is not installed, which the backend {backend} needs. Install it with: "
+            f"pip install 'vsr-trt[cpu]' && {provider.install}"
+        ) from error
     if not is_available(library, backend):
         here = ["onnxruntime-cpu", *(name for name in PROVIDERS if is_available(library, name))]
         raise DeviceError(
             f"the backend {backend} needs ONNX Runtime's {provider.name}, which is not installed. "
             f"Install it with: {provider.install}. Available here: {', '.join(here)}."
         )
+    return library
+
+
+def prepare(library: Any, backend: str) -> list[Any]:
+    """Makes a provider that is installed ready for use.
+
+    Returns:
+        ONNX Runtime's devices that sessions are made for; empty where sessions take the provider's name.
+
+    Raises:
+        DeviceError: it finds no driver or no GPU.
+    """
+    provider = PROVIDERS[backend]
     if provider.plugin is not None:
         return _plugin_devices(library, provider)
     _load_libraries(library)

@@ -130,10 +130,10 @@ class Restorer:
         self._stream, self._device_results = stream_address(stream), device_results
         if (device_results or stream is not None) and self.backend not in backends.ENGINES:
             raise InputError(f"frames and streams on a GPU need the backend {' or '.join(backends.ENGINES)}.")
+        if networks is None:
+            backends.check_backend(self.backend, opened, settings)
         self._files = opened.constants(self._options)
-        prompted = prompts.embed(
-            opened, settings, self._files
-        )  # before the networks, which then take its memory
+        prompted = prompts.embed(opened, settings, self._files)  # the networks then take its memory
         self._files |= prompted.constants
         self.notes = prompted.notes
         self._form: Form | None = None

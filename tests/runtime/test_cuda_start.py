@@ -72,10 +72,7 @@ def test_without_a_gpu_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(start, "detect", lambda: None)
     monkeypatch.setattr(start, "why_none", lambda: "no CUDA driver")
     with pytest.raises(DeviceError, match="tensorrt_rtx needs an NVIDIA GPU: no CUDA driver"):
-        start.open_device(
-            bundle(),
-            "tensorrt_rtx",
-        )
+        start.open_device(bundle(), "tensorrt_rtx")
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +80,4 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(DeviceError, match=r"TensorRT is not installed. .*pip install 'vsr-trt\[gpu\]'"):
-        start.open_device(
-            bundle(),
-            "tensorrt",
-        )
+        start.open_device(bundle(), "tensorrt")

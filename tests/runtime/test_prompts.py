@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.bundle.reading import read_manifest
 from vsr_trt.runtime.bundle.tokens import encode, read_tokenizer
 from vsr_trt.runtime.cli.main import main
-from vsr_trt.runtime.errors import BundleError, DeviceError, InputError
+from vsr_trt.runtime.errors import BundleError, DeviceError, InputError, VsrError
+from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
 from vsr_trt.runtime.restore import prompts
 from vsr_trt.runtime.restore.prompts import embed
 from vsr_trt.runtime.restore.restorer import Restorer
@@ -58,6 +60,16 @@ def embedded(bundle: Path, prompt: str | None = None, negative: str | None = Non
     settings = Settings(prompt=prompt, negative_prompt=negative)
     (array,) = embed(opened, settings, opened.constants()).constants.values()
     return array
+
+
+@pytest.mark.parametrize("settings", [{"backend": "tensorrt"}, {"engine_cache": "cache"}])
+def test_what_cannot_run_is_refused_before_the_prompt_is_embedded(
+    golden_bundle: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CpuNetworks, "load", lambda *_: pytest.fail("a network was loaded"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(VsrError, match=r"TensorRT is not installed|leave --engine-cache out"):
+        Restorer(golden_bundle, prompt="tree", **settings)
 
 
 def test_without_a_prompt_nothing_is_loaded(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
