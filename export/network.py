@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vsr_trt.engines.graphs import precision as fp16
 from vsr_trt.engines.graphs.clean import attach_functions, clean, count_nodes, count_parameters
 from vsr_trt.engines.graphs.cpu import lower
+from vsr_trt.engines.graphs.narrow import LEAST
 from vsr_trt.engines.graphs.work import measure
 from vsr_trt.export.capture import to_onnx
 from vsr_trt.runtime.bundle.manifest import Bound, Network, Work
@@ -80,6 +81,8 @@ class NetworkSpec:
         in_strips: whether it may be computed in strips of rows: a network on pictures that normalises over them.
         scratch: bytes that a run on the CPU works in, as was measured at full size; empty where nobody did, or where
             the lowering for the CPU tells.
+        narrow: whether the CPU keeps weights in FP16 that FP16 holds exactly, and widens them in each run: worth it for
+            a network with large weights that does much work with each of them.
     """
 
     name: str
@@ -95,6 +98,7 @@ class NetworkSpec:
     functions: tuple[onnx.FunctionProto, ...] = field(default=())
     in_strips: bool = False
     scratch: Mapping[str, float] = field(default_factory=dict)
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,9 @@ def export(
     scratch: dict[str, Polynomial] = {"cpu": dict(spec.scratch)} if spec.scratch else {}
     if cpu:
         phases("lower")
-        for lowered in lower(native, spec.in_strips):
+        for lowered in lower(native, spec.in_strips, LEAST if spec.narrow else None):
             graphs[lowered.form] = lowered.path
-            files.append(lowered.path)
+            files += [lowered.path] if lowered.data is None else [lowered.path, lowered.data]
             if lowered.scratch:
                 scratch[lowered.form] = _polynomial(spec, lowered.scratch)
     phases("check")

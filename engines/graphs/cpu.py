@@ -9,6 +9,7 @@ provider those are slow, so they are rewritten; the weights are shared with the 
 | SoftmaxAttention (the VAE's) | `query_chunks`: a few queries at a time | 1.3 to 1.5 times faster than that |
 | Conv, 3x3 and wide, and the norm before it | in bands, see `channels_last` | the VAE 1.5 times faster |
 | GroupNormalization | means and squares by row, then over rows | faster, and exact where one long sum is off by 1e-3 |
+| FP32 weights that FP16 holds exactly, if asked | FP16, widened in each run, see `narrow` | half of their memory |
 | GatedTopKAttention, chunks written out | the same function as a Scan | any number of positions in chunks of one size |
 """
 
@@ -26,6 +27,7 @@ from onnx_ir import tape
 
 from vsr_trt import kernels
 from vsr_trt.engines.graphs import channels_last
+from vsr_trt.engines.graphs.narrow import narrow
 from vsr_trt.engines.graphs.nodes import constant, integers, take_over
 from vsr_trt.engines.graphs.query_chunks import attend_in_chunks
 from vsr_trt.engines.graphs.strips import STRIPS, cut_into_strips, largest, largest_kept
@@ -45,20 +47,24 @@ class Lowered:
     Attributes:
         form: what the manifest calls it: `cpu`, or `cpu_strips`.
         path: of the file.
+        data: of its own weights (see `engines.graphs.narrow`); None where it has none besides the native form's.
         scratch: bytes that a run works in for each pixel of the input, estimated; 0 where nothing is known.
     """
 
     form: str
     path: Path
+    data: Path | None
     scratch: float
 
 
-def lower(native: Path, in_strips: bool = False) -> list[Lowered]:
-    """Writes `<name>.cpu.onnx` next to `<name>.onnx`; its weights stay in the native file's data.
+def lower(native: Path, in_strips: bool = False, narrow_from: int | None = None) -> list[Lowered]:
+    """Writes `<name>.cpu.onnx` next to `<name>.onnx`; its weights stay in the native file's data, but for narrow ones.
 
     Args:
         native: the graph's file.
         in_strips: also write `<name>.cpu_strips.onnx`, which computes pictures in strips (see `engines.graphs.strips`).
+        narrow_from: bytes of a weight, in FP32, from which it is kept in FP16 where that holds it exactly, see
+            `engines.graphs.narrow`; None to keep all in FP32.
 
     Returns:
         What was written: nothing where there is nothing to rewrite (the native form serves the CPU too).
@@ -68,12 +74,18 @@ def lower(native: Path, in_strips: bool = False) -> list[Lowered]:
         form = "cpu" if strips == 1 else "cpu_strips"
         model = ir.load(native)
         numbers = largest(model.graph) if strips == 1 else largest_kept(model.graph)
-        if _lower(model, strips):
-            path = native.with_suffix(f".{form}.onnx")
+        path = native.with_suffix(f".{form}.onnx")
+        data = path.with_name(f"{path.name}.data")
+        changed = _lower(model, strips)
+        if narrow_from is not None and strips == 1:
+            changed += narrow(model, data, narrow_from)
+        if changed:
             # no external data is written: tensors that already are external keep pointing at the native's file
             ir.save(model, path)
             peak = 4 * numbers * Fraction(_PEAK_WHOLE if strips == 1 else _PEAK_STRIPS)
-            written.append(Lowered(form, path, float(peak) if in_strips else 0.0))
+            written.append(
+                Lowered(form, path, data if data.exists() else None, float(peak) if in_strips else 0.0)
+            )
     return written
 
 

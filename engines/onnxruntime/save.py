@@ -75,14 +75,33 @@ def _save(graph: Path, out: Path, data: Path) -> None:
                 "times the space of the network's own weights; free some, or choose another folder."
             ) from error
         raise EngineError(f"{error} Build the bundle again with: vsr-build bundle") from error
+    _put_casts_first(out)
+
+
+def _put_casts_first(path: Path) -> None:
+    """Puts nodes that widen narrow weights where `engines.graphs.narrow` had put them, and says why.
+
+    ONNX Runtime saves nodes in the order in which it runs them, and reads another one out of that.
+    """
+    model = _read(path)
+    kept = {tensor.name for tensor in model.graph.initializer}
+    nodes = sorted(model.graph.node, key=lambda node: not (node.op_type == "Cast" and node.input[0] in kept))
+    if nodes != list(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        onnx.save(model, path)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, whose module depends on its version
+        raise EngineError(f"{path.name} was saved incompletely and cannot be read again: {error}.") from error
 
 
 def _check(out: Path, data: Path) -> None:
     """Loads what was saved, and looks whether it is whole and refers to nothing but its own data."""
-    try:
-        model = onnx.load(out, load_external_data=False)
-    except Exception as error:  # protobuf's, whose module depends on its version
-        raise EngineError(f"{out.name} was saved incompletely and cannot be read again: {error}.") from error
+    model = _read(out)
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
             info = ExternalDataInfo(tensor)

@@ -30,7 +30,7 @@ from vsr_trt.runtime.schedule.events import Event, derive
 from vsr_trt.runtime.schedule.forms import Available, Form
 from vsr_trt.runtime.schedule.graph import Schedule, Step
 from vsr_trt.runtime.schedule.memory import MemoryPlan, amount
-from vsr_trt.runtime.schedule.parts import Part, clip_frames, parts
+from vsr_trt.runtime.schedule.parts import Part, clip_frames, clip_parts
 from vsr_trt.runtime.schedule.shapes import frame_shapes
 
 
@@ -138,7 +138,7 @@ def make(bundle: Bundle, request: PlanRequest) -> Plan:
         )
     manifest = bundle.manifest
     frames = clip_frames(manifest, request.frames)
-    plans = [_make(bundle, request, part) for part in parts(manifest, frames)]
+    plans = [_make(bundle, request, part) for part in clip_parts(manifest, frames)]
     if len(plans) == 1:
         return plans[0]
     largest = max(plans, key=lambda plan: plan.memory.device)

@@ -14,7 +14,7 @@ from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.forms import Available
 from vsr_trt.runtime.schedule.memory import amount
-from vsr_trt.runtime.schedule.parts import parts
+from vsr_trt.runtime.schedule.parts import clip_parts
 
 
 def need(bundle: Bundle, height: int, width: int, frames: int, options: Options) -> int:
@@ -25,14 +25,14 @@ def need(bundle: Bundle, height: int, width: int, frames: int, options: Options)
     """
     manifest, most, rows = bundle.manifest, 0, 0
     given = FrameShape.of(manifest, height, width).given
-    for part in parts(manifest, frames):
+    for part in clip_parts(manifest, frames):
         schedule = build(manifest, *given, options, 1, part=part)
         if not part.last:
             rows += memory.handed_on(schedule, part.frames)
         found = forms.estimate(bundle, *given, options, 1, in_strips=False, part=part)
         if found is None:
             buffers = memory.add_up(schedule, {}, {})
-            networks = forms.weights(manifest, options.networks(manifest))
+            networks = forms.weights_on_cpu(manifest, options.networks(manifest))
             found = forms.OWN + networks + buffers.device + buffers.pinned
         most = max(most, found)
     return most + rows * frames

@@ -23,7 +23,7 @@ from vsr_trt.runtime.machine.memory import RESERVE, free_bytes, resident_bytes
 from vsr_trt.runtime.schedule import memory
 from vsr_trt.runtime.schedule.build import build, frame_sizes, tile_grid
 from vsr_trt.runtime.schedule.memory import amount
-from vsr_trt.runtime.schedule.parts import Part, parts, spans
+from vsr_trt.runtime.schedule.parts import Part, clip_parts, spans
 
 WHOLE, IN_STRIPS = "cpu", "cpu_strips"
 """Forms of a network's graphs on the CPU."""
@@ -175,12 +175,12 @@ def estimate(
     manifest = bundle.manifest
     needs = [
         _estimate(bundle, height, width, options, slots, found, in_strips)
-        for found in (parts(manifest, frames) if part is None else (part,))
+        for found in (clip_parts(manifest, frames) if part is None else (part,))
     ]
     known = [need for need in needs if need is not None]
     if len(known) < len(needs):
         return None
-    return OWN + weights(manifest, options.networks(manifest)) + max(known)
+    return OWN + weights_on_cpu(manifest, options.networks(manifest)) + max(known)
 
 
 def _estimate(
@@ -209,11 +209,21 @@ def _estimate(
 
 def weights(manifest: Manifest, networks: Iterable[str]) -> int:
     """Bytes of the weights that networks have in files of their own, in the bundle's precision."""
-    return sum(
-        manifest.files[name].bytes
-        for network in networks
-        if (name := f"{manifest.networks[network].graphs['native']}.data") in manifest.files
-    )
+    return _weights(manifest, networks, "native")
+
+
+def weights_on_cpu(manifest: Manifest, networks: Iterable[str]) -> int:
+    """Bytes of the weights of the CPU's forms.
+
+    What such a form has in a file of its own is kept in FP16, half as large as in the native form's file.
+    """
+    return _weights(manifest, networks, "native") - _weights(manifest, networks, WHOLE)
+
+
+def _weights(manifest: Manifest, networks: Iterable[str], form: str) -> int:
+    """Bytes of the files of a form's weights."""
+    graphs = (manifest.networks[network].graphs.get(form, "") for network in networks)
+    return sum(manifest.files[name].bytes for graph in graphs if (name := f"{graph}.data") in manifest.files)
 
 
 def as_json(form: Form) -> Mapping[str, object]:

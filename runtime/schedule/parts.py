@@ -75,6 +75,17 @@ def parts(manifest: Manifest, frames: int = 1) -> tuple[Part, ...]:
     return tuple(found)
 
 
+def clip_parts(manifest: Manifest, frames: int) -> tuple[Part, ...]:
+    """The parts that a clip of so many frames goes through, each with its longest windows.
+
+    Those are no longer than the clip where a phase's last window may be short.
+    """
+    found = parts(manifest, frames)
+    if not manifest.phases:
+        return found
+    return tuple(part.of(min(part.frames, frames)) if part.window.last == "short" else part for part in found)
+
+
 def _noise(manifest: Manifest, stages: Sequence[Stage]) -> tuple[str, ...]:
     """The noise that stages read, in the order of the manifest."""
     drawn = [name for name, given in manifest.inputs.items() if given.source == "noise"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import clip_family
+from helpers.clip_family import GROUP
 from helpers.fake_gpu import FakeDriver, FakeTensorRT, blend
 from helpers.matrix import matrix
 from helpers.media_clips import Clip, decoded, times
@@ -31,6 +32,7 @@ from vsr_trt.runtime.cuda.driver import Driver
 from vsr_trt.runtime.devices.simulated import SimulatedDevice, any_move, longest_first, newest_first
 from vsr_trt.runtime.errors import InputError
 from vsr_trt.runtime.onnxruntime.cpu import CpuNetworks
+from vsr_trt.runtime.plan.plan import PlanRequest, make
 from vsr_trt.runtime.restore import fit, job
 from vsr_trt.runtime.restore import restorer as restorer_module
 from vsr_trt.runtime.restore.noise import draw
@@ -42,7 +44,7 @@ from vsr_trt.runtime.schedule.build import build
 from vsr_trt.runtime.schedule.canvas import FrameShape
 from vsr_trt.runtime.schedule.engine_choice import EngineChoice
 from vsr_trt.runtime.schedule.events import derive, hazards
-from vsr_trt.runtime.schedule.parts import parts, spans
+from vsr_trt.runtime.schedule.parts import clip_parts, parts, spans
 
 SMALL, LARGE = (40, 60), (100, 148)  # smaller than the canvas; cut into tiles
 
@@ -337,6 +339,13 @@ def test_the_schedules_have_no_race(
                 assert hazards(schedule, [event for event in events if event != missing])
             file.write(tmp_path / "schedule.json", schedule, events)
             assert file.read(tmp_path / "schedule.json") == (schedule, events)
+
+
+def test_a_clip_that_is_shorter_than_a_window_is_taken_as_such(bundle: Bundle) -> None:
+    lengths = {frames: [part.frames for part in clip_parts(bundle.manifest, frames)] for frames in (1, 3, 9)}
+    assert lengths == {1: [1, 1, 1], 3: [1, 3, GROUP], 9: [1, 9, GROUP]}
+    request = PlanRequest(120, 80, 1, None, Options(), frames=1)
+    assert [plan.part.frames for plan in make(bundle, request).phases] == lengths[1]
 
 
 def test_memory_grows_with_the_clip_by_its_latents_alone(bundle: Bundle) -> None:

@@ -333,4 +333,5 @@ def spec(denoiser: Denoiser) -> NetworkSpec:
         traced={"f": 6, "h": 26, "w": 32},
         checked=({"f": 1, "h": 18, "w": 24}, {"f": 3, "h": 26, "w": 16}),
         scratch={"f*h*w": _SCRATCH * 2 * channels * 4.0},
+        narrow=True,
     )
