@@ -102,6 +102,20 @@ def test_an_exclamation_mark_is_a_word(words: str, ids: list[int]) -> None:
     assert found == [begin, *ids, end] + [0] * (75 - len(ids))
 
 
+@pytest.mark.parametrize(
+    ("typed", "plain"),
+    [
+        ("don’t", "don't"),
+        ("‘a’ ‚b‛", "'a' 'b'"),
+        ("“a” „b‟", '"a" "b"'),
+        ("ﬁeld, aﬄux, ﬆ", "field, afflux, st"),
+    ],
+)
+def test_quotes_and_ligatures_are_made_plain(typed: str, plain: str) -> None:
+    given, expected = (tokenize(GOLDEN / "text_encoder", words)[0].tolist() for words in (typed, plain))
+    assert given == expected
+
+
 def test_canvas_and_hint(star: Star, frames: Tensor, golden_star: Arrays) -> None:
     image, reference = star.preprocess(frames)
     assert float((image[0] - golden_star["canvas_frame_0"]).abs().max()) < 1e-6

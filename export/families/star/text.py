@@ -29,6 +29,17 @@ NEGATIVE = (
 )
 _WITHOUT_LAST = 23  # blocks that are stored where the last one is left out: Stable Diffusion 2.1's
 _PAD = "!"  # has the id 0, with which OpenCLIP fills up
+_PLAIN = (
+    ("[\u02bc\u2018-\u201b]", "'"),
+    ("[\u201c-\u201f]", '"'),
+    ("\ufb00", "ff"),
+    ("\ufb01", "fi"),
+    ("\ufb02", "fl"),
+    ("\ufb03", "ffi"),
+    ("\ufb04", "ffl"),
+    ("\ufb06", "st"),
+)
+"""What OpenCLIP, by ftfy's `fix_text`, makes of quotes and ligatures as word processors and telephones write them."""
 _CONSTANT = "embeddings.position_ids"
 _WANTED = "expected OpenCLIP ViT-H-14 in transformers' layout (laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"
 
@@ -44,6 +55,8 @@ def open_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: the folder is of another model, has no tokenizer, or a damaged one.
     """
+    from tokenizers import Regex, normalizers
+
     known = _checked_config(folder).get("vocab_size", 49408)
     try:
         tokenizer = prompt.open_tokenizer(folder, TOKENS, _PAD, pad_is_a_word=True)
@@ -55,6 +68,8 @@ def open_tokenizer(folder: Path) -> Any:
             f"the tokenizer in {folder} is not the text encoder's: its '{_PAD}' is token {pad}, expected 0, and it has "
             f"a token {largest} with a vocabulary of {known}. Copy the whole folder."
         )
+    plain = [normalizers.Replace(Regex(found), by) for found, by in _PLAIN]
+    tokenizer.normalizer = normalizers.Sequence([*plain, *filter(None, [tokenizer.normalizer])])
     return tokenizer
 
 
