@@ -223,7 +223,10 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
     if found.engines:
         print_verdicts(console, found.engines)
     if found.vae:
-        table = Table(title="the VAE on this CPU, by size of the restored picture", title_justify="left")
+        table = Table(
+            title="how a picture goes through on this CPU, by size of the restored picture",
+            title_justify="left",
+        )
         for column in ("size", "works", "memory, estimated", "why"):
             table.add_column(column, overflow="fold")
         for size, form in found.vae.items():
