@@ -110,7 +110,7 @@ class _Speed(ProgressColumn):
         elapsed = task.elapsed or 0.0
         if not task.completed or not elapsed:
             return Text("- fps")
-        return Text(f"{task.completed / elapsed:.2f} fps")
+        return Text(_rate(task.completed, elapsed))
 
 
 @contextlib.contextmanager
@@ -185,6 +185,13 @@ def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watc
         yield Watcher(opened, loaded, arranged, noted, frame, phase)
 
 
+def _rate(frames: float, seconds: float) -> str:
+    """How fast it is, in the unit that has digits."""
+    if frames and seconds > 10 * frames:
+        return f"{seconds / frames:.0f} s a frame"
+    return f"{frames / seconds:.2f} fps" if seconds > 0 else "- fps"
+
+
 def print_report(console: Console, report: RestoreReport, printed: Collection[str] = ()) -> None:
     """The table of stages, the notes that were not `printed` before, and what was made."""
     table = Table(title="time for a frame, median", title_justify="left")
@@ -199,10 +206,11 @@ def print_report(console: Console, report: RestoreReport, printed: Collection[st
     for note in (note for note in report.notes if note not in printed):
         console.print(f"[yellow]note:[/] {escape(printable(note))}", highlight=False, soft_wrap=True)
     memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
+    frames = f"{report.frames} frame{'' if report.frames == 1 else 's'}"
     console.print(
-        f"[bold]{escape(printable(report.output))}[/]: {report.frames} frames {report.width}x{report.height} in "
-        f"{report.seconds:.1f} s ({report.fps:.2f} fps; loading took {report.load_seconds:.1f} s{memory}; "
-        f"{report.backend})",
+        f"[bold]{escape(printable(report.output))}[/]: {frames} {report.width}x{report.height} in "
+        f"{report.seconds:.1f} s ({_rate(report.frames, report.seconds)}; loading took "
+        f"{report.load_seconds:.1f} s{memory}; {report.backend})",
         highlight=False,
         soft_wrap=True,
     )
