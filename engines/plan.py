@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,14 +256,17 @@ def inspect(bundle: Bundle, file: str) -> SourceGraph:
         ) from error
     folder = Path(file).parent
     data: dict[str, str] = {}
-    for location in sorted(set(_external(model))):
+    referred = Counter[str]()
+    for location, length in _external(model):
+        referred[location] += length
+    for location in sorted(referred):
         beside = (folder / location).as_posix()
         if not is_inside(beside) or beside not in bundle.manifest.files:
             raise BundleError(
                 f"{bundle.path}: {file} reads its weights from {location}, which is not the bundle's."
             )
         data[location] = bundle.manifest.files[beside].sha256
-    size = sum(bundle.manifest.files[name].bytes for name in (file, *((folder / d).as_posix() for d in data)))
+    size = bundle.manifest.files[file].bytes + referred.total()
     types = {operator: dtype for dtype, operator in OPERATORS.items()}
     calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in types]
     return SourceGraph(
@@ -279,13 +283,15 @@ def _k(node: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "k"), 0)
 
 
-def _external(model: onnx.ModelProto) -> Iterator[str]:
-    """Files that any tensor of the model lies in: an initializer, or an attribute of a node, in functions too."""
+def _external(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
+    """File and length of each tensor of the model that lies in one: an initializer, or an attribute of a node, in
+    functions too."""
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     constants = (attribute.t for node in nodes for attribute in node.attribute if attribute.HasField("t"))
     for tensor in itertools.chain(model.graph.initializer, constants):
         if onnx.external_data_helper.uses_external_data(tensor):
-            yield from (entry.value for entry in tensor.external_data if entry.key == "location")
+            info = onnx.external_data_helper.ExternalDataInfo(tensor)
+            yield info.location, info.length or 0
 
 
 def refuse_changed(bundle: Bundle, graphs: Iterable[Path]) -> None:
@@ -306,7 +312,7 @@ def refuse_changed(bundle: Bundle, graphs: Iterable[Path]) -> None:
 
     for graph in graphs:
         check(graph.relative_to(bundle.path).as_posix())
-        for location in _external(onnx.load(graph, load_external_data=False)):
+        for location, _ in _external(onnx.load(graph, load_external_data=False)):
             check((graph.parent / location).relative_to(bundle.path).as_posix())
 
 

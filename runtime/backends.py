@@ -55,7 +55,7 @@ def choose_backend(backend: str, bundle: Bundle | None = None) -> tuple[str, str
 
 
 def check_backend(backend: str, bundle: Bundle, settings: Settings) -> None:
-    """Refuses what can be told to fail at once, before anything is read or loaded.
+    """Refuses what can be told to fail at once, before anything is read or loaded. Opening may still fail.
 
     Args:
         backend: one of `BACKENDS`, but `auto`.
@@ -64,7 +64,7 @@ def check_backend(backend: str, bundle: Bundle, settings: Settings) -> None:
 
     Raises:
         InputError: a cache for a backend that compiles nothing.
-        DeviceError: the backend is not installed, or there is no GPU.
+        DeviceError: a backend for GPUs is not installed, or there is no GPU for the bundle's engines.
         EngineError: the bundle has no engine that runs here.
     """
     if backend in ENGINES:

@@ -77,15 +77,12 @@ def lower(native: Path, in_strips: bool = False, narrow_from: int | None = None)
         path = native.with_suffix(f".{form}.onnx")
         data = path.with_name(f"{path.name}.data")
         changed = _lower(model, strips)
-        if narrow_from is not None and strips == 1:
-            changed += narrow(model, data, narrow_from)
-        if changed:
-            # no external data is written: tensors that already are external keep pointing at the native's file
+        narrowed = narrow(model, data, narrow_from) if narrow_from is not None and strips == 1 else 0
+        if changed or narrowed:
+            # no external data is written here: what is external stays where it is, in the native's file or in `data`
             ir.save(model, path)
             peak = 4 * numbers * Fraction(_PEAK_WHOLE if strips == 1 else _PEAK_STRIPS)
-            written.append(
-                Lowered(form, path, data if data.exists() else None, float(peak) if in_strips else 0.0)
-            )
+            written.append(Lowered(form, path, data if narrowed else None, float(peak) if in_strips else 0.0))
     return written
 
 

@@ -89,7 +89,10 @@ def _put_casts_first(path: Path) -> None:
     if nodes != list(model.graph.node):
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        onnx.save(model, path)
+        try:
+            onnx.save(model, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _read(path: Path) -> onnx.ModelProto:

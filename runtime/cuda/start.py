@@ -79,10 +79,11 @@ def engines_here(bundle: Bundle, backend: str) -> tuple[Gpu, list[Engine]]:
         backend: one of `BACKENDS`.
 
     Raises:
-        DeviceError: the library is not installed, or there is no GPU.
+        DeviceError: the library or cuda-python is not installed, or there is no GPU.
         EngineError: there are none; it says why each one does not.
     """
     library(backend)
+    bindings()
     gpu = detect()
     if gpu is None:
         raise DeviceError(

@@ -195,7 +195,9 @@ def _load_and_run(
 def _refuse_what_does_not_fit(job: Job, info: media.SourceInfo, count: int) -> None:
     """A clip of so many frames that are in memory together; on the CPU."""
     bundle = Bundle.open(job.bundle)
-    if backends.choose_backend(job.settings.backend, bundle)[0] not in backends.ENGINES:
+    backend = backends.choose_backend(job.settings.backend, bundle)[0]
+    backends.check_backend(backend, bundle, job.settings)
+    if backend not in backends.ENGINES:
         options, available = Options.of(bundle.manifest, job.settings), Available.of(job.settings.memory)
         given = (count, job.frames, job.segment and job.segment[0])
         frames = max(1, min(each for each in given if each is not None))

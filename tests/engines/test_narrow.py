@@ -23,7 +23,7 @@ from vsr_trt.export.network import Input, NetworkSpec, Output
 from vsr_trt.runtime.bundle.manifest import Bound, FileEntry
 from vsr_trt.runtime.schedule.forms import weights, weights_on_cpu
 
-_SIDE = 64
+_SIDE = 256  # from 129 on ONNX Runtime adds in another order where a weight is no constant
 
 
 def weight(name: str, *shape: int, exact: bool = True, seed: int = 0) -> onnx.TensorProto:
@@ -87,14 +87,19 @@ def kept(path: Path) -> dict[str, int]:
     return {t.name: t.data_type for t in onnx.load(path, load_external_data=False).graph.initializer}
 
 
-def test_results_are_the_same_bytes_with_half_of_the_weights(tmp_path: Path) -> None:
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    """The same but for rounding."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * float(np.abs(expected).max()))
+
+
+def test_results_are_the_same_with_half_of_the_weights(tmp_path: Path) -> None:
     native = chain(tmp_path / "net.onnx")
     (lowered,) = lower(native, narrow_from=1)
     assert (lowered.form, lowered.data) == ("cpu", tmp_path / "net.cpu.onnx.data")
-    np.testing.assert_array_equal(run(lowered.path), run(native))
+    assert_alike(run(lowered.path), run(native))
     types = kept(lowered.path)
     halves = {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
-    assert halves == {"conv_fp16", "first_fp16", "second_fp16", "third_fp16"}
+    assert halves == {"conv:fp16", "first:fp16", "second:fp16", "third:fp16"}
     assert TensorProto.FLOAT not in types.values()
 
 
@@ -102,7 +107,7 @@ def test_a_weight_that_fp16_does_not_hold_stays(tmp_path: Path) -> None:
     native = chain(tmp_path / "net.onnx", second_is_exact=False)
     (lowered,) = lower(native, narrow_from=1)
     assert kept(lowered.path)["second"] == TensorProto.FLOAT
-    np.testing.assert_array_equal(run(lowered.path), run(native))
+    assert_alike(run(lowered.path), run(native))
 
 
 @pytest.mark.parametrize("value", [2**-25, 65520.0, 1 / 3])
@@ -135,8 +140,8 @@ def test_what_is_small_or_read_by_other_nodes_stays(
     weights = [weight(name, _SIDE, _SIDE) for name in ("w", "other")]
     native = save(tmp_path / "net.onnx", nodes, [*weights, numpy_helper.from_array(np.array(0), "index")])
     found = [name for lowered in lower(native, narrow_from=least) for name in kept(lowered.path)]
-    assert [name for name in found if name.endswith("_fp16")] == (
-        [] if read_by_another else [f"{name}_fp16" for name in taken]
+    assert [name for name in found if name.endswith(":fp16")] == (
+        [] if read_by_another else [f"{name}:fp16" for name in taken]
     )
 
 

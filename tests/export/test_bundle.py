@@ -240,8 +240,9 @@ def test_an_export_that_disagrees_with_torch_is_refused(
 ) -> None:
     spec = cfr.spec(checkpoint.load(GOLDEN / "model.pkl").cfr, None)
 
-    def spoil(native: Path, in_strips: bool) -> list[Lowered]:
+    def spoil(native: Path, in_strips: bool, narrow_from: int | None) -> list[Lowered]:
         assert not in_strips
+        assert narrow_from is None
         model = onnx.load(native)
         for tensor in model.graph.initializer:
             if tensor.name == "bias":
@@ -249,7 +250,7 @@ def test_an_export_that_disagrees_with_torch_is_refused(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), "bias"))
         spoiled = native.with_suffix(".cpu.onnx")
         onnx.save(model, spoiled)
-        return [Lowered("cpu", spoiled, 0.0)]
+        return [Lowered("cpu", spoiled, None, 0.0)]
 
     monkeypatch.setattr(network, "lower", spoil)
     with pytest.raises(network.ExportError, match=r"cfr\.cpu\.onnx differs from torch"):

@@ -11,6 +11,7 @@ from helpers.stages import dloral_manifest
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle.directory import Bundle
 from vsr_trt.runtime.bundle.manifest import Engine
+from vsr_trt.runtime.bundle.options import Settings
 from vsr_trt.runtime.cuda import start
 from vsr_trt.runtime.cuda.start import usable
 from vsr_trt.runtime.errors import DeviceError, EngineError
@@ -81,3 +82,13 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(DeviceError, match=r"TensorRT is not installed. .*pip install 'vsr-trt\[gpu\]'"):
         start.open_device(bundle(), "tensorrt")
+
+
+def test_without_the_bindings_their_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr(start, "library", lambda backend: None)
+    monkeypatch.setattr(start, "detect", lambda: pytest.fail("a GPU was looked for"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(DeviceError, match=r"cuda-python is not installed.*pip install 'vsr-trt\[gpu\]'"):
+        backends.check_backend("tensorrt", bundle(), Settings())

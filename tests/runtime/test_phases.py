@@ -487,6 +487,8 @@ def test_a_clip_that_does_not_fit_is_refused_before_anything_is_loaded(
         assert fit.need(bundle, 40, 60, int(found[1]), Options()) <= limit
         assert cli.main([*typed, "--memory", "1MB"]) == 7
         assert "One frame takes" in capsys.readouterr().err
+        assert cli.main([*typed, "--memory", "1MB", "--engine-cache", "x"]) == 2
+        assert "leave --engine-cache out" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "in.mkv"]
     assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB", "--frames", found[1]]) == 0
     assert cli.main([*typed, "--memory", f"{limit / 1e6:.6f}MB", "--segment", found[2], "--overwrite"]) == 0

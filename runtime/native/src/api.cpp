@@ -187,7 +187,7 @@ vsr_status vsr_plan(vsr_model* model, uint32_t width, uint32_t height, vsr_memor
       memory->result_height = static_cast<std::uint32_t>(schedule.picture.result().height);
       for (const auto& network : schedule.networks) networks.insert(network.first);
     }
-    for (const std::string& network : networks) memory->weights += bundle.weights(network);
+    for (const std::string& network : networks) memory->weights += bundle.weights(network, model->model->on_cpu());
     memory->window = bundle.phases.size() > 1 ? 0 : static_cast<std::uint32_t>(bundle.phases.front().window.frames);
     return VSR_OK;
   });

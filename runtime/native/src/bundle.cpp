@@ -176,10 +176,15 @@ const Value& Bundle::value(const std::string& option) const {
   return found->second;
 }
 
-std::uint64_t Bundle::weights(const std::string& network) const {
-  const std::string graph = manifest()["networks"][network.c_str()]["graphs"]["native"].text();
-  const auto found = files.find(graph + ".data");
-  return found == files.end() ? 0 : found->second;
+std::uint64_t Bundle::weights(const std::string& network, bool on_cpu) const {
+  const Node graphs = manifest()["networks"][network.c_str()]["graphs"];
+  const auto bytes = [&](const char* form) -> std::uint64_t {
+    const auto found = graphs.has(form) ? files.find(graphs[form].text() + ".data") : files.end();
+    return found == files.end() ? 0 : found->second;
+  };
+  // what the CPU's form has itself is in FP16, half as large as in the native form's file
+  const std::uint64_t native = bytes("native");
+  return native - (on_cpu ? std::min(native, bytes("cpu")) : 0);
 }
 
 fs::path Bundle::file(const std::string& name) const {

@@ -45,8 +45,8 @@ class Bundle {
   // The value of an option. Failure: there is none of that name.
   const Value& value(const std::string& option) const;
 
-  // Bytes of the weights that a network has in a file of their own.
-  std::uint64_t weights(const std::string& network) const;
+  // Bytes of the weights that a network has in files of their own, in the form for the CPU or for other providers.
+  std::uint64_t weights(const std::string& network, bool on_cpu) const;
 
   std::filesystem::path directory;
   std::map<std::string, std::uint64_t> files;  // name -> bytes

@@ -95,9 +95,8 @@ std::shared_ptr<Session> Model::session(const std::string& graph) {
 }
 
 std::unique_ptr<Run> Model::open(Schedule schedule) {
-  const bool on_cpu = settings_.provider == "CPU";
   return std::make_unique<Run>(bundle, std::move(schedule), runtime_, [&](const std::string&, const Graphs& graphs) {
-    return session(on_cpu ? graphs.cpu : graphs.provider);
+    return session(on_cpu() ? graphs.cpu : graphs.provider);
   });
 }
 

@@ -18,6 +18,8 @@ class Model {
   Schedule schedule(Sides frame, const Phase& phase, std::int64_t frames) const;
   // What a schedule's steps are done with; networks are loaded once for all streams.
   std::unique_ptr<Run> open(Schedule schedule);
+  // Whether networks run on ONNX Runtime's CPU provider, in the form for it.
+  bool on_cpu() const { return settings_.provider == "CPU"; }
 
   Bundle bundle;
 
