@@ -285,13 +285,15 @@ def _k(node: onnx.NodeProto) -> int:
 
 def _external(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
     """File and length of each tensor of the model that lies in one: an initializer, or an attribute of a node, in
-    functions too."""
+    functions too. The length is 0 where the model does not tell it as a number."""
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     constants = (attribute.t for node in nodes for attribute in node.attribute if attribute.HasField("t"))
     for tensor in itertools.chain(model.graph.initializer, constants):
         if onnx.external_data_helper.uses_external_data(tensor):
-            info = onnx.external_data_helper.ExternalDataInfo(tensor)
-            yield info.location, info.length or 0
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if "location" in entries:
+                length = entries.get("length", "")
+                yield entries["location"], int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else 0
 
 
 def refuse_changed(bundle: Bundle, graphs: Iterable[Path]) -> None:

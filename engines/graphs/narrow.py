@@ -51,7 +51,7 @@ def narrow(model: ir.Model, data: Path, least: int) -> int:
             if not (_holds(array.reshape(-1)[:_FIRST]) and _holds(array)):
                 continue
             file.write(bytes(-file.tell() % _ALIGNMENT))
-            casts.append(_widened(graph, value, _written(array, file, data)))
+            casts.append(_widened(graph, value, _written(f"{value.name}:fp16", array, file, data)))
     if casts:
         graph.insert_before(graph[0], casts)
     else:
@@ -79,7 +79,7 @@ def _holds(array: np.ndarray) -> bool:
         return array.astype(np.float16).astype(np.float32).tobytes() == array.tobytes()
 
 
-def _written(array: np.ndarray, file: BinaryIO, data: Path) -> ir.ExternalTensor:
+def _written(name: str, array: np.ndarray, file: BinaryIO, data: Path) -> ir.ExternalTensor:
     """Writes numbers in FP16 to the file's end; returns where they are."""
     half = np.ascontiguousarray(array, np.float16)
     offset = file.tell()
@@ -90,7 +90,7 @@ def _written(array: np.ndarray, file: BinaryIO, data: Path) -> ir.ExternalTensor
         half.nbytes,
         ir.DataType.FLOAT16,
         shape=ir.Shape(half.shape),
-        name="",
+        name=name,
         base_dir=data.parent,
     )
 
@@ -99,12 +99,11 @@ def _widened(graph: ir.Graph, value: ir.Value, tensor: ir.ExternalTensor) -> ir.
     """A node that makes of the narrow weight what everything read until now."""
     assert value.name is not None
     narrow_value = ir.Value(
-        name=f"{value.name}:fp16",
+        name=tensor.name,
         type=ir.TensorType(tensor.dtype),
         shape=ir.Shape(tensor.shape.numpy()),
         const_value=tensor,
     )
-    tensor.name = f"{value.name}:fp16"
     cast = ir.Node("", "Cast", (narrow_value,), {"to": ir.AttrInt64("to", ir.DataType.FLOAT)})
     wide = cast.outputs[0]
     wide.name, wide.type, wide.shape = f"{value.name}:wide", value.type, value.shape

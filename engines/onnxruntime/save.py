@@ -79,7 +79,7 @@ def _save(graph: Path, out: Path, data: Path) -> None:
 
 
 def _put_casts_first(path: Path) -> None:
-    """Puts nodes that widen narrow weights where `engines.graphs.narrow` had put them, and says why.
+    """Puts nodes that widen narrow weights where `engines.graphs.narrow` had put them, which says why.
 
     ONNX Runtime saves nodes in the order in which it runs them, and reads another one out of that.
     """

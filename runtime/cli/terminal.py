@@ -185,6 +185,10 @@ def restoring(console: Console, source: Path, notes: list[str]) -> Iterator[Watc
         yield Watcher(opened, loaded, arranged, noted, frame, phase)
 
 
+def _frames(count: object) -> str:
+    return f"{count} frame{'' if count == 1 else 's'}"
+
+
 def _rate(frames: float, seconds: float) -> str:
     """How fast it is, in the unit that has digits."""
     if frames and seconds > 10 * frames:
@@ -206,9 +210,8 @@ def print_report(console: Console, report: RestoreReport, printed: Collection[st
     for note in (note for note in report.notes if note not in printed):
         console.print(f"[yellow]note:[/] {escape(printable(note))}", highlight=False, soft_wrap=True)
     memory = f", {report.peak_memory / 1e9:.1f} GB of memory at most" if report.peak_memory else ""
-    frames = f"{report.frames} frame{'' if report.frames == 1 else 's'}"
     console.print(
-        f"[bold]{escape(printable(report.output))}[/]: {frames} {report.width}x{report.height} in "
+        f"[bold]{escape(printable(report.output))}[/]: {_frames(report.frames)} {report.width}x{report.height} in "
         f"{report.seconds:.1f} s ({_rate(report.frames, report.seconds)}; loading took "
         f"{report.load_seconds:.1f} s{memory}; {report.backend})",
         highlight=False,
@@ -326,7 +329,7 @@ def _print_bundle(console: Console, bundle: dict[str, Any]) -> None:
         table.add_row("window", "{frames} frames, {overlap} shared".format(**bundle["window"]))
     for name, window in bundle["phases"].items():
         frames = window["frames"] or "all"
-        table.add_row(f"phase {escape(name)}", f"{frames} frame{'' if frames == 1 else 's'} at once")
+        table.add_row(f"phase {escape(name)}", f"{_frames(frames)} at once")
     for name, chunks in bundle["chunks"].items():
         table.add_row(
             f"chunks {escape(name)}",

@@ -12,12 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers.small_bundle import make, with_files
 from helpers.stages import dloral_manifest
 from onnx import TensorProto, helper, numpy_helper
 
 from vsr_trt.engines.graphs.cpu import lower
 from vsr_trt.engines.graphs.narrow import LEAST
 from vsr_trt.engines.onnxruntime.save import save_optimised
+from vsr_trt.engines.plan import inspect
 from vsr_trt.export import network
 from vsr_trt.export.network import Input, NetworkSpec, Output
 from vsr_trt.runtime.bundle.manifest import Bound, FileEntry
@@ -216,3 +218,24 @@ def test_memory_is_estimated_with_them() -> None:
     unet = dataclasses.replace(manifest.networks["unet"], graphs=graphs)
     manifest = dataclasses.replace(manifest, files=files, networks={**manifest.networks, "unet": unet})
     assert (weights(manifest, ["unet"]), weights_on_cpu(manifest, ["unet"])) == (1000, 700)
+
+
+@pytest.mark.parametrize("spoil", [{}, {"offset": "abc"}, {"length": "abc"}, {"length": "9" * 5000}])
+def test_the_builder_counts_what_a_graph_refers_to(tmp_path: Path, spoil: dict[str, str]) -> None:
+    """A network's forms may share a file; and what a graph says about one may be anything."""
+    folder = make(tmp_path / "bundle").path
+    graph, data = folder / "onnx" / "net.onnx", folder / "onnx" / "net.onnx.data"
+    data.write_bytes(data.read_bytes() + bytes(10**6))
+    model = onnx.load(graph, load_external_data=False)
+    lengths = [
+        int(entry.value)
+        for t in model.graph.initializer
+        for entry in t.external_data
+        if entry.key == "length"
+    ]
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = spoil.get(entry.key, entry.value)
+    onnx.save(model, graph)
+    found = inspect(with_files(folder), "onnx/net.onnx")
+    counted = lengths[1:] if "length" in spoil else lengths
+    assert found.bytes == graph.stat().st_size + sum(counted)
