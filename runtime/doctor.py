@@ -14,7 +14,7 @@ from pathlib import Path
 from vsr_trt.runtime import backends
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Engine, Manifest
+from vsr_trt.runtime.bundle.manifest import STRIPS, Engine, Manifest
 from vsr_trt.runtime.bundle.options import Options
 from vsr_trt.runtime.errors import BundleError, VsrError
 from vsr_trt.runtime.machine import gpu
@@ -161,7 +161,8 @@ def _why_not(bundle: Bundle, engine: Engine, here: gpu.Gpu | None) -> str | None
         return engine_check.why_not(bundle, engine, here, installed)
     if installed is None:
         return "ONNX Runtime is not installed; install it with: pip install 'vsr-trt[cpu]'"
-    found = optimised_graph([engine], engine.network, cpu_target(), installed, bundle.manifest.precision)
+    precision, in_strips = bundle.manifest.precision, STRIPS in engine.flags
+    found = optimised_graph([engine], engine.network, cpu_target(), installed, precision, in_strips)
     return None if found.engine is not None else found.passed_over[0]
 
 

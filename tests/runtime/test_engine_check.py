@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import struct
 from pathlib import Path
 
 import pytest
+from helpers import small_bundle
 from helpers.manifests import minimal_manifest
 
 from vsr_trt.runtime import doctor
 from vsr_trt.runtime.bundle import engine_check
 from vsr_trt.runtime.bundle.directory import Bundle
-from vsr_trt.runtime.bundle.manifest import Engine, FileEntry
+from vsr_trt.runtime.bundle.manifest import STRIPS, Engine, FileEntry
 from vsr_trt.runtime.errors import EngineError
 from vsr_trt.runtime.machine import gpu
 from vsr_trt.runtime.machine.gpu import Gpu
+from vsr_trt.runtime.machine.processor import cpu_target
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 24 << 30, "13.0")
 VERSION = "1.7.1.116"
@@ -185,6 +188,18 @@ def test_doctor_lists_every_engine_with_its_reason(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(gpu, "detect", lambda: ADA)
     (one,) = doctor.judge_engines(found)
     assert one.why_not is None
+
+
+@pytest.mark.parametrize("flags", [(), (STRIPS,)])
+def test_doctor_judges_optimised_graphs_of_every_form(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    version = engine_check.installed_version("onnxruntime")
+    assert version is not None
+    values = {"target": cpu_target(), "version": version, "precision": "fp32", "flags": flags}
+    mine, other = (small_bundle.engine("a.onnx", **(values | changes)) for changes in ({}, {"version": "0"}))
+    opened = dataclasses.replace(small_bundle.make(tmp_path / "bundle").manifest, engines=(mine, other))
+    verdicts = doctor.judge_engines(Bundle(tmp_path, opened))
+    assert [verdict.why_not is None for verdict in verdicts] == [True, False]
+    assert "is for ONNX Runtime 0, installed is" in str(verdicts[1].why_not)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
